@@ -1,0 +1,8 @@
+"""The one error that a user can mend."""
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong; the message is one sentence saying what, where and the mend.
+
+    The stage scripts print it as ``error: ...`` and exit with status 2.
+    """

@@ -1,0 +1,96 @@
+"""A frozen dataclass is a script's command line: one field, one option, one line of help."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import errno
+import sys
+import types
+import typing
+from collections.abc import Callable
+
+from histokit.errors import InputError
+
+
+def option(default, help: str, choices: tuple | None = None, group: str = "options"):
+    """A dataclass field that documents itself; ``dataclasses.MISSING`` makes it required."""
+    metadata = {"help": help, "choices": choices, "group": group}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def required(help: str, choices: tuple | None = None, group: str = "options"):
+    """A field without a default: the script stops when it is not given."""
+    return dataclasses.field(metadata={"help": help, "choices": choices, "group": group})
+
+
+def _value_type(annotation) -> type:
+    """The type of one value in ``int``, ``int | None`` or ``list[int]``."""
+    if isinstance(annotation, types.UnionType):
+        annotation = next(a for a in typing.get_args(annotation) if a is not type(None))
+    if typing.get_origin(annotation) is list:
+        return typing.get_args(annotation)[0]
+    return annotation
+
+
+def parser(cls: type, doc: str) -> argparse.ArgumentParser:
+    """An argument parser with one ``--field-name`` for each field of the dataclass ``cls``."""
+    result = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    hints, groups = typing.get_type_hints(cls), {}
+    for field in dataclasses.fields(cls):
+        meta = field.metadata
+        group = groups.setdefault(meta["group"], result.add_argument_group(meta["group"]))
+        mandatory = (
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        )
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        shown = "required" if mandatory else f"default: {'none' if default is None else default}"
+        keywords = {"help": f"{meta['help']} ({shown})".replace("%", "%%"), "dest": field.name}
+        kind = _value_type(hints[field.name])
+        if kind is bool:
+            keywords["action"] = argparse.BooleanOptionalAction
+        else:
+            keywords |= {"type": kind, "choices": meta["choices"]}
+            keywords["metavar"] = None if meta["choices"] else kind.__name__.upper()
+            if typing.get_origin(hints[field.name]) is list:
+                keywords["nargs"] = "+"
+        keywords["required"] = mandatory
+        if not mandatory:
+            keywords["default"] = default
+        group.add_argument("--" + field.name.replace("_", "-"), **keywords)
+    return result
+
+
+def parse(cls: type, doc: str, arguments: list[str] | None = None):
+    """Command line to an instance of the dataclass ``cls``."""
+    return cls(**vars(parser(cls, doc).parse_args(arguments)))
+
+
+def run(main: Callable, cls: type, doc: str) -> None:
+    """Run a stage: parse, call ``main(cfg)``, and turn a mendable error into one sentence."""
+    cfg = parse(cls, doc)
+    try:
+        main(cfg)
+    except InputError as error:
+        sys.exit(_fail(str(error)))
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            where = error.filename or "the output folder"
+            sys.exit(_fail(f"the disk is full at {where}; free some space and run the same again"))
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            sys.exit(_fail(f"cannot write {error.filename} ({error.strerror}); choose another place"))
+        raise
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2

@@ -1,0 +1,28 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real slides beside the checkout."""
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip(f"real slides are absent: no folder {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Gene sets, metadata and real slides beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip(f"shared data are absent: no folder {SHARED}")
+    return SHARED
