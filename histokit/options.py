@@ -84,7 +84,9 @@ def run(main: Callable, cls: type, doc: str) -> None:
             where = error.filename or "the output folder"
             sys.exit(_fail(f"the disk is full at {where}; free some space and run the same again"))
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            sys.exit(_fail(f"cannot write {error.filename} ({error.strerror}); choose another place"))
+            sys.exit(
+                _fail(f"cannot write {error.filename} ({error.strerror}); choose another place")
+            )
         raise
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
