@@ -63,8 +63,8 @@ class Cohort:
             parent = self.folder / "features"
             there = sorted(p.name for p in parent.iterdir()) if parent.is_dir() else []
             raise InputError(
-                f"{self.folder} holds no features of {encoder} (there: {', '.join(there) or 'none'}); "
-                f"run run_extract.py --encoder {encoder}"
+                f"{self.folder} holds no features of {encoder} "
+                f"(there: {', '.join(there) or 'none'}); run run_extract.py --encoder {encoder}"
             )
 
     def provenance(self, slide_id: str) -> dict:

@@ -92,8 +92,9 @@ def select_panel(tables: dict[str, pd.DataFrame], panel: str) -> pd.DataFrame:
         print(f"panel {panel}: {found:,} of {len(chosen):,} genes are measured on training slides")
         if found == 0:
             raise InputError(
-                f"none of the {len(chosen):,} genes of {panel} (such as {chosen[0]}) is measured on "
-                f"a training slide, whose genes look like {union.index[0]}; give the same kind of name"
+                f"none of the {len(chosen):,} genes of {panel} (such as {chosen[0]}) is "
+                f"measured on a training slide, whose genes look like {union.index[0]}; give the "
+                "same kind of name"
             )
     frame = union.reindex(chosen).fillna("")
     return frame.rename_axis("gene").reset_index()[["gene", "gene_id", "symbol"]]

@@ -59,8 +59,8 @@ def make_folds(slides: pd.DataFrame, folds: str, val_fraction: float, seed: int)
         named = _from_csv(Path(folds))
     else:
         raise InputError(
-            f"--folds {folds} is neither leave-one-slide-out, leave-one-patient-out, a CSV file nor "
-            "a folder of splits"
+            f"--folds {folds} is neither leave-one-slide-out, leave-one-patient-out, a CSV file "
+            "nor a folder of splits"
         )
     return [_checked(name, roles, slides, val_fraction, seed) for name, roles in named]
 
