@@ -129,3 +129,19 @@ def rank_hvgs(counts: sp.csr_matrix, library_size: np.ndarray, slide: np.ndarray
     order = np.argsort(-dispersion, kind="stable")
     ranks[np.flatnonzero(eligible)[order]] = np.arange(1, len(order) + 1)
     return ranks
+
+
+def moments(y: sp.csr_matrix, measured: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of each gene over the spots that measured it, zero where none did.
+
+    Args:
+        y: (N, G) CSR.
+        measured: (N, G) bool, or (1, G) where all spots measured the same genes.
+
+    Returns:
+        Two (G,) float64 arrays.
+    """
+    counted = np.maximum(measured.sum(axis=0) * (y.shape[0] / len(measured)), 1)
+    mean = np.asarray(y.sum(axis=0, dtype=np.float64)).ravel() / counted
+    square = np.asarray(y.multiply(y).sum(axis=0, dtype=np.float64)).ravel() / counted
+    return mean, np.maximum(square - mean**2, 0)
