@@ -34,7 +34,7 @@ class Options:
     )
     mpp: float | None = option(None, "microns per level-0 pixel of every slide, overriding its own")
     cancer: str = option("Unknown", "OncoTree code for sources that state none")
-    slides: list[str] | None = option(None, "ids of the slides to extract; none: all")
+    slides: list[str] = option([], "ids of the slides to extract; an empty list means all")
     batch_size: int = option(16, "patches encoded at a time")
 
 
@@ -75,7 +75,7 @@ def check(cfg: Options) -> None:
 def choose(slides: list, cfg: Options) -> list:
     """The slides asked for, with --mpp applied."""
     known = {slide.slide_id for slide in slides}
-    for name in cfg.slides or ():
+    for name in cfg.slides:
         if name not in known:
             raise InputError(f"--slides names {name!r}, which {cfg.source} has not")
     chosen = [s for s in slides if not cfg.slides or s.slide_id in cfg.slides]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import logging
 import os
 import pickle
 import re
@@ -52,13 +53,20 @@ class NetworkEncoder(Encoder):
     """A pooled convolutional network or transformer of timm."""
 
     def __init__(self, name: str, model: nn.Module, data: dict, weights_sha256: str):
-        self.name, self.model = name, model.eval().requires_grad_(False)
-        self.dim, self.size = model.num_features, data["input_size"][-1]
-        self.dim = getattr(model, "head_hidden_size", None) or self.dim
+        # patches arrive channel-last; convolutions are twice as fast when the weights are so too
+        self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.name, self.size = name, data["input_size"][-1]
         self.mean, self.std = (
             torch.tensor(data[key], dtype=torch.float32).view(1, 3, 1, 1) for key in ("mean", "std")
         )
         self.weights_sha256 = weights_sha256
+        shape = self.encode(np.zeros((1, self.size, self.size, 3), dtype=np.uint8)).shape
+        if len(shape) != 2:
+            raise InputError(
+                f"the encoder {name} gives {shape[1:]} a patch and not one vector; choose a model "
+                "with global pooling"
+            )
+        self.dim = shape[1]
 
     def transform(self, patches: np.ndarray | Sequence[np.ndarray]) -> torch.Tensor:
         """Patches uint8 (B, size, size, 3) -> standardised float32 (B, 3, size, size)."""
@@ -79,12 +87,16 @@ class NetworkEncoder(Encoder):
             "encoder": self.name,
             "weights_sha256": self.weights_sha256,
             "transform": f"resample to {self.size} px (bicubic), / 255, mean {mean}, std {std}",
-            "pooling": getattr(self.model, "global_pool", None).__class__.__name__
-            if isinstance(getattr(self.model, "global_pool", None), nn.Module)
-            else str(getattr(self.model, "global_pool", "none")),
+            "pooling": _pooling(self.model),
             "precision": "float32",
             "versions": versions("torch", "timm"),
         }
+
+
+def _pooling(model: nn.Module) -> str:
+    """How timm's model makes one vector of a map: ``avg``, ``token``, ..."""
+    pool = getattr(model, "global_pool", "none")
+    return str(getattr(pool, "pool_type", None) or pool)
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -199,6 +211,7 @@ def _timm_key(key: str) -> str:
 
 def _from_timm(name: str, weights: str | os.PathLike | None) -> Encoder:
     timm = import_timm()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells every retry
     model_name = name.removeprefix("timm:")
     try:
         model = timm.create_model(model_name, pretrained=weights is None, num_classes=0)

@@ -1,4 +1,4 @@
-"""What extraction writes for one slide: expression, thumbnail and features, each whole or absent."""
+"""What extraction writes for one slide: expression, thumbnail, features; each whole or absent."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def check_same_features(folder: Path, wanted: dict) -> None:
 
 def write_thumbnail(
     path: Path, slide: SlideSource, spots: anndata.AnnData, side: int
-) -> tuple[int, int, float]:
+) -> float:
     """Save a small picture of the slide; returns its scale (thumbnail px per level-0 px)."""
     if has_stored_patches(slide):
         rows, centres = spots.obs["row"].to_numpy(), spots.obsm["spatial"]

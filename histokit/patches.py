@@ -178,7 +178,8 @@ def stored_batches(
         path: the HDF5 file.
         rows: (N,) rows of ``img``.
         patch_um: side of the patch in microns; at most what is stored.
-        size, batch_size: as for ``image_batches``.
+        size: of a patch as yielded, in pixels.
+        batch_size: patches at a time.
 
     Raises:
         InputError: the file is cut short, or its patches are smaller than ``patch_um``.

@@ -112,7 +112,8 @@ def join_spots(slide: SlideSource, width: int, height: int) -> tuple[anndata.Ann
 
     Args:
         slide: where to read from.
-        width, height: of the image in level-0 pixels; a spot whose centre lies outside is dropped.
+        width: of the image in level-0 pixels; a spot whose centre lies outside is dropped.
+        height: of the image in level-0 pixels.
 
     Returns:
         counts of the joined spots with ``obsm["spatial"]`` (N, 2) float64 centres, and the row of

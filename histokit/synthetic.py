@@ -128,7 +128,7 @@ def _smooth(shape: tuple[int, int], sigma: float, rng) -> np.ndarray:
 
 
 def make_tissue(size: int, rng: np.random.Generator) -> Tissue:
-    """Latent fields of one slide on a grid of ``COARSE`` px; tumour and stroma exclude each other."""
+    """Latent fields of one slide, a value every ``COARSE`` px; tumour and stroma compete."""
     shape = (size // COARSE, size // COARSE)
     tumour, immune, extra, growth = (_smooth(shape, sigma, rng) for sigma in (26, 16, 26, 20))
     stroma = -0.8 * tumour + 0.6 * extra

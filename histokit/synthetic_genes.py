@@ -33,10 +33,10 @@ _FAMILIES = {  # a prefix, then the suffixes of its members
     "RPL": "3 4 5 6 7 7A 8 9 10 10A 11 12 13 13A 14 15 18 18A 19 21 22 23 23A 24 26 27 27A 28 29 "
     "30 31 32 34 35 35A 36 37 37A 38 39 P0 P1 P2",
     "RPS": "2 3 3A 5 6 7 8 9 10 11 12 13 14 15 15A 16 17 18 19 20 21 23 24 25 26 27 27A 28 29",
-    "NDUF": "A1 A2 A3 A4 A5 A6 A8 A9 A10 A11 A12 A13 B1 B2 B3 B4 B5 B6 B7 B8 B9 B10 B11 C1 C2 S1 S2 "
-    "S3 S4 S5 S6 S7 S8 V1 V2 V3",
-    "PSM": "A1 A2 A3 A4 A5 A6 A7 B1 B2 B3 B4 B5 B6 B7 B8 B9 B10 C1 C2 C3 C4 C5 C6 D1 D2 D3 D4 D6 D7 "
-    "D8 D11 D12 D13 D14 E1 E2 E3",
+    "NDUF": "A1 A2 A3 A4 A5 A6 A8 A9 A10 A11 A12 A13 B1 B2 B3 B4 B5 B6 B7 B8 B9 B10 B11 C1 C2 "
+    "S1 S2 S3 S4 S5 S6 S7 S8 V1 V2 V3",
+    "PSM": "A1 A2 A3 A4 A5 A6 A7 B1 B2 B3 B4 B5 B6 B7 B8 B9 B10 C1 C2 C3 C4 C5 C6 D1 D2 D3 D4 "
+    "D6 D7 D8 D11 D12 D13 D14 E1 E2 E3",
     "UQCR": "B C1 C2 FS1 H Q 10 11",
     "COX": "4I1 5A 5B 6A1 6B1 6C 7A2 7B 7C 8A 10 11 15 17",
     "EIF": "1 1AX 2S1 2S2 2S3 3A 3B 3C 3D 3E 3F 3G 3H 3I 3K 3L 3M 4A1 4A2 4B 4E 4G1 4G2 4H 5 5A 6",
@@ -54,14 +54,14 @@ _FAMILIES = {  # a prefix, then the suffixes of its members
     "ARPC": "1A 1B 2 3 4 5",
     "CAP": "1 G N1 N2 NS1 ZA1 ZA2 ZB",
     "YWHA": "B E G H Q Z",
-    "MRPL": "1 2 3 4 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 27 28 30 32 33 34 35 36 37 38 39",
+    "MRPL": "1 2 3 4 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 27 28 30 32 33 34 35 36 37 38",
     "MRPS": "2 5 6 7 9 10 11 12 14 15 16 17 18A 18B 21 22 23 24 25 26 27 28 30 31 33 34 35",
-    "SLC25A": "1 3 4 5 6 10 11 12 13 14 15 16 17 19 20 22 23 24 25 26 28 29 32 36 37 38 39 40 44 46",
+    "SLC25A": "1 3 4 5 6 10 11 12 13 14 15 16 17 19 20 22 23 24 25 26 28 29 32 36 37 38 39 40 44",
 }
 
 
 def background_genes(count: int) -> list[str]:
-    """The first ``count`` housekeeping symbols, in a fixed order; raises ValueError past the end."""
+    """The first ``count`` housekeeping symbols, always the same; ValueError past the end."""
     genes = [family + member for family, members in _FAMILIES.items() for member in members.split()]
     if count > len(genes):
         raise ValueError(f"count must be at most {len(genes)}, got {count}")
