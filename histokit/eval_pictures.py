@@ -99,11 +99,13 @@ def draw_maps(
 
 
 def draw_overview(slides: pd.DataFrame, genes: pd.DataFrame, folder: Path) -> list[Picture]:
-    """A bar a slide and the spread of PCC over genes."""
+    """A bar a slide and the spread of PCC over genes; nothing where nothing was scored."""
+    if genes["pcc"].isna().all():
+        return []
     bars, histogram = folder / "slides.png", folder / "genes.png"
     plots.save(plots.slide_bars(slides, int(slides["hvgs"].max())), bars)
     plots.save(plots.pcc_histogram(genes), histogram)
     return [
-        Picture(bars, "Each test slide: mean PCC of its highly variable genes."),
-        Picture(histogram, "Each gene: its PCC, mean over the test slides that could be scored."),
+        Picture(bars, "Each test slide: mean PCC of its highly variable genes.", 75),
+        Picture(histogram, "Each gene: PCC, mean over the test slides that could be scored.", 75),
     ]

@@ -20,9 +20,11 @@ from histokit.cohort import Cohort
 from histokit.errors import InputError
 from histokit.eval_pictures import draw_maps, draw_overview
 from histokit.eval_sections import (
+    COMPARISON_TEXT,
     SEEN_GROUPS,
     comparison_notes,
     comparison_rows,
+    comparison_verdict,
     result_table,
     run_sections,
 )
@@ -30,7 +32,7 @@ from histokit.evaluate import check_run, score_run
 from histokit.files import make_folder, safe_name, write_json
 from histokit.genes import read_gene_list
 from histokit.predictions import read_tissue, write_prediction
-from histokit.report import Picture, Section, Table, plural, render, verdict, with_interval
+from histokit.report import Picture, Section, Table, plural, render, verdict
 from histokit.runs import Run
 from histokit.summary import (
     check_same_slides,
@@ -220,28 +222,27 @@ def _write_summary(folder: Path, summary: pd.DataFrame, provenance: Mapping) -> 
 def compare_runs(results: Mapping[str, dict], out: Path, cfg) -> list[Table]:
     """Write the folder that sets runs side by side; returns its tables."""
     table = compare(results, cfg.bootstrap)
-    notes = comparison_notes(results)
     num_hvg = max(int(result["slides"]["hvgs"].max()) for result in results.values())
-    everything = table[table["by"] == "all"]
-    parts = [comparison_rows(everything, num_hvg, "All test slides")]
-    for group, rows in table[table["by"] == "patient_seen"].groupby("group", sort=False):
-        title = f"Slides of {SEEN_GROUPS[group]} ({plural(int(rows['slides'].iloc[0]), 'slide')})"
-        parts.append(comparison_rows(rows, num_hvg, title))
-    best = everything.iloc[0]
-    figure = with_interval(*best[["pcc_hvg", "pcc_hvg_low", "pcc_hvg_high"]])
-    said = [f"Of {len(results)} runs, {best['run']} predicts best: mean PCC {figure}.", *notes]
+    tables, said, pictures = [], [], []
     with whole_folder(out) as folder:
+        for (transform, by, group), rows in table.groupby(["transform", "by", "group"], sort=False):
+            count = plural(int(rows["slides"].iloc[0]), "test slide")
+            which = "" if by == "all" else f" of {SEEN_GROUPS[group]}"
+            tables.append(comparison_rows(rows, num_hvg, f"{count}{which}, target {transform}"))
+            if by == "all":
+                said.append(comparison_verdict(rows, transform))
+                path = folder / f"runs_{transform}.png"
+                label = f"PCC, mean over {num_hvg} highly variable genes ({transform})"
+                plots.save(plots.run_dots(rows, label), path)
+                caption = f"Target {transform}: mean over test slides and its 95 % interval."
+                pictures.append(Picture(path, caption, width=75))
         table.to_csv(folder / "comparison.csv", index=False)
-        picture = folder / "runs.png"
-        label = f"PCC, mean over {num_hvg} highly variable genes"
-        plots.save(plots.run_dots(everything, label), picture)
-        caption = "Each run: its mean over test slides and the 95 % interval."
         render(
             folder / "report.html",
             "Runs side by side",
-            f"{plural(int(best['slides']), 'test slide')} in all of them",
-            said,
-            [Section("Results", tables=parts, pictures=[Picture(picture, caption)])],
+            f"{plural(len(results), 'run')} on the same test slides",
+            [*said, *comparison_notes(results)],
+            [Section("Results", COMPARISON_TEXT, tables, pictures)],
             {"evaluation": dataclasses.asdict(cfg), "versions": _versions()},
         )
-    return parts
+    return tables

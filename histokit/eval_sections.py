@@ -17,6 +17,11 @@ SEEN_GROUPS = {
 }
 _FOLDS = 12  # with more folds, a row each would bury the rest; summary.csv has them all
 _GENES = 10
+COMPARISON_TEXT = (
+    "Each figure is a mean over slides with its 95 % bootstrap interval. “To best” is the "
+    "difference in the PCC of the highly variable genes to the first row, paired by slide: where "
+    "its interval holds 0, these slides do not tell the two runs apart."
+)
 
 
 def headings(num_hvg: int) -> list[str]:
@@ -71,21 +76,23 @@ def _folds_say_more(summary: pd.DataFrame, folds: list) -> bool:
     return several and len(folds) <= _FOLDS
 
 
-def slide_rows(slides: pd.DataFrame, num_hvg: int) -> Table:
-    """One row a test slide, with what could not be scored."""
-    columns = ["slide", "fold", "cancer", "patient", "in training", "spots"]
-    columns += [*headings(num_hvg), "target variance", "HVGs scored", "genes scored"]
-    columns += ["not measured", "constant", "constant prediction"]
-    rows = [
-        [
-            *(s.slide_id, s.fold, s.cancer or NONE, s.patient or NONE, s.patient_seen, s.spots),
-            *(s.pcc_hvg, s.pcc_all, number(s.mse, 3), number(s.target_variance, 3)),
-            *(f"{s.hvgs_scored} of {s.hvgs}", f"{s.genes_scored:,} of {s.genes:,}"),
-            *(s.genes_unmeasured, s.genes_constant, s.genes_constant_prediction),
-        ]
-        for s in slides.itertuples()
+def slide_rows(slides: pd.DataFrame, num_hvg: int) -> list[Table]:
+    """One row a test slide: its figures, and what could not be scored."""
+    names = ["slide", "fold", "cancer", "patient", "in training"]
+    figures, counts = [], []
+    for s in slides.itertuples():
+        row = [s.slide_id, s.fold, s.cancer or NONE, s.patient or NONE, s.patient_seen]
+        error, variance = number(s.mse, 3), number(s.target_variance, 3)
+        figures.append([*row, s.spots, s.pcc_hvg, s.pcc_all, error, variance])
+        scored = [f"{s.hvgs_scored} of {s.hvgs}", f"{s.genes_scored:,} of {s.genes:,}"]
+        missing = [s.genes_unmeasured, s.genes_constant, s.genes_constant_prediction]
+        counts.append([*row[:2], *scored, *missing])
+    columns = [*names, "spots", *headings(num_hvg), "target variance"]
+    scored = ["HVGs scored", "genes scored", "not measured", "constant", "constant prediction"]
+    return [
+        Table("", columns, figures, text_columns=5),
+        Table("What could be scored", [*names[:2], *scored], counts, text_columns=2),
     ]
-    return Table("", columns, rows, text_columns=5)
 
 
 def gene_rows(genes: pd.DataFrame) -> list[Table]:
@@ -122,9 +129,11 @@ def run_sections(
         text = (
             "Best, median and worst of the highly variable genes by their mean PCC over all test "
             "slides, on slides that stand in the middle of their fold."
+            if overview
+            else "The most variable genes; none has a correlation by which to choose."
         )
         sections.append(Section("On the tissue", text, pictures=maps))
-    sections.append(Section("Slides", tables=[slide_rows(slides, num_hvg)]))
+    sections.append(Section("Slides", tables=slide_rows(slides, num_hvg)))
     tables = gene_rows(genes)
     if tables:
         text = "Highly variable genes only; genes.csv holds every gene."
@@ -132,19 +141,34 @@ def run_sections(
     return sections
 
 
-def comparison_rows(table: pd.DataFrame, num_hvg: int, title: str = "") -> Table:
+def comparison_rows(table: pd.DataFrame, num_hvg: int, title: str) -> Table:
     """Runs of one group of slides, best first."""
-    columns = ["run", "model", "encoder", "target", *headings(num_hvg), "to the best"]
+    columns = ["run", "model", "encoder", *headings(num_hvg), "to best"]
     rows = []
     for row in table.to_dict("records"):
         gap = with_interval(*(row[f"difference{end}"] for end in ("", "_low", "_high")))
-        rows.append([row["run"], row["model"], row["encoder"], row["transform"]])
-        rows[-1] += [*_figures(row), gap]
-    note = (
-        "“To the best”: difference in the PCC of the highly variable genes to the first row, "
-        "paired by slide, with its interval; an interval that holds 0 is no difference."
+        rows.append([row["run"], row["model"], row["encoder"], *_figures(row), gap])
+    return Table(title, columns, rows, text_columns=3)
+
+
+def comparison_verdict(rows: pd.DataFrame, transform: str) -> str:
+    """Who is best, and by how much; rows: one block of ``histokit.summary.compare``."""
+    best = rows.iloc[0]
+    if np.isnan(best["pcc_hvg"]):
+        return f"No run on {transform} has a PCC: its predictions are the same in every spot."
+    figure = with_interval(*best[["pcc_hvg", "pcc_hvg_low", "pcc_hvg_high"]])
+    said = f"On {transform}, {best['run']} reaches the highest mean PCC, {figure}"
+    following = rows.iloc[1:].dropna(subset="difference")
+    if following.empty:
+        return f"{said}."
+    second = following.iloc[0]
+    gap = with_interval(
+        *(-second[name] for name in ("difference", "difference_high", "difference_low"))
     )
-    return Table(title, columns, rows, note, text_columns=4)
+    said += f", and leads {second['run']} by {gap}"
+    if np.isnan(second["difference_low"]) or second["difference_high"] >= 0:
+        return f"{said}: these slides do not tell the two apart."
+    return f"{said}."
 
 
 def comparison_notes(runs: Mapping[str, dict]) -> list[str]:
@@ -152,8 +176,15 @@ def comparison_notes(runs: Mapping[str, dict]) -> list[str]:
     notes = []
     if len({run["transform"] for run in runs.values()}) > 1:
         notes.append(
-            "The runs have different targets. MSE must not be compared across them, and PCC on raw "
-            "counts is higher for every model, because it holds the number of molecules caught."
+            "The runs have different targets and are ranked apart. MSE must not be compared across "
+            "them; PCC on raw counts is higher for every model, because it holds the number of "
+            "molecules caught."
+        )
+    scored = [tuple(run["slides"].sort_values("slide_id")["hvgs_scored"]) for run in runs.values()]
+    if len({counts for counts in scored if any(counts)}) > 1:
+        notes.append(
+            "Not every run could be scored on the same genes: a gene that a model predicts the "
+            "same everywhere is left out of its mean, which flatters it; see slides.csv of each."
         )
     first = next(iter(runs.values()))
     for key, sentence in (

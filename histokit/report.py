@@ -105,10 +105,11 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A picture of a report and the sentence under it."""
+    """A picture of a report, the sentence under it, and its width in percent of the page."""
 
     path: Path
     caption: str
+    width: int = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,12 +205,13 @@ def _patients(slides: pd.DataFrame, summary: pd.DataFrame) -> str:
             "it has, these scores flatter."
         )
     parts = {
-        "no": "on slides of new patients",
-        "yes": "on slides of patients also seen in training",
-        "unknown": "on slides of unknown patients",
+        "no": "of new patients",
+        "yes": "of patients also seen in training",
+        "unknown": "of unknown patients",
     }
     scores = [
-        f"{_shown(summary, 'pcc_hvg', 'patient_seen', key)} {text}"
+        f"{_shown(summary, 'pcc_hvg', 'patient_seen', key)} on "
+        f"{plural(slides.loc[slides['patient_seen'] == key, 'slide_id'].nunique(), 'slide')} {text}"
         for key, text in parts.items()
         if key in seen
     ]

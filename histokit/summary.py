@@ -168,7 +168,7 @@ def check_same_slides(tested: dict[str, set[str]]) -> None:
 
 
 def compare(runs: Mapping[str, Mapping], resamples: int = 10_000) -> pd.DataFrame:
-    """Runs on the same slides: all, and by whether the patient was seen where all runs agree.
+    """Runs on the same slides, those of one target together: figures of others say nothing here.
 
     Args:
         runs: by name, ``slides`` (of ``slide_table``), ``summary``, ``model``, ``encoder``,
@@ -176,26 +176,33 @@ def compare(runs: Mapping[str, Mapping], resamples: int = 10_000) -> pd.DataFram
         resamples: of the bootstrap of the differences.
 
     Returns:
-        One row a group and run, best PCC first; ``difference`` is to the best, paired by slide.
+        Blocks by transform and group of slides (all; by whether the patient was seen, where all
+        runs agree on that), one row a run, best PCC first; ``difference`` is to the first row of
+        the block, paired by slide.
     """
     groups = [("all", "all")]
     seen = [_by_slide(run["slides"], "patient_seen").sort_index() for run in runs.values()]
     if all(other.equals(seen[0]) for other in seen) and seen[0].nunique() > 1:
         groups += [("patient_seen", name) for name in seen[0].unique()]
     rows = []
-    for by, group in groups:
-        block = [_compared(name, run, by, group) for name, run in runs.items()]
-        block.sort(key=lambda row: -np.nan_to_num(row["pcc_hvg"], nan=-2))
-        members = seen[0].index if by == "all" else seen[0].index[seen[0] == group]
-        values = {n: _by_slide(run["slides"], "pcc_hvg")[members] for n, run in runs.items()}
-        for row in block[1:]:
-            paired = (values[row["run"]] - values[block[0]["run"]]).to_numpy()
-            row["difference"] = mean_or_nan(paired)
-            interval = bootstrap_interval(paired, None, resamples)
-            row["difference_low"], row["difference_high"] = interval
-        rows += block
+    for transform in dict.fromkeys(run["transform"] for run in runs.values()):
+        alike = {name: run for name, run in runs.items() if run["transform"] == transform}
+        for by, group in groups:
+            members = seen[0].index if by == "all" else seen[0].index[seen[0] == group]
+            rows += _block(alike, by, group, members, resamples)
     columns = ["difference", "difference_low", "difference_high"]
     return pd.DataFrame(rows, columns=list(dict.fromkeys([*rows[0], *columns])))
+
+
+def _block(runs: Mapping, by: str, group: str, slides: pd.Index, resamples: int) -> list[dict]:
+    block = [_compared(name, run, by, group) for name, run in runs.items()]
+    block.sort(key=lambda row: -np.nan_to_num(row["pcc_hvg"], nan=-2))
+    values = {name: _by_slide(run["slides"], "pcc_hvg")[slides] for name, run in runs.items()}
+    for row in block[1:]:
+        paired = (values[row["run"]] - values[block[0]["run"]]).to_numpy()
+        row["difference"] = mean_or_nan(paired)
+        row["difference_low"], row["difference_high"] = bootstrap_interval(paired, None, resamples)
+    return block
 
 
 def _by_slide(slides: pd.DataFrame, column: str) -> pd.Series:
