@@ -61,6 +61,9 @@ class Options:
     refit: bool | None = hyper(
         "after early stopping, train again on training and validation slides for as many epochs"
     )
+    start_at_mean: bool | None = hyper(
+        "set the head's bias to the training mean of each gene before training"
+    )
     clip: float = option(1.0, "largest norm of the gradient", group="network")
     slides_per_step: int = option(1, "slides packed in one step", group="network")
     cache_gb: float = option(4.0, "memory for slides kept between epochs, in GB", group="machine")

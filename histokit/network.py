@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from histokit import models
@@ -16,11 +17,12 @@ from histokit.files import atomic_path, make_folder
 from histokit.genes import normalise
 from histokit.models.base import Model
 from histokit.optimise import Result, Settings, TrainingSlide, train_network
+from histokit.sparse import csr_tensor
 from histokit.splits import Split
 
 
 def fit_network(
-    cohort: Cohort, split: Split, cfg, folder: Path, genes: list[str], x: np.ndarray
+    cohort: Cohort, split: Split, cfg, folder: Path, panel: pd.DataFrame, x: np.ndarray
 ) -> tuple[Model, dict, str]:
     """Train ``cfg.model`` on a fold and write metrics.csv and loss.png into its folder.
 
@@ -32,12 +34,13 @@ def fit_network(
         split: the fold.
         cfg: options of run_train.py.
         folder: of the fold; checkpoints go into a subfolder that is left there.
-        genes: names of the G outputs.
+        panel: gene and train_mean of the G outputs.
         x: (N, D) features of all training and validation spots, for standardisation.
 
     Returns:
         The trained model, the arguments that rebuild it, and a line on what was done.
     """
+    genes = list(panel["gene"])
     arguments = {"input_dim": x.shape[1], "num_genes": len(genes), "dropout": cfg.dropout}
     if cfg.model == "histoprism":
         members = cohort.slides.loc[split.train + split.val]
@@ -53,6 +56,8 @@ def fit_network(
         model = models.CLASSES[cfg.model](**arguments)
         if cfg.model == "mlp":
             model.standardise(torch.from_numpy(x))
+        if cfg.start_at_mean:
+            model.head.bias.data.copy_(torch.tensor(panel["train_mean"].to_numpy()))
         return model.to(cfg.device)
 
     model = build()
@@ -94,12 +99,10 @@ def _refit(build, split, slides, settings, chosen: Result, checkpoints: Path) ->
 def _prepare(cohort, slide_id: str, genes: list[str], model: Model, cfg) -> TrainingSlide:
     slide = cohort.load(slide_id, genes)
     y = normalise(slide.counts, slide.library_size, cfg.target)
-    indices = (torch.from_numpy(i.astype(np.int64)) for i in (y.indptr, y.indices))
-    target = torch.sparse_csr_tensor(*indices, torch.from_numpy(y.data), size=y.shape)
     return TrainingSlide(
         slide_id,
         slide.features.to(cfg.device),
-        target.to(cfg.device),
+        csr_tensor(y).to(cfg.device),
         torch.from_numpy(slide.measured).to(cfg.device),
         model.cancer_code(slide.cancer),
     )

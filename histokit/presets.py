@@ -15,6 +15,7 @@ PRESETS = {
         "feedforward_dim": 2048,
         "num_layers": 2,
         "refit": False,
+        "start_at_mean": False,
     },
 }
 PRESETS["release"] = PRESETS["paper"] | {"lr": 5e-5, "epochs": 5000}
@@ -27,4 +28,5 @@ PRESETS["small"] = PRESETS["paper"] | {
     "feedforward_dim": 512,
     "num_layers": 1,
     "refit": True,
+    "start_at_mean": True,
 }

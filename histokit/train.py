@@ -41,8 +41,7 @@ def train_fold(cohort: Cohort, split: Split, cfg, folder) -> None:
     panel["train_mean"], panel["train_variance"] = moments(pooled["y"], pooled["measured"])
     _write_table(panel, folder / "genes.csv")
     if cfg.model in models.NETWORKS:
-        genes = list(panel["gene"])
-        model, arguments, said = fit_network(cohort, split, cfg, folder, genes, pooled["x"])
+        model, arguments, said = fit_network(cohort, split, cfg, folder, panel, pooled["x"])
     else:
         model, arguments, said = _fit_closed_form(cfg.model, pooled)
     models.save(model, cfg.model, arguments, folder)

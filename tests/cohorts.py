@@ -30,7 +30,7 @@ def write_cohort(folder, slides=None, dim=16, encoder="tiny", genes=None, seed=0
         x = rng.normal(size=(n, dim)).astype(np.float32)
         names = genes.get(slide_id, GENES)
         columns = [GENES.index(g) for g in names]
-        rate = np.exp(0.5 * x @ loadings + 1)[:, columns]
+        rate = np.exp(0.5 * x @ loadings + 3)[:, columns]
         counts = rng.poisson(rate * rng.lognormal(0, 0.3, (n, 1))).astype(np.float32)
         barcodes = [f"{slide_id}-{i}" for i in range(n)]
         centres = np.stack([np.arange(n) % 7, np.arange(n) // 7], 1) * 100.0 + 60
