@@ -34,7 +34,7 @@ class Options:
     )
     mpp: float | None = option(None, "microns per level-0 pixel of every slide, overriding its own")
     cancer: str = option("Unknown", "OncoTree code for sources that state none")
-    slides: list[str] = option([], "ids of the slides to extract; an empty list means all")
+    slides: list[str] = option([], "ids of the slides to extract; an empty list means all")  # noqa: RUF009
     batch_size: int = option(16, "patches encoded at a time")
 
 
@@ -42,7 +42,7 @@ def main(cfg: Options) -> None:
     """Extract every slide that is not finished yet."""
     check(cfg)
     from histokit.encoders import make_encoder
-    from histokit.extraction import check_same_features
+    from histokit.extraction import check_same_features, remove_leftovers
     from histokit.slides import read_source
 
     out = make_folder(cfg.out)
@@ -56,6 +56,7 @@ def main(cfg: Options) -> None:
             "patch_um": 0.0 if cfg.patch_px else cfg.patch_um,
             "patch_px": cfg.patch_px or 0,
         }
+        remove_leftovers(out)
         check_same_features(features, provenance)
         done = [extract(slide, encoder, provenance, cfg, out) for slide in slides]
     print(
@@ -103,9 +104,21 @@ def extract(slide, encoder, provenance: dict, cfg: Options, out: Path) -> bool:
         "patch_size_level0": side,
         "source": source,
     }
-    same_source = extraction.expression_source(expression) == source and thumbnail.is_file()
+    table = out / "slides.csv"
+    described = {
+        "slide_id": name,
+        "cancer": slide.cancer,
+        "patient": slide.patient,
+        "technology": slide.technology,
+        "mpp": slide.mpp,
+        "mpp_source": slide.mpp_source,
+        "image": str(slide.image),
+    }
+    listed = name in extraction.table_rows(table) and thumbnail.is_file()
     found = extraction.feature_attributes(target) or {}
-    if same_source and all(found.get(k) == attributes[k] for k in ("mpp", "source")):
+    same = all(found.get(key) == attributes[key] for key in ("mpp", "source"))
+    if listed and same and extraction.expression_source(expression) == source:
+        extraction.upsert_row(table, described)
         print(f"{name}: finished already")
         return False
     width, height = extraction.image_size(slide)
@@ -131,21 +144,8 @@ def extract(slide, encoder, provenance: dict, cfg: Options, out: Path) -> bool:
     corners = patches.top_left(spots.obsm["spatial"], side)
     extraction.write_expression(expression, spots, source)
     extraction.upsert_row(out / "reconciliation.csv", row)
-    extraction.upsert_row(
-        out / "slides.csv",
-        {
-            "slide_id": name,
-            "cancer": slide.cancer,
-            "patient": slide.patient,
-            "technology": slide.technology,
-            "mpp": slide.mpp,
-            "mpp_source": slide.mpp_source,
-            "image": str(slide.image),
-            "num_spots": spots.n_obs,
-            "num_genes": spots.n_vars,
-            "thumbnail_scale": scale,
-        },
-    )
+    sizes = {"num_spots": spots.n_obs, "num_genes": spots.n_vars, "thumbnail_scale": scale}
+    extraction.upsert_row(table, described | sizes)
     extraction.write_features(target, features, corners, spots.obs_names, attributes)
     return True
 

@@ -12,6 +12,7 @@ import csv
 import gzip
 import os
 import re
+import warnings
 from pathlib import Path
 
 import anndata
@@ -59,7 +60,9 @@ def read_counts(path: str | os.PathLike, slide_id: str) -> anndata.AnnData:
         raise InputError(f"{where} is no known counts format; use one of {', '.join(SUFFIXES)}")
     reader = {".h5ad": _read_h5ad, ".h5": _read_10x}.get(suffix, _read_text)
     try:
-        matrix, barcodes, names, ids = reader(path)
+        with warnings.catch_warnings():  # repeated names are dealt with below
+            warnings.filterwarnings("ignore", ".*names are not unique", UserWarning)
+            matrix, barcodes, names, ids = reader(path)
     except (OSError, KeyError, EOFError, UnicodeDecodeError) as error:
         raise InputError(
             f"{where} cannot be read as {suffix} ({error}); it may be cut short, copy it again"

@@ -157,7 +157,7 @@ def _efficientnet_lite0(name: str) -> Encoder:
         torch.manual_seed(RANDOM_SEED)
         model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     data = timm.data.resolve_data_config({}, model=model)
-    digest = f"random init, seed {RANDOM_SEED}"
+    digest = _state_sha256(model)
     if name == "efficientnet-lite0":
         path = _bundled_weights()
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -226,7 +226,6 @@ def _from_timm(name: str, weights: str | os.PathLike | None) -> Encoder:
         raise InputError(
             f"timm {timm.__version__} cannot make the model {model_name!r} ({error})"
         ) from error
-    digest = f"hub {model_name}"
     if weights is not None:
         digest = file_sha256(weights)
         _load_strictly(model, Path(weights), name)

@@ -155,7 +155,7 @@ def check_same_features(folder: Path, wanted: dict) -> None:
     Raises:
         InputError: naming the first file and the first difference.
     """
-    for path in sorted(folder.glob("*.h5")):
+    for path in sorted(folder.glob("[!.]*.h5")):
         found = feature_attributes(path)
         for key in SAME:
             if found.get(key) != wanted[key]:
@@ -166,9 +166,7 @@ def check_same_features(folder: Path, wanted: dict) -> None:
                 )
 
 
-def write_thumbnail(
-    path: Path, slide: SlideSource, spots: anndata.AnnData, side: int
-) -> float:
+def write_thumbnail(path: Path, slide: SlideSource, spots: anndata.AnnData, side: int) -> float:
     """Save a small picture of the slide; returns its scale (thumbnail px per level-0 px)."""
     if has_stored_patches(slide):
         rows, centres = spots.obs["row"].to_numpy(), spots.obsm["spatial"]
@@ -180,12 +178,24 @@ def write_thumbnail(
     return scale
 
 
+def remove_leftovers(out: Path) -> None:
+    """Remove the temporary files of a killed run; the caller holds the folder's lock."""
+    for path in out.glob("**/.*.tmp.*"):
+        path.unlink()
+
+
+def table_rows(path: Path) -> dict[str, dict]:
+    """Rows of a table by slide_id; none where the table is absent."""
+    if not path.is_file():
+        return {}
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return {row["slide_id"]: row for row in table.to_dict("records")}
+
+
 def upsert_row(path: Path, row: dict) -> None:
-    """Write one slide's row into a table, replacing the row that it had; sorted by slide_id."""
-    rows = {}
-    if path.is_file():
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        rows = {r["slide_id"]: r for r in table.to_dict("records")}
-    rows[row["slide_id"]] = {key: "" if value is None else value for key, value in row.items()}
+    """Write one slide's row into a table, over the values that it had; sorted by slide_id."""
+    rows = table_rows(path)
+    new = {key: "" if value is None else value for key, value in row.items()}
+    rows[row["slide_id"]] = rows.get(row["slide_id"], {}) | new
     with atomic_path(path) as temporary:
         pd.DataFrame([rows[name] for name in sorted(rows)]).to_csv(temporary, index=False)

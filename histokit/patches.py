@@ -6,52 +6,82 @@ leaves the image is white (255), as empty glass is.
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 import numpy as np
-from PIL import Image
-
-# Images without tiles are decoded once, to a file in TMPDIR when larger than this, and read from
-# there. libvips takes the figure from the environment when it first opens an image.
-os.environ.setdefault("VIPS_DISC_THRESHOLD", "64m")
 import pyvips
+from PIL import Image
 
 from histokit.errors import InputError
 
 GLASS = 255
 HEST_MPP = 0.5  # HEST's stored patches: microns per stored pixel
 OPENSLIDE_SUFFIXES = {".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide"}
+pyvips.cache_set_max(0)  # every image is read once; the cache would only hold memory
 
 
 class _VipsImage:
-    """Anything libvips opens; level 0 as stored (EXIF rotation is not applied)."""
+    """Anything libvips opens; level 0 as stored (EXIF rotation is not applied).
+
+    Tiles are decoded as they are needed. An image without tiles is decoded once, at the first
+    read, into an unnamed file of TMPDIR, from which windows are then read row by row: mapping the
+    file instead would count its pages as this process's memory.
+    """
 
     def __init__(self, path: Path):
-        self.path = path
-        image = pyvips.Image.new_from_file(str(path), access="random", fail_on="truncated")
-        if image.interpretation != "srgb" or image.format != "uchar":
-            image = image.colourspace("srgb").cast("uchar")
-        if image.hasalpha():
-            image = image.flatten(background=GLASS)
+        self.path, self._decoded, self._region = path, None, None
+        image = self._open("sequential")
         self.width, self.height = image.width, image.height
-        self._region = pyvips.Region.new(image)
+        if image.get_typeof("tile-width"):
+            self._region = pyvips.Region.new(self._open("random"))
+
+    def _open(self, access: str) -> pyvips.Image:
+        image = pyvips.Image.new_from_file(str(self.path), access=access, fail_on="error")
+        return _vips_rgb(image)
 
     def read(self, x: int, y: int, width: int, height: int) -> np.ndarray:
-        window = self._region.fetch(x, y, width, height)
-        return np.frombuffer(window, dtype=np.uint8).reshape(height, width, 3)
+        if self._region is not None:
+            window = self._region.fetch(x, y, width, height)
+            return np.frombuffer(window, dtype=np.uint8).reshape(height, width, 3)
+        if self._decoded is None:
+            self._decoded = self._decode()
+        rows = np.empty((height, width, 3), dtype=np.uint8)
+        for row in range(height):
+            start = 3 * ((y + row) * self.width + x)
+            os.preadv(self._decoded.fileno(), [rows[row]], start)
+        return rows
+
+    def _decode(self):
+        decoded = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the image)
+        try:
+            target = pyvips.Target.new_to_descriptor(decoded.fileno())
+            self._open("sequential").rawsave_target(target)
+        except pyvips.Error as error:
+            space = os.statvfs(tempfile.gettempdir())
+            if space.f_bavail * space.f_frsize < 2**20:
+                folder = tempfile.gettempdir()
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), folder) from error
+            raise
+        return decoded
 
     def thumbnail(self, longest: int) -> Image.Image:
         small = pyvips.Image.thumbnail(
             str(self.path), longest, height=longest, size="down", no_rotate=True
         )
-        small = small.colourspace("srgb").cast("uchar")
-        if small.hasalpha():
-            small = small.flatten(background=GLASS)
-        return Image.fromarray(small.numpy())
+        return Image.fromarray(_vips_rgb(small).numpy())
+
+
+def _vips_rgb(image: pyvips.Image) -> pyvips.Image:
+    """Eight-bit RGB on white."""
+    if image.interpretation != "srgb" or image.format != "uchar":
+        image = image.colourspace("srgb").cast("uchar")
+    return image.flatten(background=GLASS) if image.hasalpha() else image
 
 
 class _OpenSlideImage:
@@ -87,6 +117,8 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except (pyvips.Error, openslide.OpenSlideError, OSError, KeyError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise
         reason = " ".join(str(getattr(error, "detail", None) or error).split())[:200]
         raise InputError(
             f"{path} cannot be read to its end ({reason}); it may be cut short or of an unknown "

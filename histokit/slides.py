@@ -143,8 +143,8 @@ def join_spots(slide: SlideSource, width: int, height: int) -> tuple[anndata.Ann
         )
     if len(kept) < 2:
         raise InputError(
-            f"slide {name}: {len(kept)} spot is left after the join and at least 2 are needed; "
-            "leave the slide out"
+            f"slide {name}: spots left after the join: {len(kept)}; at least 2 are needed to score "
+            "a slide, leave it out"
         )
     joined = counts[kept["barcode"].to_numpy()].copy()
     joined.obsm["spatial"] = kept[["x", "y"]].to_numpy()

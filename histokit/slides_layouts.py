@@ -6,10 +6,10 @@ import re
 from functools import partial
 from pathlib import Path
 
-import anndata
 import h5py
 import numpy as np
 import pandas as pd
+from anndata.io import read_elem
 
 from histokit.counts import read_counts
 from histokit.errors import InputError
@@ -223,20 +223,29 @@ def _hest_spots(path: Path, counts: Path, mpp: float) -> pd.DataFrame:
             side = file["img"].shape[1] * HEST_MPP / mpp
     except (OSError, KeyError, ValueError) as error:
         raise InputError(
-            f"{path} is not a whole HEST patch file with img, coords and barcode ({error})"
+            f"{path} is not a whole HEST patch file with img, coords and barcode ({error}); "
+            "copy it again"
         ) from error
     barcodes = [b.decode() if isinstance(b, bytes) else str(b) for b in barcodes]
     spots = pd.DataFrame({"barcode": barcodes, "row": np.arange(len(barcodes))})
     centres = pd.DataFrame(coords + side / 2, index=barcodes, columns=["x", "y"])
-    if counts.is_file() and not centres.index.has_duplicates:
-        table = anndata.read_h5ad(counts, backed="r")
-        if "spatial" in table.obsm:
-            exact = pd.DataFrame(
-                np.asarray(table.obsm["spatial"])[:, :2], index=table.obs_names, columns=["x", "y"]
-            )
-            centres.update(exact[~exact.index.duplicated()])
-        table.file.close()
+    if not centres.index.has_duplicates:
+        centres.update(_hest_centres(counts))
     return spots.assign(x=centres["x"].to_numpy(), y=centres["y"].to_numpy())
+
+
+def _hest_centres(counts: Path) -> pd.DataFrame:
+    """Spot centres by barcode from ``obsm["spatial"]``, empty where the file has none."""
+    try:
+        with h5py.File(counts) as file:
+            centres = (
+                read_elem(file["obsm/spatial"]) if "obsm/spatial" in file else np.empty((0, 2))
+            )
+            names = read_elem(file["obs"]).index[: len(centres)]
+    except (OSError, KeyError) as error:
+        raise InputError(f"{counts} is not a whole h5ad file ({error}); copy it again") from error
+    table = pd.DataFrame(np.asarray(centres)[:, :2], index=names.astype(str), columns=["x", "y"])
+    return table[~table.index.duplicated()]
 
 
 LAYOUTS = [
