@@ -19,6 +19,7 @@ from histokit.options import option, required, run
 from histokit.presets import PRESETS
 
 hyper = functools.partial(option, None, group="network", shown="the preset's")
+FEATURE_KEYS = "encoder weights_sha256 dimension transform pooling patch_um precision".split()
 MODELS = ("mean", "ridge-hest", "ridge", "mlp", "histoprism")
 
 
@@ -39,6 +40,12 @@ class Options:
         "common",
         "genes to predict: common (measured on all training slides), union (on any), or a file "
         "with one gene a line",
+    )
+    hvg: str = option(
+        "variance",
+        "how highly variable genes are ranked on the training spots: variance of counts10k-log1p, "
+        "or scanpy's normalised dispersion",
+        choices=("variance", "dispersion"),
     )
     folds: str = option(
         "leave-one-patient-out",
@@ -102,7 +109,7 @@ def _claim(folder: Path, cfg: Options, cohort, folds: list[str]) -> None:
     config = {
         "options": options,
         "folds": folds,
-        "features": {k: features[k] for k in ("encoder", "weights_sha256", "dimension")},
+        "features": {k: features[k] for k in FEATURE_KEYS if k in features},
         "environment": {name: version(name) for name in ("torch", "numpy", "scikit-learn")}
         | {"python": platform.python_version(), "histokit": __version__},
     }

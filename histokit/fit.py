@@ -19,18 +19,19 @@ HEST_GENES = 50  # the recipe's penalty is 100 / (dimensions x genes), and its g
 ALPHAS = 10.0 ** np.arange(-2, 7.5, 0.5)
 
 
-def fit_mean(x: np.ndarray, y: sp.csr_matrix, measured: np.ndarray) -> Mean:
+def fit_mean(x: np.ndarray, y: sp.csr_matrix, measured: np.ndarray, slide: np.ndarray) -> Mean:
     """The mean of each gene over the training spots that measured it.
 
     Args:
         x: (N, D) features, used for their dimension alone.
         y: (N, G) targets.
-        measured: (N, G) bool, or (1, G) where all spots measured the same genes.
+        measured: (S, G) bool, the genes that each slide measured.
+        slide: (N,) int, the slide of each spot.
     """
     model = Mean(x.shape[1], y.shape[1])
     with torch.no_grad():
         model.head.weight.zero_()
-        model.head.bias.copy_(torch.from_numpy(moments(y, measured)[0]))
+        model.head.bias.copy_(torch.from_numpy(moments(y, measured, slide)[0]))
     return model
 
 
@@ -66,18 +67,20 @@ def fit_ridge_hest(x: np.ndarray, y: sp.csr_matrix) -> LinearMap:
 
 
 def fit_ridge(
-    x: np.ndarray, y: sp.csr_matrix, measured: np.ndarray, groups: np.ndarray
+    x: np.ndarray, y: sp.csr_matrix, measured: np.ndarray, slide: np.ndarray, groups: np.ndarray
 ) -> tuple[LinearMap, float]:
     """PCA and ridge with an intercept, the penalty chosen by grouped cross-validation.
 
-    The components of the training spots are uncorrelated, so ridge shrinks each by
-    s^2 / (s^2 + alpha) and every alpha costs one rescaling. The alpha with the least squared error
-    over the held-out groups and all genes is taken; scaling and PCA are fitted inside each fold.
+    The components of the training spots are uncorrelated, so ridge shrinks the k-th by
+    s_k^2 / (s_k^2 + alpha). The alpha with the least squared error over the held-out groups and
+    their measured genes is taken; scaling and PCA are fitted inside each fold.
 
     Args:
         x: (N, D) features.
         y: (N, G) targets.
-        measured: (N, G) or (1, G) bool; entries that were not measured take the gene's mean.
+        measured: (S, G) bool, the genes that each slide measured; where one did not, its spots
+            take the gene's mean.
+        slide: (N,) int, the slide of each spot.
         groups: (N,) patient, slide or region of each spot; one group is never on both sides.
 
     Returns:
@@ -86,32 +89,45 @@ def fit_ridge(
     errors = np.zeros(len(ALPHAS))
     folds = min(5, len(np.unique(groups)))
     for train, held in GroupKFold(folds).split(x, groups=groups):
-        inner = measured[train] if len(measured) > 1 else measured
-        scaler, pca, spectrum, product, mean = _decompose(x[train], y[train], inner)
-        scores = pca.transform(scaler.transform(x[held]))
-        truth = y[held].toarray() - mean
-        keep = np.broadcast_to(measured[held] if len(measured) > 1 else measured, truth.shape)
-        for i, alpha in enumerate(ALPHAS):
-            predicted = (scores / (spectrum + alpha)) @ product
-            errors[i] += np.square(predicted - truth, where=keep, out=np.zeros_like(truth)).sum()
+        fitted = _decompose(x[train], y[train], measured, slide[train])
+        for s in np.unique(slide[held]):
+            rows = held[slide[held] == s]
+            errors += _errors(*fitted, x[rows], y[rows], measured[s])
     alpha = float(ALPHAS[errors.argmin()])
-    scaler, pca, spectrum, product, mean = _decompose(x, y, measured)
-    weight = (product / (spectrum + alpha)[:, None]).T
+    scaler, pca, product, mean = _decompose(x, y, measured, slide)
+    weight = (product / (np.square(pca.singular_values_) + alpha)[:, None]).T
     return _linear_map(scaler, pca, weight, mean), alpha
 
 
-def _decompose(x, y, measured):
-    """Scaler, PCA, squared singular values (K,), scores^T (y - mean) (K, G) and mean (G,)."""
+def _decompose(x, y, measured, slide):
+    """Scaler, PCA, scores^T (y - mean) (K, G) and mean (G,)."""
     scaler = StandardScaler().fit(x)
     scaled = scaler.transform(x)
     pca = PCA(min(HEST_COMPONENTS, len(x) - 1, x.shape[1]), random_state=SEED).fit(scaled)
-    scores = pca.transform(scaled)
-    mean = moments(y, measured)[0]
-    # Scores have mean zero, so subtracting the mean of y matters only where y is not measured.
-    product = np.asarray((y.T @ scores).T, np.float64)
-    if not measured.all():
-        product += scores.T @ np.where(measured, 0, mean)
-    return scaler, pca, np.square(pca.singular_values_), product, mean
+    scores = pca.transform(scaled).astype(np.float64)
+    mean = moments(y, measured, slide)[0]
+    # Scores have mean zero, so the mean of y drops out except where y was not measured.
+    product = np.asarray((y.T @ scores).T)
+    for s in np.unique(slide):
+        if not measured[s].all():
+            product += np.outer(scores[slide == s].sum(axis=0), np.where(measured[s], 0, mean))
+    return scaler, pca, product, mean
+
+
+def _errors(scaler, pca, product, mean, x, y, measured) -> np.ndarray:
+    """Summed squared error at every alpha on one held-out slide, without its predictions.
+
+    With d = 1 / (s^2 + alpha), scores Z and truth T, the error |Z diag(d) P - T|^2 is quadratic in
+    d: its coefficients are Z^T Z * P P^T and the diagonal of Z^T T P^T, the same for all alphas.
+    """
+    scores = pca.transform(scaler.transform(x)).astype(np.float64)
+    product = product[:, measured]
+    truth = y[:, measured].toarray().astype(np.float64) - mean[measured]
+    quadratic = (scores.T @ scores) * (product @ product.T)
+    linear = ((scores.T @ truth) * product).sum(axis=1)
+    shrink = 1 / (np.square(pca.singular_values_) + ALPHAS[:, None])
+    squares = ((shrink @ quadratic) * shrink).sum(axis=1)
+    return squares - 2 * shrink @ linear + np.square(truth).sum()
 
 
 def _linear_map(scaler, pca, weight: np.ndarray, bias: np.ndarray) -> LinearMap:

@@ -100,8 +100,10 @@ def select_panel(tables: dict[str, pd.DataFrame], panel: str) -> pd.DataFrame:
     return frame.rename_axis("gene").reset_index()[["gene", "gene_id", "symbol"]]
 
 
-def rank_hvgs(counts: sp.csr_matrix, library_size: np.ndarray, slide: np.ndarray) -> np.ndarray:
-    """Rank genes by normalised dispersion (scanpy, Seurat flavour) on counts10k-log1p.
+def rank_hvgs(
+    counts: sp.csr_matrix, library_size: np.ndarray, slide: np.ndarray, rule: str
+) -> np.ndarray:
+    """Rank genes by how variable they are over the training spots, on counts10k-log1p.
 
     Only genes detected in at least 10 % of the spots of every slide take part, HEST-Bench's rule.
 
@@ -109,39 +111,49 @@ def rank_hvgs(counts: sp.csr_matrix, library_size: np.ndarray, slide: np.ndarray
         counts: (N, G) CSR raw counts of the training spots.
         library_size: (N,) total counts of each spot.
         slide: (N,) the slide of each spot.
+        rule: ``variance``, or ``dispersion``, scanpy's Seurat flavour: the dispersion within a bin
+            of genes of similar mean, which on shallow data prefers genes close to noise.
 
     Returns:
         (G,) float; 1 is the most variable gene, NaN a gene that takes no part.
     """
-    import anndata
-    import scanpy
-
     eligible = np.ones(counts.shape[1], bool)
     for name in np.unique(slide):
         rows = counts[slide == name]
         eligible &= rows.getnnz(axis=0) >= np.ceil(0.1 * rows.shape[0])
     ranks = np.full(counts.shape[1], np.nan)
-    if eligible.sum() < 3:  # too few to bin by mean expression, as the flavour does
+    y = normalise(counts, library_size, "counts10k-log1p")[:, eligible]
+    if rule == "variance":
+        spots = np.zeros(len(slide), int)
+        variability = moments(y, np.ones((1, y.shape[1])), spots)[1]
+    elif eligible.sum() < 3:  # too few to bin by mean expression
         return ranks
-    data = anndata.AnnData(normalise(counts, library_size, "counts10k-log1p")[:, eligible])
-    scanpy.pp.highly_variable_genes(data, n_top_genes=data.n_vars, flavor="seurat")
-    dispersion = data.var["dispersions_norm"].fillna(-np.inf).to_numpy()
-    order = np.argsort(-dispersion, kind="stable")
+    else:
+        import anndata
+        import scanpy
+
+        data = anndata.AnnData(y)
+        scanpy.pp.highly_variable_genes(data, n_top_genes=data.n_vars, flavor="seurat")
+        variability = data.var["dispersions_norm"].fillna(-np.inf).to_numpy()
+    order = np.argsort(-variability, kind="stable")
     ranks[np.flatnonzero(eligible)[order]] = np.arange(1, len(order) + 1)
     return ranks
 
 
-def moments(y: sp.csr_matrix, measured: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def moments(
+    y: sp.csr_matrix, measured: np.ndarray, slide: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of each gene over the spots that measured it, zero where none did.
 
     Args:
-        y: (N, G) CSR.
-        measured: (N, G) bool, or (1, G) where all spots measured the same genes.
+        y: (N, G) CSR, empty where a slide did not measure a gene.
+        measured: (S, G) bool, the genes that each slide measured.
+        slide: (N,) int, the slide of each spot.
 
     Returns:
         Two (G,) float64 arrays.
     """
-    counted = np.maximum(measured.sum(axis=0) * (y.shape[0] / len(measured)), 1)
+    counted = np.maximum(np.bincount(slide, minlength=len(measured)) @ measured, 1)
     mean = np.asarray(y.sum(axis=0, dtype=np.float64)).ravel() / counted
     square = np.asarray(y.multiply(y).sum(axis=0, dtype=np.float64)).ravel() / counted
     return mean, np.maximum(square - mean**2, 0)

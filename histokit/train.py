@@ -36,9 +36,11 @@ def train_fold(cohort: Cohort, split: Split, cfg, folder) -> None:
     loaded = tqdm(members, desc=f"fold {split.name}: reading", unit="slide", leave=False, delay=2)
     pooled = _pool([cohort.load(s, list(panel["gene"])) for s in loaded], cfg.target)
     panel["hvg_rank"] = pd.array(
-        rank_hvgs(pooled["counts"], pooled["library_size"], pooled["slide"]), dtype="Int64"
+        rank_hvgs(pooled["counts"], pooled["library_size"], pooled["slide"], cfg.hvg),
+        dtype="Int64",
     )
-    panel["train_mean"], panel["train_variance"] = moments(pooled["y"], pooled["measured"])
+    y, measured, slide = pooled["y"], pooled["measured"], pooled["slide"]
+    panel["train_mean"], panel["train_variance"] = moments(y, measured, slide)
     _write_table(panel, folder / "genes.csv")
     if cfg.model in models.NETWORKS:
         model, arguments, said = fit_network(cohort, split, cfg, folder, panel, pooled["x"])
@@ -59,14 +61,13 @@ def _pool(slides: list, target: str) -> dict:
         )
     counts = sp.vstack([s.counts for s in slides], format="csr")
     library_size = np.concatenate([s.library_size for s in slides])
-    measured = np.stack([s.measured for s in slides])
     return {
         "x": torch.cat([s.features for s in slides]).numpy(),
         "y": normalise(counts, library_size, target),
         "counts": counts,
         "library_size": library_size,
-        "measured": measured[:1] if measured.all() else np.repeat(measured, sizes, axis=0),
-        "slide": np.repeat([s.slide_id for s in slides], sizes),
+        "measured": np.stack([s.measured for s in slides]),
+        "slide": np.repeat(np.arange(len(slides)), sizes),
         "group": _groups(slides),
     }
 
@@ -84,14 +85,14 @@ def _groups(slides: list) -> np.ndarray:
 
 def _fit_closed_form(name: str, pooled: dict) -> tuple[models.Model, dict, str]:
     """The fitted model, the arguments that rebuild it, and a line on what was done."""
-    x, y, measured = pooled["x"], pooled["y"], pooled["measured"]
+    x, y, measured, slide = (pooled[key] for key in ("x", "y", "measured", "slide"))
     arguments = {"input_dim": x.shape[1], "num_genes": y.shape[1]}
     if name == "mean":
-        return fit.fit_mean(x, y, measured), arguments, f"mean of {y.shape[0]:,} spots"
+        return fit.fit_mean(x, y, measured, slide), arguments, f"mean of {y.shape[0]:,} spots"
     if name == "ridge-hest":
         model, said = fit.fit_ridge_hest(x, y), "HEST-Bench ridge"
     else:
-        model, alpha = fit.fit_ridge(x, y, measured, pooled["group"])
+        model, alpha = fit.fit_ridge(x, y, measured, slide, pooled["group"])
         said = f"ridge, alpha {alpha:.3g} by cross-validation"
     arguments["num_components"] = len(model.components)
     return model, arguments, f"{said}, on {y.shape[0]:,} spots"

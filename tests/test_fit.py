@@ -11,6 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from histokit import fit
 
 ALL = np.ones((1, 9), bool)
+ONE = np.zeros(120, int)
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def predict(model, x):
 def test_mean(data):
     x, y, _ = data
     expected = np.tile(y.toarray().mean(0), (len(x), 1))
-    np.testing.assert_allclose(predict(fit.fit_mean(x, y, ALL), x), expected, rtol=1e-5)
+    np.testing.assert_allclose(predict(fit.fit_mean(x, y, ALL, ONE), x), expected, rtol=1e-5)
 
 
 def test_hest_recipe_is_the_definition(data):
@@ -60,7 +61,7 @@ def test_ridge_is_scikit_learns_at_the_alpha_that_cross_validation_chooses(data)
         )
         for alpha in fit.ALPHAS
     ]
-    model, alpha = fit.fit_ridge(x, y, ALL, groups)
+    model, alpha = fit.fit_ridge(x, y, ALL, ONE, groups)
     assert alpha == fit.ALPHAS[np.argmin(errors)]
     assert fit.ALPHAS[0] < alpha < fit.ALPHAS[-1]
     np.testing.assert_allclose(predict(model, x), oracle(x, dense, alpha).predict(x), atol=1e-4)
@@ -68,10 +69,10 @@ def test_ridge_is_scikit_learns_at_the_alpha_that_cross_validation_chooses(data)
 
 def test_ridge_takes_unmeasured_entries_at_the_mean(data):
     x, y, groups = data
-    measured = np.ones((120, 9), bool)
-    measured[groups < 2, 4] = False
-    dense = np.where(measured, y.toarray(), 0)
-    model, alpha = fit.fit_ridge(x, sp.csr_matrix(dense), measured, groups)
+    measured = np.ones((6, 9), bool)
+    measured[:2, 4] = False
+    dense = np.where(measured[groups], y.toarray(), 0)
+    model, alpha = fit.fit_ridge(x, sp.csr_matrix(dense), measured, groups, groups)
     filled = dense.copy()
     filled[groups < 2, 4] = dense[groups >= 2, 4].mean()
     np.testing.assert_allclose(predict(model, x), oracle(x, filled, alpha).predict(x), atol=1e-4)
@@ -80,7 +81,7 @@ def test_ridge_takes_unmeasured_entries_at_the_mean(data):
 def test_more_dimensions_than_spots(data):
     _, y, groups = data
     wide = np.random.default_rng(1).normal(size=(120, 400)).astype(np.float32)
-    model, _ = fit.fit_ridge(wide, y, ALL, groups)
+    model, _ = fit.fit_ridge(wide, y, ALL, ONE, groups)
     assert len(model.components) == 119
     assert np.isfinite(predict(model, wide)).all()
     assert len(fit.fit_ridge_hest(wide, y).components) == 120
@@ -89,7 +90,7 @@ def test_more_dimensions_than_spots(data):
 def test_noise_is_shrunk_to_the_mean(data):
     _, y, groups = data
     noise = np.random.default_rng(2).normal(size=(120, 20)).astype(np.float32)
-    model, _ = fit.fit_ridge(noise, y, ALL, groups)
+    model, _ = fit.fit_ridge(noise, y, ALL, ONE, groups)
     fitted = predict(model, noise)
     free = LinearRegression().fit(noise, y.toarray()).predict(noise)
     assert fitted.std(0).mean() < 0.2 * free.std(0).mean()

@@ -42,7 +42,7 @@ def test_spot_without_counts_stays_zero():
 def test_hvgs_are_scanpys_among_detected_genes(counts):
     slide = np.repeat(["a", "b"], 40)
     size = np.asarray(counts.sum(axis=1)).ravel()
-    ranks = rank_hvgs(counts, size, slide)
+    ranks = rank_hvgs(counts, size, slide, "dispersion")
     dense = counts.toarray()
     eligible = ((dense[:40] > 0).sum(0) >= 4) & ((dense[40:] > 0).sum(0) >= 4)
     assert np.array_equal(np.isfinite(ranks), eligible)
@@ -51,6 +51,21 @@ def test_hvgs_are_scanpys_among_detected_genes(counts):
     sc.pp.highly_variable_genes(data, n_top_genes=10, flavor="seurat")
     top = np.flatnonzero(eligible)[data.var["highly_variable"].to_numpy()]
     assert set(top) == set(np.flatnonzero(ranks <= 10))
+
+
+def test_hvgs_by_variance(counts):
+    size = np.asarray(counts.sum(axis=1)).ravel()
+    ranks = rank_hvgs(counts, size, np.zeros(80), "variance")
+    y = normalise(counts, size, "counts10k-log1p").toarray()
+    eligible = (counts.toarray() > 0).sum(0) >= 8
+    expected = sorted(np.flatnonzero(eligible), key=lambda g: -y[:, g].var())
+    assert list(np.argsort(ranks)[: eligible.sum()]) == expected
+
+
+def test_no_gene_is_detected_widely(counts):
+    rare = sp.csr_matrix((80, 60), dtype=np.float32)
+    for rule in ("variance", "dispersion"):
+        assert np.isnan(rank_hvgs(rare, np.zeros(80), np.zeros(80), rule)).all()
 
 
 def table(*names):
@@ -91,10 +106,11 @@ def test_bad_panels(tmp_path):
 
 def test_moments_skip_unmeasured():
     rng = np.random.default_rng(1)
-    y, measured = rng.normal(size=(20, 5)), rng.random((20, 5)) < 0.7
-    measured[:, 4] = False
-    mean, variance = moments(sp.csr_matrix(np.where(measured, y, 0)), measured)
+    slide = np.repeat([0, 1, 2], [8, 7, 5])
+    y, measured = rng.normal(size=(20, 5)), rng.random((3, 5)) < 0.7
+    measured[0, :4], measured[:, 4] = True, False
+    mean, variance = moments(sp.csr_matrix(np.where(measured[slide], y, 0)), measured, slide)
     for g in range(4):
-        np.testing.assert_allclose(mean[g], y[measured[:, g], g].mean())
-        np.testing.assert_allclose(variance[g], y[measured[:, g], g].var())
+        values = y[measured[slide, g], g]
+        np.testing.assert_allclose((mean[g], variance[g]), (values.mean(), values.var()))
     assert (mean[4], variance[4]) == (0, 0)
