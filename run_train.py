@@ -48,9 +48,10 @@ class Options:
         choices=("variance", "dispersion"),
     )
     folds: str = option(
-        "leave-one-patient-out",
-        "leave-one-slide-out, leave-one-patient-out, a CSV slide_id,split[,fold], or a folder of "
-        "HEST-Bench or HistoPrism splits",
+        "auto",
+        "auto (by patient where there are several, else by slide), leave-one-slide-out, "
+        "leave-one-patient-out, a CSV slide_id,split[,fold], or a folder of HEST-Bench or HistoPrism "
+        "splits",
     )
     val_fraction: float = option(
         0.2, "share of the training patients that validate, where the split names no validation"

@@ -32,7 +32,8 @@ def make_folds(slides: pd.DataFrame, folds: str, val_fraction: float, seed: int)
 
     Args:
         slides: index slide_id, column patient.
-        folds: ``leave-one-slide-out``, ``leave-one-patient-out``; a CSV ``slide_id,split`` with an
+        folds: ``auto``, which leaves out a patient at a time, or a slide where there is one
+            patient; ``leave-one-slide-out``, ``leave-one-patient-out``; a CSV ``slide_id,split`` with an
             optional third column ``fold``; a HEST-Bench task folder (``train_0.csv``,
             ``test_0.csv``, ...); or a folder with ``train_split.csv``, ``val_split.csv``,
             ``test_split.csv``, as HistoPrism published.
@@ -43,6 +44,9 @@ def make_folds(slides: pd.DataFrame, folds: str, val_fraction: float, seed: int)
     Raises:
         InputError: slides that the cohort lacks, a fold without training or test slides.
     """
+    if folds == "auto":
+        several = slides["patient"].nunique() > 1
+        folds = "leave-one-patient-out" if several else "leave-one-slide-out"
     if folds == "leave-one-slide-out":
         named = [
             (s, {"train": [t for t in slides.index if t != s], "test": [s]}) for s in slides.index
@@ -59,7 +63,7 @@ def make_folds(slides: pd.DataFrame, folds: str, val_fraction: float, seed: int)
         named = _from_csv(Path(folds))
     else:
         raise InputError(
-            f"--folds {folds} is neither leave-one-slide-out, leave-one-patient-out, a CSV file "
+            f"--folds {folds} is neither auto, leave-one-slide-out, leave-one-patient-out, a CSV file "
             "nor a folder of splits"
         )
     return [_checked(name, roles, slides, val_fraction, seed) for name, roles in named]

@@ -30,6 +30,11 @@ def test_leave_one_slide_out_validates_on_another_patient(slides):
         assert not set(slides.patient[fold.val]) & set(slides.patient[fold.train])
 
 
+def test_auto_leaves_out_patients_or_slides(slides):
+    assert len(make_folds(slides, "auto", 0.2, seed=0)) == 3
+    assert len(make_folds(slides.assign(patient="A"), "auto", 0.2, seed=0)) == 5
+
+
 def test_one_patient_validates_on_a_slide_and_one_slide_on_none(slides):
     one = slides.loc[["C1", "C2", "B1"]].assign(patient="C")
     (first, *_) = make_folds(one, "leave-one-slide-out", 0.2, seed=0)
@@ -65,7 +70,7 @@ def test_bad_split_files(slides, tmp_path, rows, message):
 
 
 def test_neither_rule_nor_file(slides):
-    with pytest.raises(InputError, match="neither leave-one-slide-out"):
+    with pytest.raises(InputError, match="neither auto"):
         make_folds(slides, "leave-none-out", 0.2, seed=0)
 
 

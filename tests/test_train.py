@@ -180,7 +180,7 @@ def test_command_line_errors_are_one_sentence(data, tmp_path):
     for options, message in (
         (["--data", str(tmp_path)], "holds no slides.csv"),
         (["--data", str(data), "--encoder", "uni"], "holds no features of uni"),
-        (["--data", str(data), "--encoder", "tiny", "--folds", "x"], "--folds x is neither"),
+        (["--data", str(data), "--encoder", "tiny", "--folds", "x"], "--folds x is neither auto"),
         (["--data", str(data), "--encoder", "tiny", "--run", "/proc/r"], "cannot make the folder"),
     ):
         done = subprocess.run([*command, *options], capture_output=True, text=True)
