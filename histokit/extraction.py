@@ -146,7 +146,7 @@ def feature_attributes(path: Path) -> dict | None:
     if not path.is_file():
         return None
     with opened(path) as file:
-        return dict(file.attrs)
+        return {k: v.item() if isinstance(v, np.generic) else v for k, v in file.attrs.items()}
 
 
 def check_same_features(folder: Path, wanted: dict) -> None:

@@ -127,7 +127,7 @@ def test_another_encoder_goes_beside_and_another_kind_is_refused(tmp_path):
     out = extract(source, tmp_path / "out")
     extract(source, out, encoder="efficientnet-lite0-random")
     assert (out / "features/efficientnet-lite0-random/b.h5").is_file()
-    with pytest.raises(InputError, match=r"patch_um = .*112.* do not mix"):
+    with pytest.raises(InputError, match=r"patch_um = 112.0 and this run has 224.0; .* do not mix"):
         extract(source, out, patch_um=224.0)
     with h5py.File(out / "features/hed/b.h5", "a") as file:
         file.attrs["transform"] = "another"
