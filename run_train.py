@@ -50,8 +50,8 @@ class Options:
     folds: str = option(
         "auto",
         "auto (by patient where there are several, else by slide), leave-one-slide-out, "
-        "leave-one-patient-out, a CSV slide_id,split[,fold], or a folder of HEST-Bench or HistoPrism "
-        "splits",
+        "leave-one-patient-out, a CSV slide_id,split[,fold], or a folder of HEST-Bench or "
+        "HistoPrism splits",
     )
     val_fraction: float = option(
         0.2, "share of the training patients that validate, where the split names no validation"

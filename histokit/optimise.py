@@ -111,7 +111,7 @@ def train_network(
         InputError: the loss is no longer finite.
     """
     optimizer = torch.optim.AdamW(
-        model.parameters(), settings.lr, weight_decay=settings.weight_decay
+        model.parameters(), settings.lr, weight_decay=settings.weight_decay, fused=True
     )
     steps = -(-len(train) // settings.slides_per_step) * settings.epochs
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_up_then_linear(steps))

@@ -33,8 +33,8 @@ def make_folds(slides: pd.DataFrame, folds: str, val_fraction: float, seed: int)
     Args:
         slides: index slide_id, column patient.
         folds: ``auto``, which leaves out a patient at a time, or a slide where there is one
-            patient; ``leave-one-slide-out``, ``leave-one-patient-out``; a CSV ``slide_id,split`` with an
-            optional third column ``fold``; a HEST-Bench task folder (``train_0.csv``,
+            patient; ``leave-one-slide-out``, ``leave-one-patient-out``; a CSV ``slide_id,split``
+            with an optional third column ``fold``; a HEST-Bench task folder (``train_0.csv``,
             ``test_0.csv``, ...); or a folder with ``train_split.csv``, ``val_split.csv``,
             ``test_split.csv``, as HistoPrism published.
         val_fraction: share of a fold's training patients that validate where the split names no
@@ -63,8 +63,8 @@ def make_folds(slides: pd.DataFrame, folds: str, val_fraction: float, seed: int)
         named = _from_csv(Path(folds))
     else:
         raise InputError(
-            f"--folds {folds} is neither auto, leave-one-slide-out, leave-one-patient-out, a CSV file "
-            "nor a folder of splits"
+            f"--folds {folds} is neither auto, leave-one-slide-out, leave-one-patient-out, a CSV "
+            "file nor a folder of splits"
         )
     return [_checked(name, roles, slides, val_fraction, seed) for name, roles in named]
 

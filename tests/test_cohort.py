@@ -75,7 +75,7 @@ def test_damage_is_named(folder):
 def test_foreign_barcode_is_refused(folder):
     with h5py.File(folder / "features/tiny/A1.h5", "a") as file:
         file["barcodes"][0] = "stranger"
-    with pytest.raises(InputError, match="stranger of .* has no expression"):
+    with pytest.raises(InputError, match=r"stranger of .* has no expression"):
         Cohort(folder, "tiny").load("A1")
 
 

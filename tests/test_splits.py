@@ -18,8 +18,9 @@ def test_leave_one_patient_out_never_shares_a_patient(slides):
     for fold in folds:
         patients = [set(slides.patient[getattr(fold, role)]) for role in ("train", "val", "test")]
         assert all(patients)
-        assert not (patients[0] & patients[1] or patients[0] & patients[2])
-        assert not patients[1] & patients[2]
+        train, val, test = patients
+        assert train.isdisjoint(val)
+        assert test.isdisjoint(train | val)
         assert sorted(fold.train + fold.val + fold.test) == sorted(slides.index)
 
 
