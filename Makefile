@@ -23,7 +23,7 @@ FOLDS ?= auto
 MODELS ?= mean ridge histoprism
 
 demo: $(READY)
-	$(if $(DATA),,$(PY) -m histokit.synthetic $(DEMO)/cohort)
+	$(if $(DATA),,$(PY) -m histokit.synthetic --out $(DEMO)/cohort)
 	$(PY) run_extract.py --source $(or $(DATA),$(DEMO)/cohort) --out $(DEMO)/data
 	for model in $(MODELS); do \
 	  $(PY) run_train.py --data $(DEMO)/data --model $$model --preset small --folds $(FOLDS) \

@@ -17,7 +17,7 @@ from histokit.options import option, required, run
 class Options:
     """Options of an evaluation."""
 
-    run: list[str] = required("folders that run_train.py wrote")  # noqa: RUF009
+    run: list[str] = required("folders that run_train.py wrote")
     data: str | None = option(
         None, "folder that run_extract.py wrote", shown="the one a run was trained on"
     )

@@ -34,7 +34,7 @@ class Options:
     )
     mpp: float | None = option(None, "microns per level-0 pixel of every slide, overriding its own")
     cancer: str = option("Unknown", "OncoTree code for sources that state none")
-    slides: list[str] = option([], "ids of the slides to extract; an empty list means all")  # noqa: RUF009
+    slides: list[str] = option([], "ids of the slides to extract; an empty list means all")
     batch_size: int = option(16, "patches encoded at a time")
 
 

@@ -60,6 +60,10 @@ class Options:
     preset: str = option("paper", "hyper-parameters below that are not given", tuple(PRESETS))
     lr: float | None = hyper("peak learning rate")
     weight_decay: float | None = hyper("AdamW weight decay")
+    standardize: str | None = hyper(
+        "features to mean 0 and deviation 1: over the training patches, each slide alone, or none",
+        choices=("train", "slide", "none"),
+    )
     epochs: int | None = hyper("epochs at most; the learning-rate schedule spans them")
     patience: int | None = hyper("epochs without a better validation MSE before stopping")
     dropout: float | None = hyper("dropout rate")

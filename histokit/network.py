@@ -15,14 +15,14 @@ from histokit.cohort import Cohort, SlideCache
 from histokit.errors import InputError
 from histokit.files import atomic_path, make_folder
 from histokit.genes import normalise
-from histokit.models.base import Model
+from histokit.models.base import Model, Standardizer
 from histokit.optimise import Result, Settings, TrainingSlide, train_network
 from histokit.sparse import csr_tensor
 from histokit.splits import Split
 
 
 def fit_network(
-    cohort: Cohort, split: Split, cfg, folder: Path, panel: pd.DataFrame, x: np.ndarray
+    cohort: Cohort, split: Split, cfg, folder: Path, panel: pd.DataFrame, standardizer: Standardizer
 ) -> tuple[Model, dict, str]:
     """Train ``cfg.model`` on a fold and write metrics.csv and loss.png into its folder.
 
@@ -35,13 +35,14 @@ def fit_network(
         cfg: options of run_train.py.
         folder: of the fold; checkpoints go into a subfolder that is left there.
         panel: gene and train_mean of the G outputs.
-        x: (N, D) features of all training and validation spots, for standardisation.
+        standardizer: fitted on the training and validation spots.
 
     Returns:
         The trained model, the arguments that rebuild it, and a line on what was done.
     """
     genes = list(panel["gene"])
-    arguments = {"input_dim": x.shape[1], "num_genes": len(genes), "dropout": cfg.dropout}
+    dim = cohort.provenance(split.train[0])["dimension"]
+    arguments = {"input_dim": dim, "num_genes": len(genes), "dropout": cfg.dropout}
     if cfg.model == "histoprism":
         members = cohort.slides.loc[split.train + split.val]
         arguments |= {
@@ -54,8 +55,7 @@ def fit_network(
     def build() -> Model:
         torch.manual_seed(cfg.seed)
         model = models.CLASSES[cfg.model](**arguments)
-        if cfg.model == "mlp":
-            model.standardise(torch.from_numpy(x))
+        model.standardizer = standardizer
         if cfg.start_at_mean:
             model.head.bias.data.copy_(torch.tensor(panel["train_mean"].to_numpy()))
         return model.to(cfg.device)
@@ -101,7 +101,7 @@ def _prepare(cohort, slide_id: str, genes: list[str], model: Model, cfg) -> Trai
     y = normalise(slide.counts, slide.library_size, cfg.target)
     return TrainingSlide(
         slide_id,
-        slide.features.to(cfg.device),
+        model.standardizer(slide.features).to(cfg.device),
         csr_tensor(y).to(cfg.device),
         torch.from_numpy(slide.measured).to(cfg.device),
         model.cancer_code(slide.cancer),

@@ -16,6 +16,7 @@ PRESETS = {
         "num_layers": 2,
         "refit": False,
         "start_at_mean": False,
+        "standardize": "none",
     },
 }
 PRESETS["release"] = PRESETS["paper"] | {"lr": 5e-5, "epochs": 5000}
@@ -29,4 +30,5 @@ PRESETS["small"] = PRESETS["paper"] | {
     "num_layers": 1,
     "refit": True,
     "start_at_mean": True,
+    "standardize": "train",
 }

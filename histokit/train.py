@@ -16,6 +16,7 @@ from histokit.cohort import Cohort
 from histokit.errors import InputError
 from histokit.files import atomic_path
 from histokit.genes import moments, normalise, rank_hvgs, select_panel
+from histokit.models.base import Standardizer
 from histokit.network import fit_network
 from histokit.splits import Split
 
@@ -42,10 +43,11 @@ def train_fold(cohort: Cohort, split: Split, cfg, folder) -> None:
     y, measured, slide = pooled["y"], pooled["measured"], pooled["slide"]
     panel["train_mean"], panel["train_variance"] = moments(y, measured, slide)
     _write_table(panel, folder / "genes.csv")
+    standardizer = Standardizer.fit(cfg.standardize, torch.cat(pooled["x"]))
     if cfg.model in models.NETWORKS:
-        model, arguments, said = fit_network(cohort, split, cfg, folder, panel, pooled["x"])
+        model, arguments, said = fit_network(cohort, split, cfg, folder, panel, standardizer)
     else:
-        model, arguments, said = _fit_closed_form(cfg.model, pooled)
+        model, arguments, said = _fit_closed_form(cfg.model, pooled, standardizer)
     models.save(model, cfg.model, arguments, folder)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     print(f"fold {split.name}: {said}")
@@ -62,7 +64,7 @@ def _pool(slides: list, target: str) -> dict:
     counts = sp.vstack([s.counts for s in slides], format="csr")
     library_size = np.concatenate([s.library_size for s in slides])
     return {
-        "x": torch.cat([s.features for s in slides]).numpy(),
+        "x": [s.features for s in slides],
         "y": normalise(counts, library_size, target),
         "counts": counts,
         "library_size": library_size,
@@ -83,18 +85,23 @@ def _groups(slides: list) -> np.ndarray:
     return np.searchsorted(np.quantile(x, [0.25, 0.5, 0.75]), x)
 
 
-def _fit_closed_form(name: str, pooled: dict) -> tuple[models.Model, dict, str]:
+def _fit_closed_form(
+    name: str, pooled: dict, standardizer: Standardizer
+) -> tuple[models.Model, dict, str]:
     """The fitted model, the arguments that rebuild it, and a line on what was done."""
-    x, y, measured, slide = (pooled[key] for key in ("x", "y", "measured", "slide"))
+    x = torch.cat([standardizer(features) for features in pooled["x"]]).numpy()
+    y, measured, slide = (pooled[key] for key in ("y", "measured", "slide"))
     arguments = {"input_dim": x.shape[1], "num_genes": y.shape[1]}
     if name == "mean":
-        return fit.fit_mean(x, y, measured, slide), arguments, f"mean of {y.shape[0]:,} spots"
-    if name == "ridge-hest":
+        model, said = fit.fit_mean(x, y, measured, slide), "mean"
+    elif name == "ridge-hest":
         model, said = fit.fit_ridge_hest(x, y), "HEST-Bench ridge"
     else:
         model, alpha = fit.fit_ridge(x, y, measured, slide, pooled["group"])
         said = f"ridge, alpha {alpha:.3g} by cross-validation"
-    arguments["num_components"] = len(model.components)
+    if name != "mean":
+        arguments["num_components"] = len(model.components)
+    model.standardizer = standardizer
     return model, arguments, f"{said}, on {y.shape[0]:,} spots"
 
 

@@ -1,6 +1,5 @@
 import copy
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -9,6 +8,7 @@ from torch import nn
 from histokit import models
 from histokit.errors import InputError
 from histokit.models import HistoPrism
+from histokit.models.base import Standardizer
 from histokit.models.histoprism import OFFICIAL_CANCERS
 
 SIZES = {"input_dim": 32, "num_genes": 11, "cancers": ["IDC", "PRAD", "SKCM"]}
@@ -148,13 +148,14 @@ def test_bad_checkpoints(tmp_path, capsys):
 )
 def test_every_model_saves_and_predicts(tmp_path, name, arguments):
     model = models.CLASSES[name](**arguments)
+    model.standardizer = Standardizer.fit("train", torch.randn(9, 32))
     for buffer in model.buffers():
         buffer.copy_(torch.rand_like(buffer) + 0.5)
     models.save(model, name, arguments, tmp_path)
     x = torch.randn(7, 32)
     loaded = models.load(tmp_path)
     torch.testing.assert_close(loaded.predict(x, "PRAD"), model.predict(x, "PRAD"))
-    hidden = loaded.hidden(x, 1)
+    hidden = loaded.hidden(loaded.standardizer(x), 1)
     torch.testing.assert_close(loaded.head(hidden), loaded.predict(x, "PRAD"))
     with pytest.raises(InputError, match="features of 32 dimensions"):
         loaded.predict(torch.randn(7, 31), "PRAD")
@@ -176,10 +177,15 @@ def test_heads_that_do_not_divide():
         HistoPrism(**SMALL | {"input_dim": 30})
 
 
-def test_mlp_is_standardised():
-    x = torch.randn(50, 8) * torch.tensor([1e3, 1e-3] * 4) + 7
+def test_standardisation_by_training_and_by_slide():
+    x = torch.randn(50, 8) * torch.tensor([5.0, 2.0] * 4) + 7
     x[:, 3] = 2.0
-    model = models.MLP(8, 3)
-    model.standardise(x)
-    np.testing.assert_allclose(((x - model.mean) / model.scale)[:, 0].std(), 1, rtol=1e-4)
-    assert model.scale[3] == 1
+    y = torch.randn(20, 8) * 3
+    train = Standardizer.fit("train", x)
+    torch.testing.assert_close(train(x)[:, 0].std(correction=0), torch.tensor(1.0))
+    assert train(y)[:, 3].abs().max() < 50  # constant in training, alive elsewhere
+    slide = Standardizer.fit("slide", x)
+    torch.testing.assert_close(slide(y), (y - y.mean(0)) / y.std(0, correction=0))
+    assert torch.equal(Standardizer.fit("none", x)(y), y)
+    constant = torch.ones(4, 8)
+    assert torch.equal(Standardizer.fit("train", constant)(constant), torch.zeros(4, 8))

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from histokit.errors import InputError
 from histokit.files import atomic_path, read_json, write_json
-from histokit.models.base import Model
+from histokit.models.base import Model, Standardizer
 from histokit.models.baselines import MLP, LinearMap, Mean
 from histokit.models.histoprism import HistoPrism
 from histokit.weights import load_weights
@@ -22,12 +22,19 @@ CLASSES = {
     "histoprism": HistoPrism,
 }
 NETWORKS = ("mlp", "histoprism")
+MOMENTS = ("feature_mean", "feature_scale")
 
 
 def save(model: Model, name: str, arguments: dict, folder: Path) -> None:
     """Write a model; ``arguments`` rebuild it. The weights come last: they mark a whole model."""
-    write_json(folder / "model.json", {"model": name, "arguments": arguments})
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    description = {"model": name, "arguments": arguments, "standardize": model.standardizer.how}
+    write_json(folder / "model.json", description)
+    state = model.state_dict()
+    if model.standardizer.how == "train":
+        state |= dict(
+            zip(MOMENTS, (model.standardizer.mean, model.standardizer.scale), strict=True)
+        )
+    state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     with atomic_path(folder / "model.safetensors") as temporary:
         save_file(state, temporary)
 
@@ -42,5 +49,7 @@ def load(folder: Path) -> Model:
             f"{folder / 'model.safetensors'} is missing or damaged; train the fold again"
         ) from error
     model = CLASSES[description["model"]](**description["arguments"])
+    moments = [state.pop(key) for key in MOMENTS if key in state]
+    model.standardizer = Standardizer(description["standardize"], *moments)
     load_weights(model, state, folder / "model.safetensors")
     return model.eval()

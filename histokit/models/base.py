@@ -2,10 +2,48 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import nn
 
 from histokit.errors import InputError
+
+
+@dataclasses.dataclass
+class Standardizer:
+    """What is done to one slide's features (N, D) before a model sees them.
+
+    ``none`` leaves them. ``train`` standardises with the moments of the training patches.
+    ``slide`` does with the slide's own, which takes out stain and scanner, but also how slides
+    differ. A deviation is never taken below a tenth of its mean over features: one that is
+    constant in training and alive on another slide would otherwise explode there.
+
+    Not part of the state dict, whose names are those of published checkpoints.
+    """
+
+    how: str
+    mean: torch.Tensor | None = None
+    scale: torch.Tensor | None = None
+
+    @classmethod
+    def fit(cls, how: str, x: torch.Tensor) -> Standardizer:
+        """From the features of all training patches x (N, D)."""
+        return cls(how, *_moments(x)) if how == "train" else cls(how)
+
+    def __call__(self, features: torch.Tensor) -> torch.Tensor:
+        """(N, D) to (N, D)."""
+        if self.how == "none":
+            return features
+        mean, scale = (self.mean, self.scale) if self.how == "train" else _moments(features)
+        return (features - mean) / scale
+
+
+def _moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    deviation = x.std(dim=0, correction=0)
+    floor = 0.1 * deviation.mean()
+    scale = deviation.clamp(min=floor) if floor > 0 else torch.ones_like(deviation)
+    return x.mean(dim=0), scale
 
 
 class Model(nn.Module):
@@ -16,6 +54,10 @@ class Model(nn.Module):
     """
 
     cancers: list[str] | None = None
+
+    def __init__(self):
+        super().__init__()
+        self.standardizer = Standardizer("none")
 
     def hidden(
         self, x: torch.Tensor, cancer: int | torch.Tensor, slide_index: torch.Tensor | None = None
@@ -62,4 +104,5 @@ class Model(nn.Module):
                 f"{tuple(features.shape)}; use the encoder it was trained with"
             )
         self.eval()
-        return self(features.to(self.head.weight.dtype), self.cancer_code(cancer)).float()
+        features = self.standardizer(features).to(self.head.weight)
+        return self(features, self.cancer_code(cancer)).float()

@@ -39,13 +39,11 @@ class LinearMap(Model):
 
 
 class MLP(Model):
-    """Three layers on each patch alone, over features standardised as in training."""
+    """Three layers on each patch alone."""
 
     def __init__(self, input_dim: int, num_genes: int, hidden_dim: int = 512, dropout: float = 0.1):
         super().__init__()
         self.input_dim = input_dim
-        self.register_buffer("mean", torch.zeros(input_dim))
-        self.register_buffer("scale", torch.ones(input_dim))
         self.body = nn.Sequential(
             nn.Linear(input_dim, hidden_dim),
             nn.ReLU(),
@@ -56,12 +54,6 @@ class MLP(Model):
         )
         self.head = nn.Linear(hidden_dim, num_genes)
 
-    def standardise(self, x: torch.Tensor) -> None:
-        """Take the mean and deviation of the training features x (N, D); constant ones stay."""
-        scale = x.std(dim=0)
-        self.mean.copy_(x.mean(dim=0))
-        self.scale.copy_(torch.where(scale > 0, scale, 1))
-
     def hidden(self, x, cancer, slide_index=None):
         """(N, D) to (N, hidden_dim)."""
-        return self.body((x - self.mean) / self.scale)
+        return self.body(x)
