@@ -1,0 +1,118 @@
+"""Measure every model on the her2st sections and write the table into RESULTS.md.
+
+    python benchmarks/her2st.py --source ../shared/data/her2st
+
+Stopped and given again, it goes on: every stage skips what is finished.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import run_eval  # noqa: E402
+import run_extract  # noqa: E402
+import run_train  # noqa: E402
+from histokit.files import atomic_path  # noqa: E402
+from histokit.options import option, required, run  # noqa: E402
+
+ENCODERS = ("efficientnet-lite0", "hed", "efficientnet-lite0-random")
+TARGETS = ("counts10k-log1p", "log1p")
+MODELS = {
+    "mean": {"model": "mean"},
+    "ridge-hest": {"model": "ridge-hest"},
+    "ridge": {"model": "ridge"},
+    "mlp, paper": {"model": "mlp"},
+    "mlp, small": {"model": "mlp", "preset": "small"},
+    "histoprism, paper": {"model": "histoprism"},
+    "histoprism, small": {"model": "histoprism", "preset": "small"},
+}
+BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of the measurement."""
+
+    source: str = required("folder of the her2st sections in the legacy layout")
+    out: str = option("work/results", "folder for features and runs")
+    encoders: list[str] = option(list(ENCODERS), "encoders to measure")
+    targets: list[str] = option(list(TARGETS), "targets to measure")
+    results: str = option("RESULTS.md", "file whose measured part is replaced")
+
+
+def main(cfg: Options) -> None:
+    """Extract, train and evaluate what is missing; write the tables of all that is there."""
+    data = Path(cfg.out) / "data"
+    for encoder in cfg.encoders:
+        run_extract.main(
+            run_extract.Options(source=cfg.source, out=str(data), encoder=encoder, cancer="IDC")
+        )
+    tables = []
+    for target in cfg.targets:
+        rows = [
+            {"encoder": encoder, "model": name} | _measure(cfg, data, encoder, target, name)
+            for encoder in cfg.encoders
+            for name in MODELS
+        ]
+        tables.append(f"### Target {target}\n\n{_markdown(pd.DataFrame(rows))}")
+    _replace(Path(cfg.results), "\n\n".join(tables))
+    print(f"wrote the tables to {cfg.results}; runs and reports are in {cfg.out}")
+
+
+def _measure(cfg: Options, data: Path, encoder: str, target: str, name: str) -> dict:
+    folder = Path(cfg.out) / "runs" / target / encoder / name.replace(", ", "-")
+    run_train.main(
+        run_train.Options(
+            data=str(data),
+            encoder=encoder,
+            target=target,
+            run=str(folder),
+            folds=str(ROOT / "benchmarks/her2st_folds.csv"),
+            **MODELS[name],
+        )
+    )
+    if not (folder / "eval" / "summary.csv").is_file():
+        run_eval.main(run_eval.Options(run=[str(folder)], predictions=False))
+    summary = pd.read_csv(folder / "eval" / "summary.csv", dtype={"group": str})
+    summary = summary[summary["average"] == "micro"].set_index(["by", "group", "metric"])
+    row = {}
+    for group, seen in (("C, one section held out", "yes"), ("C -> B4", "no")):
+        for metric, digits in (("pcc_hvg", 3), ("pcc_all", 3), ("mse", 3)):
+            value = summary.loc[("patient_seen", seen, metric)]
+            row[group, metric] = _cell(value["value"], value["low"], value["high"], digits)
+    return row
+
+
+def _cell(value: float, low: float, high: float, digits: int) -> str:
+    if pd.isna(value):
+        return "-"
+    interval = "" if pd.isna(low) else f" [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{value:.{digits}f}{interval}"
+
+
+def _markdown(rows: pd.DataFrame) -> str:
+    names = {"pcc_hvg": "PCC top 50", "pcc_all": "PCC all", "mse": "MSE"}
+    heads = [c if isinstance(c, str) else f"{c[0]}: {names[c[1]]}" for c in rows.columns]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows.to_numpy()])
+
+
+def _replace(path: Path, tables: str) -> None:
+    text = path.read_text()
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    machine = f"Measured on {platform.machine()}, Python {platform.python_version()}."
+    with atomic_path(path) as temporary:
+        temporary.write_text(f"{before}{BEGIN}\n{machine}\n\n{tables}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    run(main, Options, __doc__)
