@@ -57,16 +57,22 @@ def make_folds(slides: pd.DataFrame, folds: str, val_fraction: float, seed: int)
             for of in [slides["patient"]]
             for p in sorted(of.unique())
         ]
-    elif Path(folds).is_dir():
-        named = _from_folder(Path(folds))
-    elif Path(folds).is_file():
-        named = _from_csv(Path(folds))
+    elif Path(folds).exists():
+        named = read_splits(folds)
     else:
         raise InputError(
             f"--folds {folds} is neither auto, leave-one-slide-out, leave-one-patient-out, a CSV "
             "file nor a folder of splits"
         )
     return [_checked(name, roles, slides, val_fraction, seed) for name, roles in named]
+
+
+def read_splits(path: str | Path) -> list[tuple[str, dict[str, list[str]]]]:
+    """Name and slide ids by role of each fold that a file or a folder of splits lists."""
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"the splits {path} do not exist; expected a CSV file or a folder")
+    return _from_folder(path) if path.is_dir() else _from_csv(path)
 
 
 def _from_csv(path: Path) -> list[tuple[str, dict]]:
