@@ -36,6 +36,7 @@ class SlideScore:
         pcc: Pearson correlation over the slide's spots, NaN where it does not exist.
         mse: mean squared error, NaN where not measured.
         variance: of the target, NaN where not measured.
+        target_mean: of the target, NaN where not measured.
     """
 
     fold: str
@@ -52,6 +53,7 @@ class SlideScore:
     pcc: np.ndarray
     mse: np.ndarray
     variance: np.ndarray
+    target_mean: np.ndarray
 
 
 def check_run(run: Run, cohort: Cohort) -> list[tuple[Fold, list[str]]]:
@@ -162,6 +164,7 @@ def score_slide(fold: Fold, hvg: np.ndarray, slide: Slide, prediction, target) -
         pcc=moments.compute()[0].numpy(),
         mse=moments.mse()[0].numpy(),
         variance=moments.target_variance()[0].numpy(),
+        target_mean=moments.target_mean()[0].numpy(),
     )
 
 

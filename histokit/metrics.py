@@ -204,6 +204,10 @@ class StreamingPearson:
         """Population variance of the target: (S, G) float64, NaN without spots."""
         return torch.where(self.moments[0] > 0, self.moments[4] / self.moments[0], torch.nan)
 
+    def target_mean(self) -> Tensor:
+        """Mean of the target: (S, G) float64, NaN without spots."""
+        return torch.where(self.moments[0] > 0, self.moments[2], torch.nan)
+
     def mse(self) -> Tensor:
         """Mean squared error over the entries that count: (S, G) float64, NaN without spots."""
         count, mean_pred, mean_target, pred, target, cross = self.moments

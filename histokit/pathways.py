@@ -1,0 +1,373 @@
+"""Gene sets: read them, name their genes as a panel does, curate them for GPC.
+
+    python -m histokit.pathways --gene-sets c5.go.gmt --universe runs/a/folds/C2/genes.csv \
+        --out go.gmt
+
+Writes the sets that were kept and, beside them, a table of why each other set was not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+
+import pandas as pd
+
+from histokit.errors import InputError
+from histokit.files import atomic_path, make_folder
+from histokit.genes import read_gene_list
+from histokit.options import option, required, run
+
+KEEP = ("larger", "smaller")
+_ENSEMBL = re.compile(r"^(ENS[A-Z]*\d{11})\.\d+$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """How the genes of sets were found in a panel.
+
+    Attributes:
+        column: of the gene table: ``gene``, ``symbol`` or ``gene_id``.
+        named: distinct genes that the sets name.
+        lost: those that the panel lacks, in the order of the sets.
+    """
+
+    column: str
+    named: int
+    lost: tuple[str, ...]
+
+
+def read_gmt(path: str | Path) -> dict[str, list[str]]:
+    """Read gene sets from a GMT file, plain or gzipped: name, description, genes, by tabs.
+
+    gseapy's own parser skips short lines, lets a later set replace one of the same name, and reads
+    no gzip; otherwise this returns what it returns. Two sets of one name whose descriptions
+    differ, as the identifiers of two GO terms do, are told apart by it: ``NAME (description)``.
+
+    Returns:
+        Set name to its genes, each once, in the order of the file.
+
+    Raises:
+        InputError: names file and line: no such file, a line without a gene, two sets of one
+            name and description, no set at all.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"the gene set file {path} does not exist")
+    try:
+        with open(path, "rb") as raw:
+            zipped = raw.read(2) == b"\x1f\x8b"
+        with (gzip.open if zipped else open)(path, "rt", encoding="utf-8-sig") as file:
+            lines = [(n, line.rstrip("\r\n").split("\t")) for n, line in enumerate(file, 1)]
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a whole GMT file ({error}); download it again") from error
+    entries: dict[tuple[str, str], tuple[int, list[str]]] = {}
+    for n, fields in lines:
+        if fields == [""]:
+            continue
+        genes = list(dict.fromkeys(gene.strip() for gene in fields[2:] if gene.strip()))
+        if not fields[0].strip() or not genes:
+            raise InputError(
+                f"line {n} of {path} holds no gene set; expected a name, a description and at "
+                "least one gene with tabs between them"
+            )
+        key = (fields[0].strip(), fields[1].strip())
+        if key in entries:
+            raise InputError(
+                f"line {n} of {path} repeats the set {key[0]} of line {entries[key][0]}; rename "
+                "or remove one of them"
+            )
+        entries[key] = (n, genes)
+    if not entries:
+        raise InputError(f"{path} holds no gene set; expected one a line in the GMT format")
+    uses = Counter(name for name, _ in entries)
+    return {
+        name if uses[name] == 1 else f"{name} ({description})": genes
+        for (name, description), (_, genes) in entries.items()
+    }
+
+
+def write_gmt(path: str | Path, gene_sets: Mapping[str, Iterable[str]]) -> None:
+    """Write gene sets in the GMT format; the description is ``na``."""
+    lines = ("\t".join([name, "na", *genes]) for name, genes in gene_sets.items())
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def load_gene_sets(source: str) -> dict[str, list[str]]:
+    """Gene sets of a GMT file, or of an Enrichr library by its name through gseapy.
+
+    Args:
+        source: a path, or a name such as ``MSigDB_Hallmark_2020``; only a name uses the network.
+
+    Raises:
+        InputError: as ``read_gmt``; no such library, or no network.
+    """
+    if Path(source).exists() or source.lower().endswith((".gmt", ".gz")) or "/" in source:
+        return read_gmt(source)
+    import gseapy
+
+    try:
+        library = gseapy.get_library(source, organism="Human", max_size=1_000_000)
+    except Exception as error:  # gseapy raises bare Exception for an unreachable server
+        raise InputError(
+            f"{source} is neither a file nor a gene set library that gseapy could fetch "
+            f"({type(error).__name__}); give a GMT file instead"
+        ) from error
+    return {name: list(dict.fromkeys(genes)) for name, genes in library.items()}
+
+
+def is_hallmark(gene_sets: Iterable[str]) -> bool:
+    """Whether all sets are MSigDB's Hallmark: they are intersected with a panel, never filtered."""
+    return all(name.startswith("HALLMARK_") for name in gene_sets)
+
+
+def _bare(name: str) -> str:
+    """An Ensembl id without its version, any other name as it is."""
+    found = _ENSEMBL.match(name)
+    return found[1] if found else name
+
+
+def rename(
+    gene_sets: Mapping[str, Iterable[str]], genes: pd.DataFrame
+) -> tuple[dict[str, list[str]], Match]:
+    """Name the genes of sets as a panel does.
+
+    Args:
+        gene_sets: in symbols or Ensembl ids.
+        genes: gene, gene_id, symbol, a row for each gene of the panel; the column that knows most
+            genes of the sets is used. Of rows with one symbol the first is meant.
+
+    Returns:
+        The sets in the names of ``genes["gene"]``, without what the panel lacks, and how they
+        were found.
+
+    Raises:
+        InputError: no gene of any set is in the panel.
+    """
+    named = list(dict.fromkeys(_bare(gene) for genes in gene_sets.values() for gene in genes))
+    panels = {}
+    for column in ("gene", "symbol", "gene_id"):
+        names = [_bare(name) for name in genes[column]]
+        panels[column] = dict(reversed(list(zip(names, genes["gene"], strict=True))))
+        panels[column].pop("", None)
+    column = max(panels, key=lambda column: sum(gene in panels[column] for gene in named))
+    panel = panels[column]
+    match = Match(column, len(named), tuple(gene for gene in named if gene not in panel))
+    if len(match.lost) == match.named:
+        raise InputError(_no_gene(named, list(genes["gene"])))
+    found = {
+        name: list(dict.fromkeys(panel[_bare(g)] for g in members if _bare(g) in panel))
+        for name, members in gene_sets.items()
+    }
+    return found, match
+
+
+def _no_gene(named: Sequence[str], panel: Sequence[str]) -> str:
+    text = (
+        f"none of the {len(named):,} genes of the sets (such as {named[0]}) is in the panel of "
+        f"{len(panel):,} genes"
+    )
+    text += f" (such as {panel[0]})" if len(panel) else ""
+    kinds = ["Ensembl ids" if names[0].startswith("ENS") else "symbols"
+             for names in (named, panel) if len(names)]  # fmt: skip
+    if len(set(kinds)) == 2:
+        return (
+            f"{text}: the sets name {kinds[0]}, the panel {kinds[1]}; give sets in the same names, "
+            "or a genes.csv whose columns gene_id and symbol translate them"
+        )
+    return f"{text}; give sets of the same species and kind of name"
+
+
+def curate(
+    gene_sets: Mapping[str, Iterable[str]],
+    universe: Iterable[str] | None = None,
+    min_size: int = 50,
+    max_size: int | None = 100,
+    max_jaccard: float = 0.1,
+    keep: str = "larger",
+) -> dict[str, list[str]]:
+    """Curate gene sets into a benchmark: intersect, filter by size, filter redundancy.
+
+    A set stays when its Jaccard index with every set that stayed before it is at most
+    ``max_jaccard``. With ``keep="larger"`` sets come from the largest to the smallest, ties in the
+    order given: the benchmark that HistoPrism's authors released. With ``keep="smaller"`` they come
+    from the smallest to the largest, ties in the order given: it is the paper's rule (section
+    3.3), which removes the larger of a violating pair until none is left, taking first the pair
+    whose smaller set is smallest. Either way each set that goes conflicts with one that stays.
+
+    Args:
+        gene_sets: name to genes.
+        universe: genes that exist, in the same names; all by default.
+        min_size: genes of a set within the universe, at least.
+        max_size: the same, at most; None for no limit.
+        max_jaccard: in [0, 1], read as the decimal it prints as and compared in integers, so that
+            0.1 means one tenth; 1 keeps every set.
+        keep: ``larger`` or ``smaller``.
+
+    Returns:
+        The sets that stay, within the universe, in the order they were kept in.
+
+    Raises:
+        InputError: limits that no set can meet, or no gene of any set in the universe.
+    """
+    return curate_with_table(gene_sets, universe, min_size, max_size, max_jaccard, keep)[0]
+
+
+def curate_with_table(
+    gene_sets: Mapping[str, Iterable[str]],
+    universe: Iterable[str] | None = None,
+    min_size: int = 50,
+    max_size: int | None = 100,
+    max_jaccard: float = 0.1,
+    keep: str = "larger",
+) -> tuple[dict[str, list[str]], pd.DataFrame]:
+    """As ``curate``, with one row a set: name, size, size_in_universe, kept, reason, conflict (the
+    kept set most like it), jaccard (with that set)."""  # noqa: D205, D209
+    threshold = _check_limits(min_size, max_size, max_jaccard, keep)
+    sets = _within(gene_sets, universe)
+    rows = {}
+    for name, genes in sets.items():
+        if not genes:
+            reason = "no gene in the universe"
+        elif len(genes) < min_size:
+            reason = f"fewer than {min_size} genes"
+        elif max_size is not None and len(genes) > max_size:
+            reason = f"more than {max_size} genes"
+        else:
+            reason = ""
+        size = len(set(gene_sets[name]))
+        rows[name] = [name, size, len(genes), not reason, reason, "", float("nan")]
+    sign = -1 if keep == "larger" else 1
+    candidates = [name for name in sets if not rows[name][4]]
+    candidates.sort(key=lambda name: sign * len(sets[name]))
+    kept, conflicts = _drop_redundant(candidates, sets, threshold)
+    for name, (other, jaccard) in conflicts.items():
+        rows[name][3:] = [False, f"Jaccard index over {max_jaccard}", other, jaccard]
+    columns = ["name", "size", "size_in_universe", "kept", "reason", "conflict", "jaccard"]
+    return {name: sets[name] for name in kept}, pd.DataFrame(rows.values(), columns=columns)
+
+
+def _check_limits(min_size, max_size, max_jaccard, keep) -> Fraction:
+    if keep not in KEEP:
+        raise InputError(f"keep must be larger or smaller, got {keep!r}")
+    if min_size < 1 or (max_size is not None and max_size < min_size):
+        raise InputError(
+            f"the sizes of gene sets must be 1 <= minimum <= maximum, got {min_size} to {max_size}"
+        )
+    try:
+        threshold = Fraction(str(max_jaccard))
+    except ValueError:
+        threshold = Fraction(-1)
+    if not 0 <= threshold <= 1:
+        raise InputError(f"max_jaccard must lie in [0, 1], got {max_jaccard}")
+    return threshold
+
+
+def _within(gene_sets, universe: Iterable[str] | None) -> dict[str, list[str]]:
+    """Sets intersected with a universe, each gene once."""
+    sets = {name: list(dict.fromkeys(genes)) for name, genes in gene_sets.items()}
+    if universe is None:
+        return sets
+    universe = list(universe)
+    known = frozenset(universe)
+    named = list(dict.fromkeys(chain.from_iterable(sets.values())))
+    if not any(gene in known for gene in named):
+        raise InputError(_no_gene(named, universe) if named else "the gene sets name no gene")
+    return {name: [gene for gene in genes if gene in known] for name, genes in sets.items()}
+
+
+def _drop_redundant(
+    names: Sequence[str], sets: Mapping[str, Collection[str]], threshold: Fraction
+) -> tuple[list[str], dict[str, tuple[str, float]]]:
+    """Take sets in order unless too like one taken; which stay, and what each other runs into.
+
+    An index from gene to the sets taken finds all overlaps of a set at once; few sets that stay
+    share a gene, so this is fast where comparing pairs would be quadratic.
+    """
+    p, q = threshold.numerator, threshold.denominator
+    owners: dict[str, list[int]] = {}
+    kept, conflicts = [], {}
+    for name in names:
+        genes = sets[name]
+        shared = Counter(chain.from_iterable(owners[g] for g in genes if g in owners))
+        worst, other = 0.0, ""
+        for index, count in shared.items():
+            union = len(genes) + len(sets[kept[index]]) - count
+            if count * q > p * union and count / union > worst:
+                worst, other = count / union, kept[index]
+        if other:
+            conflicts[name] = (other, worst)
+            continue
+        for gene in genes:
+            owners.setdefault(gene, []).append(len(kept))
+        kept.append(name)
+    return kept, conflicts
+
+
+def read_universe(path: str | Path) -> pd.DataFrame:
+    """A panel as gene, gene_id, symbol, from a genes.csv of a run or a list of one gene a line."""
+    path = Path(path)
+    if path.suffix.lower() != ".csv" or not path.is_file():
+        return pd.DataFrame({"gene": read_gene_list(path), "gene_id": "", "symbol": ""})
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if "gene" not in table or table.empty:
+        raise InputError(f"{path} has no column gene; expected the columns gene, gene_id, symbol")
+    return table.reindex(columns=["gene", "gene_id", "symbol"], fill_value="")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of a curation."""
+
+    gene_sets: str = required("GMT file, plain or gzipped, or a library's name for gseapy")
+    out: str = required("GMT file to write; the table of reasons goes beside it")
+    universe: str | None = option(
+        None, "genes that exist: a genes.csv of a run, or a file with one gene a line", shown="all"
+    )
+    min_size: int = option(50, "genes of a set within the universe, at least")
+    max_size: int = option(100, "genes of a set within the universe, at most")
+    max_jaccard: float = option(0.1, "Jaccard index of two sets that both stay, at most")
+    keep: str = option(
+        "larger",
+        "of two sets too alike: larger, as HistoPrism's authors released, or smaller, their text",
+        choices=KEEP,
+    )
+
+
+def main(cfg: Options) -> None:
+    """Curate one file of gene sets."""
+    gene_sets, universe = load_gene_sets(cfg.gene_sets), None
+    sizes = {name: len(set(genes)) for name, genes in gene_sets.items()}
+    if cfg.universe:
+        panel = read_universe(cfg.universe)
+        universe = list(panel["gene"])
+        gene_sets, match = rename(gene_sets, panel)
+        found = match.named - len(match.lost)
+        print(f"{found:,} of {match.named:,} genes of the sets are in the universe, by its "
+              f"column {match.column}")  # fmt: skip
+    limits = (cfg.min_size, cfg.max_size, cfg.max_jaccard)
+    if is_hallmark(gene_sets):
+        print("Hallmark sets are intersected with the universe and not filtered")
+        limits = (1, None, 1)
+    kept, table = curate_with_table(gene_sets, universe, *limits, cfg.keep)
+    table["size"] = table["name"].map(sizes)
+    out = Path(cfg.out)
+    make_folder(out.parent)
+    reasons = out.with_name(f"{out.stem}_curation.csv")
+    write_gmt(out, kept)
+    with atomic_path(reasons) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")
+    for reason, count in table.loc[~table["kept"], "reason"].value_counts().items():
+        print(f"{count:6,} sets dropped: {reason}")
+    print(f"{len(kept):6,} of {len(table):,} sets kept, see {out} and {reasons}")
+
+
+if __name__ == "__main__":
+    run(main, Options, __doc__)
