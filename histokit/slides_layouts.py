@@ -195,7 +195,8 @@ def read_hest(source: Path, cancer: str) -> list[SlideSource]:
         row = metadata.loc[slide_id]
         counts = source / "st" / f"{slide_id}.h5ad"
         mpp = positive(row["pixel_size_um_estimated"], f"{tables[0]}: pixel size of {slide_id}")
-        patient = f"{row['dataset_title']} / {row['patient']}" if row["patient"] else slide_id
+        name = row["patient"].strip()  # some cells hold blanks only
+        patient = f"{row['dataset_title']} / {name}" if name else slide_id
         slides.append(
             SlideSource(
                 slide_id,

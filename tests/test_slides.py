@@ -157,7 +157,7 @@ def test_legacy_layout_without_an_image(tmp_path):
         read_source(tmp_path)
 
 
-def write_hest(folder, key="barcode", side=224, spatial=True):
+def write_hest(folder, key="barcode", side=224, spatial=True, patient="1"):
     (folder / "patches").mkdir(parents=True)
     (folder / "st").mkdir()
     rng = np.random.default_rng(0)
@@ -173,7 +173,7 @@ def write_hest(folder, key="barcode", side=224, spatial=True):
     row = {
         "id": "TENX1",
         "oncotree_code": "SKCM",
-        "patient": "1",
+        "patient": patient,
         "dataset_title": "Study",
         "st_technology": "Xenium",
         "pixel_size_um_estimated": 0.25,
@@ -191,6 +191,12 @@ def test_hest_layout(tmp_path, key):
     assert joined.obs["row"].tolist() == list(range(12))
     np.testing.assert_array_equal(joined.X.toarray(), counts)
     np.testing.assert_allclose(joined.obsm["spatial"], np.arange(24).reshape(12, 2) * 100 + 111.3)
+
+
+@pytest.mark.parametrize("patient", ["", "   "])
+def test_hest_slide_without_a_patient_stands_for_itself(tmp_path, patient):
+    write_hest(tmp_path, patient=patient)
+    assert read_source(tmp_path)[0].patient == "TENX1"
 
 
 def test_hest_centres_from_the_patches(tmp_path):
