@@ -20,6 +20,7 @@ from histokit.presets import PRESETS
 
 hyper = functools.partial(option, None, group="network", shown="the preset's")
 FEATURE_KEYS = "encoder weights_sha256 dimension transform pooling patch_um precision".split()
+FREE = ("machine", "checks")  # groups of options that may differ when a training goes on
 MODELS = ("mean", "ridge-hest", "ridge", "mlp", "histoprism")
 
 
@@ -49,8 +50,9 @@ class Options:
     )
     folds: str = option(
         "auto",
-        "auto (by patient where there are several, else by slide), leave-one-slide-out, "
-        "leave-one-patient-out, a CSV slide_id,split[,fold], or a folder of HEST-Bench or "
+        "a number of folds that share no patient, auto (4, or one a patient or a slide where "
+        "there are fewer), leave-one-slide-out, leave-one-patient-out, a CSV "
+        "slide_id,split[,fold], or a folder of HEST-Bench or "
         "HistoPrism splits",
     )
     val_fraction: float = option(
@@ -78,6 +80,17 @@ class Options:
     )
     clip: float = option(1.0, "largest norm of the gradient", group="network")
     slides_per_step: int = option(1, "slides packed in one step", group="network")
+    allow_leakage: bool = option(
+        False,
+        "train although a test slide shares its patient or image with training or validation",
+        group="checks",
+    )
+    controls: bool = option(
+        False,
+        "also train the model on shuffled spots and a line on the library size, in RUN/controls; "
+        "run_eval.py shows them beside the run",
+        group="checks",
+    )
     cache_gb: float = option(4.0, "memory for slides kept between epochs, in GB", group="machine")
     device: str = option("cpu", "torch device, such as cpu or cuda", group="machine")
     checkpoint_seconds: float = option(30.0, "seconds between checkpoints", group="machine")
@@ -86,43 +99,61 @@ class Options:
 
 def main(cfg: Options) -> None:
     """Train every fold that is not trained yet."""
+    from histokit import audit, controls
     from histokit.cohort import Cohort
     from histokit.files import folder_lock, make_folder
     from histokit.splits import make_folds
-    from histokit.train import train_fold
 
     values = {k: v for k, v in dataclasses.asdict(cfg).items() if v is not None}
     cfg = dataclasses.replace(cfg, **(PRESETS[cfg.preset] | values))
     cohort = Cohort(cfg.data, cfg.encoder)
     folds = make_folds(cohort.slides, cfg.folds, cfg.val_fraction, cfg.seed)
+    leaks = audit.training_leaks(cohort, folds)
+    if not cfg.allow_leakage:
+        audit.refuse_leakage(leaks)
     folder = make_folder(cfg.run)
     with folder_lock(folder):
-        _claim(folder, cfg, cohort, [fold.name for fold in folds])
-        for fold in folds:
-            train_fold(cohort, fold, cfg, make_folder(folder / "folds" / fold.name))
+        _claim(folder, cfg, cohort, folds)
+        audit.audit_training(cohort, folds, cfg.panel, folder / "audit", leaks)
+        _train(folder, cfg, cohort, folds)
+        if cfg.controls:
+            for place, options, slides, note in controls.trainings(cohort, cfg, folder):
+                print(f"control: {controls.LABELS[note['kind']]}")
+                _claim(make_folder(place), options, slides, folds, note)
+                _train(place, options, slides, folds)
     print(f"wrote {cfg.model} for {len(folds)} folds to {folder}")
 
 
-def _claim(folder: Path, cfg: Options, cohort, folds: list[str]) -> None:
+def _train(folder: Path, cfg: Options, cohort, folds: list) -> None:
+    from histokit.files import make_folder
+    from histokit.train import train_fold
+
+    for fold in folds:
+        train_fold(cohort, fold, cfg, make_folder(folder / "folds" / fold.name))
+
+
+def _claim(folder: Path, cfg: Options, cohort, folds: list, control: dict | None = None) -> None:
     """Write config.json, or check that the run in the folder is this one."""
     from histokit.errors import InputError
     from histokit.files import read_json, write_json
 
-    machine = {f.name for f in dataclasses.fields(cfg) if f.metadata["group"] == "machine"}
+    free = {f.name for f in dataclasses.fields(cfg) if f.metadata["group"] in FREE} | {"run"}
     options = dataclasses.asdict(cfg)
     features = cohort.provenance(cohort.slides.index[0])
     config = {
         "options": options,
-        "folds": folds,
+        "folds": [fold.name for fold in folds],
         "features": {k: features[k] for k in FEATURE_KEYS if k in features},
         "environment": {name: version(name) for name in ("torch", "numpy", "scikit-learn")}
         | {"python": platform.python_version(), "histokit": __version__},
     }
+    if control:
+        config["control"] = control
     path = folder / "config.json"
     if path.is_file():
         there = read_json(path)
         for name, value in options.items():
-            if name not in machine | {"run"} and there["options"].get(name) != value:
+            if name not in free and there["options"].get(name) != value:
                 raise InputError(
                     f"{folder} holds a run with --{name.replace('_', '-')} "
                     f"{there['options'].get(name)}, not {value}; give another --run or delete it"

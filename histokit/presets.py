@@ -23,7 +23,7 @@ PRESETS["release"] = PRESETS["paper"] | {"lr": 5e-5, "epochs": 5000}
 PRESETS["small"] = PRESETS["paper"] | {
     "lr": 1e-3,
     "weight_decay": 0.1,
-    "epochs": 200,
+    "epochs": 100,
     "patience": 30,
     "dropout": 0.3,
     "feedforward_dim": 512,

@@ -32,8 +32,9 @@ def make_folds(slides: pd.DataFrame, folds: str, val_fraction: float, seed: int)
 
     Args:
         slides: index slide_id, column patient.
-        folds: ``auto``, which leaves out a patient at a time, or a slide where there is one
-            patient; ``leave-one-slide-out``, ``leave-one-patient-out``; a CSV ``slide_id,split``
+        folds: a number of folds that share no patient; ``auto``, four of them or one a patient,
+            or one a slide where there is one patient; ``leave-one-slide-out``,
+            ``leave-one-patient-out``; a CSV ``slide_id,split``
             with an optional third column ``fold``; a HEST-Bench task folder (``train_0.csv``,
             ``test_0.csv``, ...); or a folder with ``train_split.csv``, ``val_split.csv``,
             ``test_split.csv``, as HistoPrism published.
@@ -45,9 +46,11 @@ def make_folds(slides: pd.DataFrame, folds: str, val_fraction: float, seed: int)
         InputError: slides that the cohort lacks, a fold without training or test slides.
     """
     if folds == "auto":
-        several = slides["patient"].nunique() > 1
-        folds = "leave-one-patient-out" if several else "leave-one-slide-out"
-    if folds == "leave-one-slide-out":
+        patients = slides["patient"].nunique()
+        folds = str(min(4, patients)) if patients > 1 else "leave-one-slide-out"
+    if folds.isdecimal():
+        named = _by_patient(slides, int(folds))
+    elif folds == "leave-one-slide-out":
         named = [
             (s, {"train": [t for t in slides.index if t != s], "test": [s]}) for s in slides.index
         ]
@@ -61,8 +64,8 @@ def make_folds(slides: pd.DataFrame, folds: str, val_fraction: float, seed: int)
         named = read_splits(folds)
     else:
         raise InputError(
-            f"--folds {folds} is neither auto, leave-one-slide-out, leave-one-patient-out, a CSV "
-            "file nor a folder of splits"
+            f"--folds {folds} is neither auto, a number, leave-one-slide-out, "
+            "leave-one-patient-out, a CSV file nor a folder of splits"
         )
     return [_checked(name, roles, slides, val_fraction, seed) for name, roles in named]
 
@@ -73,6 +76,21 @@ def read_splits(path: str | Path) -> list[tuple[str, dict[str, list[str]]]]:
     if not path.exists():
         raise InputError(f"the splits {path} do not exist; expected a CSV file or a folder")
     return _from_folder(path) if path.is_dir() else _from_csv(path)
+
+
+def _by_patient(slides: pd.DataFrame, count: int) -> list[tuple[str, dict]]:
+    """Deal the patients of each cancer out in turn, so that a cancer is in most trainings."""
+    patients = slides.sort_values(["cancer", "patient"])["patient"].unique()
+    if not 2 <= count <= len(patients):
+        raise InputError(
+            f"--folds {count} cannot be made of {len(patients)} patients; give 2 to "
+            f"{len(patients)}, or leave-one-slide-out"
+        )
+    fold = slides["patient"].map({p: i % count for i, p in enumerate(patients)})
+    return [
+        (str(k), {"train": list(slides.index[fold != k]), "test": list(slides.index[fold == k])})
+        for k in range(count)
+    ]
 
 
 def _from_csv(path: Path) -> list[tuple[str, dict]]:

@@ -32,8 +32,25 @@ def test_leave_one_slide_out_validates_on_another_patient(slides):
 
 
 def test_auto_leaves_out_patients_or_slides(slides):
-    assert len(make_folds(slides, "auto", 0.2, seed=0)) == 3
+    assert [f.test for f in make_folds(slides, "auto", 0.2, seed=0)] == [
+        ["A1", "A2"],
+        ["B1"],
+        ["C1", "C2"],
+    ]
     assert len(make_folds(slides.assign(patient="A"), "auto", 0.2, seed=0)) == 5
+
+
+def test_number_of_folds(slides):
+    more = pd.concat([slides, slides.rename("x{}".format).assign(cancer="PRAD")])
+    more["patient"] = more["cancer"] + more["patient"]
+    folds = make_folds(more, "2", 0.2, seed=0)
+    assert sorted(folds[0].test + folds[1].test) == sorted(more.index)
+    for fold in folds:
+        assert set(more.cancer[fold.test]) == {"IDC", "PRAD"}
+        assert set(more.patient[fold.test]).isdisjoint(more.patient[fold.train + fold.val])
+    for count in ("1", "7"):
+        with pytest.raises(InputError, match="give 2 to 6"):
+            make_folds(more, count, 0.2, seed=0)
 
 
 def test_one_patient_validates_on_a_slide_and_one_slide_on_none(slides):
