@@ -82,7 +82,8 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, dpi=140, facecolor="white", format="png")
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure that no window owns; width and height in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -98,7 +99,7 @@ def gene_maps(tissue: Tissue, maps: list[GeneMap], title: str, unit: str) -> Fig
     faded = (255 - 0.35 * (255 - plain.mean(axis=2))).astype(np.uint8)
     aspect = (bottom - top) / (right - left)
     with matplotlib.rc_context(STYLE):
-        figure = _figure(11.5, 0.7 + len(maps) * (3.3 * aspect + 0.45))
+        figure = new_figure(11.5, 0.7 + len(maps) * (3.3 * aspect + 0.45))
         figure.suptitle(title, fontsize=13, fontweight="bold")
         axes = figure.subplots(len(maps), 3, squeeze=False)
         for row, gene in zip(axes, maps, strict=True):
@@ -177,7 +178,7 @@ def pcc_histogram(genes: pd.DataFrame) -> Figure:
     groups = [("all genes", scored["pcc"], COLOURS[4])]
     groups.append(("highly variable genes", scored.loc[scored["hvg_folds"] > 0, "pcc"], COLOURS[5]))
     with matplotlib.rc_context(STYLE):
-        figure = _figure(7.5, 4.6)
+        figure = new_figure(7.5, 4.6)
         panels = figure.subplots(2, 1, sharex=True)
         edges = np.arange(-1, 1.0001, 0.04)
         for axis, (name, values, colour) in zip(panels, groups, strict=True):
@@ -207,7 +208,7 @@ def slide_bars(slides: pd.DataFrame, num_hvg: int) -> Figure:
         names, cancers = names + ", " + slides["cancer"], []
     size = float(np.clip(20 / len(slides), 0.13, 0.34))
     with matplotlib.rc_context(STYLE | {"hatch.linewidth": 1.0, "hatch.color": "white"}):
-        figure = _figure(8, 1.6 + size * len(slides))
+        figure = new_figure(8, 1.6 + size * len(slides))
         axis = figure.subplots()
         place = np.arange(len(slides))
         colours = [COLOURS[cancers.index(c) if cancers else 0] for c in slides["cancer"]]
@@ -245,7 +246,7 @@ def _label(axis, value: float, at: tuple, offset: float, **style) -> None:
 def run_dots(table: pd.DataFrame, metric_label: str) -> Figure:
     """Headline PCC of each run with its interval, best on top."""
     with matplotlib.rc_context(STYLE):
-        figure = _figure(8, 1.1 + 0.42 * len(table))
+        figure = new_figure(8, 1.1 + 0.42 * len(table))
         axis = figure.subplots()
         place = np.arange(len(table))
         value = table["pcc_hvg"].to_numpy()

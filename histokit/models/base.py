@@ -92,8 +92,8 @@ class Model(nn.Module):
         return self.cancers.index(cancer)
 
     @torch.inference_mode()
-    def predict(self, features: torch.Tensor, cancer: str) -> torch.Tensor:
-        """One slide's features (N, D) and oncotree code to expression (N, G), float32.
+    def embed(self, features: torch.Tensor, cancer: str) -> torch.Tensor:
+        """One slide's features (N, D) and oncotree code to the head's input (N, d).
 
         Raises:
             InputError: features of another dimension, or an unknown cancer code.
@@ -105,4 +105,13 @@ class Model(nn.Module):
             )
         self.eval()
         features = self.standardizer(features).to(self.head.weight)
-        return self(features, self.cancer_code(cancer)).float()
+        return self.hidden(features, self.cancer_code(cancer))
+
+    @torch.inference_mode()
+    def predict(self, features: torch.Tensor, cancer: str) -> torch.Tensor:
+        """One slide's features (N, D) and oncotree code to expression (N, G), float32.
+
+        Raises:
+            InputError: as ``embed``.
+        """
+        return self.head(self.embed(features, cancer)).float()

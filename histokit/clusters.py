@@ -1,0 +1,176 @@
+"""Do clusters of predicted expression follow cancer types (section 4.4 of HistoPrism)?
+
+The paper gives neither algorithm nor level nor resolution, so each is named beside its figures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import pandas as pd
+import torch
+
+from histokit.cohort import Cohort
+from histokit.evaluate import check_run
+from histokit.runs import Run
+
+COMPONENTS = 50
+SEEDS = 5
+NEIGHBOURS = 15
+# Predicted rows in memory at once. An incremental PCA costs least when a batch is a few times as
+# large as the number of components; 256 rows of 38,982 genes are 40 MB.
+ROWS = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Predicted expression (n, G) float32 of some spots of one slide."""
+
+    slide_id: str
+    cancer: str
+    prediction: np.ndarray
+
+
+def predicted_blocks(run: Run, cohort: Cohort) -> Iterator[Block]:
+    """Predict the test slides of a run, a few spots at a time, each slide once.
+
+    Genes are those that all folds predict. Slides without a cancer code are left out.
+    """
+    work = check_run(run, cohort)
+    shared = pd.Index(work[0][0].genes["gene"])
+    for fold, _ in work[1:]:
+        shared = shared[shared.isin(fold.genes["gene"])]
+    done = set()
+    for fold, test in work:
+        model, genes = fold.load_model(), pd.Index(fold.genes["gene"])
+        columns = torch.from_numpy(genes.get_indexer(shared))
+        weight, bias = model.head.weight.detach()[columns], model.head.bias.detach()[columns]
+        for slide_id in test:
+            cancer = cohort.slides.loc[slide_id, "cancer"]
+            if slide_id in done or not cancer:
+                continue
+            done.add(slide_id)
+            hidden = model.embed(cohort.load(slide_id, []).features, cancer)
+            for part in hidden.split(ROWS):
+                yield Block(slide_id, cancer, torch.addmm(bias, part, weight.T).float().numpy())
+
+
+def cancers_tested(run: Run, cohort: Cohort) -> dict[str, str]:
+    """Cancer code of each test slide that has one."""
+    slides = dict.fromkeys(slide for _, test in check_run(run, cohort) for slide in test)
+    codes = {slide: cohort.slides.loc[slide, "cancer"] for slide in slides}
+    return {slide: code for slide, code in codes.items() if code}
+
+
+def score_clusters(
+    blocks: Callable[[], Iterable[Block]], components: int = COMPONENTS, seeds: int = SEEDS
+) -> pd.DataFrame:
+    """Cluster predicted expression over all genes and compare with the cancer types.
+
+    Args:
+        blocks: called twice, yields the same predictions both times; memory is one batch of
+            spots, the mean of each slide and the principal components of each spot.
+        components: of the PCA, fewer where there are fewer spots or slides.
+        seeds: of the clusterings, whose scores are averaged.
+
+    Returns:
+        One row for each ``level`` (``slide``, its mean prediction; ``spot``) and ``method``
+        (``k-means`` with as many clusters as cancer types; ``leiden`` of the graph of 15 nearest
+        neighbours at resolution 1): ``items`` clustered, ``cancers``, ``clusters`` on average,
+        ``ami``, ``ami_sd``, ``ari``, ``ari_sd`` over seeds.
+
+    Raises:
+        ValueError: fewer than two cancer types, which no clustering can agree with.
+    """
+    slides, pca = _first_pass(blocks(), components)
+    labels = np.array([cancer for cancer, _, _ in slides.values()])
+    if len(set(labels)) < 2:
+        raise ValueError("score_clusters: blocks must hold slides of at least two cancer types")
+    means = np.stack([total / count for _, count, total in slides.values()])
+    rows = _level("slide", _project(means, components), labels, seeds)
+    spots, owners = [], []
+    for block in blocks():
+        spots.append(pca.transform(block.prediction).astype(np.float32))
+        owners += [block.cancer] * len(block.prediction)
+    rows += _level("spot", np.concatenate(spots), np.array(owners), seeds)
+    return pd.DataFrame(rows)
+
+
+def _first_pass(blocks: Iterable[Block], components: int):
+    """Per slide (cancer, spots, sum of predictions), and the PCA of all spots."""
+    slides: dict[str, tuple[str, int, np.ndarray]] = {}
+    pca, waiting = None, []
+    for block in blocks:
+        _, count, total = slides.get(block.slide_id, ("", 0, 0.0))
+        total = total + block.prediction.sum(axis=0, dtype=np.float64)
+        slides[block.slide_id] = (block.cancer, count + len(block.prediction), total)
+        waiting.append(block.prediction)
+        if sum(map(len, waiting)) >= ROWS:
+            pca, waiting = _fit(pca, np.concatenate(waiting), components), []
+    if waiting:
+        pca = _fit(pca, np.concatenate(waiting), components)
+    return slides, pca
+
+
+def _fit(pca, batch: np.ndarray, components: int):
+    from sklearn.decomposition import IncrementalPCA
+
+    pca = pca or IncrementalPCA(min(components, *batch.shape))
+    return pca.partial_fit(batch)
+
+
+def _project(means: np.ndarray, components: int) -> np.ndarray:
+    from sklearn.decomposition import PCA
+
+    components = min(components, len(means) - 1, means.shape[1])
+    return PCA(components, random_state=0).fit_transform(means)
+
+
+def _level(level: str, points: np.ndarray, cancers: np.ndarray, seeds: int) -> list[dict]:
+    from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
+
+    rows = []
+    for method, cluster in (("k-means", _k_means), ("leiden", _leiden)):
+        found = [cluster(points, len(set(cancers)), seed) for seed in range(seeds)]
+        ami = [adjusted_mutual_info_score(cancers, labels) for labels in found]
+        ari = [adjusted_rand_score(cancers, labels) for labels in found]
+        rows.append(
+            {
+                "level": level,
+                "method": method,
+                "items": len(points),
+                "cancers": len(set(cancers)),
+                "clusters": float(np.mean([len(set(labels)) for labels in found])),
+                "ami": float(np.mean(ami)),
+                "ami_sd": float(np.std(ami)),
+                "ari": float(np.mean(ari)),
+                "ari_sd": float(np.std(ari)),
+            }
+        )
+    return rows
+
+
+def _k_means(points: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():  # fewer distinct points than clusters are an answer too
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return KMeans(num_clusters, n_init=3, random_state=seed).fit_predict(points)
+
+
+def _leiden(points: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:
+    """Labels from the graph of nearest neighbours; the number of clusters is the method's own."""
+    import anndata
+    import scanpy
+
+    data = anndata.AnnData(points)
+    near = min(NEIGHBOURS, len(points) - 1)
+    scanpy.pp.neighbors(data, n_neighbors=near, use_rep="X", random_state=seed)
+    scanpy.tl.leiden(
+        data, flavor="igraph", n_iterations=2, directed=False, random_state=seed, resolution=1.0
+    )
+    return data.obs["leiden"].to_numpy()

@@ -1,0 +1,137 @@
+"""Pictures of pathways: their scores, scores by variance level, and two runs against each other."""
+
+from __future__ import annotations
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from histokit.coherence import LEVELS
+from histokit.plots import INK, PALE, STYLE, new_figure
+
+_SHOWN = 25  # pathways of each end where there are too many to name
+_LEVEL_MAP = matplotlib.colormaps["viridis"].resampled(LEVELS)
+_LEVEL_NORM = matplotlib.colors.BoundaryNorm(np.arange(0.5, LEVELS + 1), LEVELS)
+
+
+def short_name(pathway: str) -> str:
+    """A pathway's name without its collection, short enough for an axis."""
+    for prefix in ("HALLMARK_", "GOBP_", "GOCC_", "GOMF_"):
+        pathway = pathway.removeprefix(prefix)
+    pathway = pathway.replace("_", " ")
+    return pathway if len(pathway) <= 44 else f"{pathway[:42]}\u2026"
+
+
+def _colour(levels) -> np.ndarray:
+    return _LEVEL_MAP(_LEVEL_NORM(levels))
+
+
+def _level_bar(figure: Figure, axis) -> None:
+    scale = matplotlib.cm.ScalarMappable(_LEVEL_NORM, _LEVEL_MAP)
+    bar = figure.colorbar(scale, ax=axis, ticks=range(1, LEVELS + 1), aspect=30, pad=0.02)
+    bar.set_label("variance level (1 lowest)")
+    bar.outline.set_visible(False)
+
+
+def pathway_dots(table: pd.DataFrame, mean_pcc: float) -> Figure:
+    """Score of each pathway with its interval, best on top; the line is the mean over all genes.
+
+    Args:
+        table: of ``histokit.coherence.coherence``; of many pathways the best and the worst.
+        mean_pcc: of all genes.
+    """
+    table = table.dropna(subset="score").sort_values("score", ascending=False, kind="stable")
+    if len(table) > 2 * _SHOWN:
+        table = pd.concat([table.head(_SHOWN), table.tail(_SHOWN)])
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(9.5, 1.2 + 0.2 * len(table))
+        axis = figure.subplots()
+        place, colours = np.arange(len(table)), _colour(table["variance_level"])
+        axis.hlines(place, table["low"], table["high"], color=PALE, lw=1.2, zorder=1)
+        axis.scatter(table["score"], place, c=colours, s=34, zorder=2)
+        axis.axvline(mean_pcc, color=INK, linewidth=1, linestyle="--")
+        axis.axvline(0, color=PALE, linewidth=0.8, linestyle=":")
+        axis.set_yticks(place, [short_name(name) for name in table.index])
+        axis.tick_params(axis="y", length=0, labelsize=8)
+        axis.set_ylim(len(table) - 0.4, -0.6)
+        axis.set_xlabel("pathway coherence: mean PCC of its genes, mean over test slides")
+        _level_bar(figure, axis)
+    return figure
+
+
+def by_level(values: pd.Series, levels: pd.Series, means: pd.DataFrame, label: str) -> Figure:
+    """A value of each pathway by its variance level, and the mean of a level with its interval.
+
+    Args:
+        values: by pathway, a score or a gain.
+        levels: by pathway.
+        means: of ``histokit.coherence.scores_by_level``.
+        label: of the value.
+    """
+    values = values.dropna()
+    levels = levels[values.index]
+    shift = np.random.default_rng(0).uniform(-0.16, 0.16, len(values))
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(7.5, 4)
+        axis = figure.subplots()
+        axis.axhline(0, color=PALE, linewidth=0.8, linestyle=":")
+        axis.scatter(levels - 0.1 + shift, values, c=_colour(levels), s=22, alpha=0.8, linewidths=0)
+        at = means.index + 0.27
+        axis.vlines(at, means["low"], means["high"], color=INK, lw=1.4)
+        axis.plot(at, means["value"], "D", color=INK, markersize=5)
+        axis.set_xticks(range(1, LEVELS + 1))
+        axis.set_xlim(0.5, LEVELS + 0.5)
+        axis.set_xlabel("variance level of the pathway (1 lowest)")
+        axis.set_ylabel(label)
+    return figure
+
+
+def pathway_scatter(x: pd.Series, y: pd.Series, levels: pd.Series, names: tuple) -> Figure:
+    """Each pathway under two runs; above the diagonal the second run is better.
+
+    Args:
+        x: score by pathway under the first run.
+        y: the same under the second.
+        levels: by pathway.
+        names: of the two runs.
+    """
+    both = pd.DataFrame({"x": x, "y": y, "level": levels}).dropna()
+    low, high = both[["x", "y"]].to_numpy().min(), both[["x", "y"]].to_numpy().max()
+    margin = 0.05 * (high - low) + 1e-3
+    ends = (low - margin, high + margin)
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(7, 5.6)
+        axis = figure.subplots()
+        axis.plot(ends, ends, color=PALE, linewidth=1, zorder=1)
+        axis.scatter(both["x"], both["y"], c=_colour(both["level"]), s=32, linewidths=0, zorder=2)
+        axis.set(xlim=ends, ylim=ends, aspect="equal")
+        axis.set_xlabel(f"pathway coherence of {names[0]}")
+        axis.set_ylabel(f"pathway coherence of {names[1]}")
+        _level_bar(figure, axis)
+    return figure
+
+
+def signature_bars(genes: pd.DataFrame, score: float, mean_pcc: float) -> Figure:
+    """PCC of each gene of a signature, best first.
+
+    Args:
+        genes: index the gene's name; columns pcc, pcc_lowest, pcc_highest over slides.
+        score: PCC of the signature's score, a solid line.
+        mean_pcc: of all genes, a dashed line.
+    """
+    genes = genes.dropna(subset="pcc").sort_values("pcc", ascending=False, kind="stable")
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(max(5, 1.5 + 0.2 * len(genes)), 4)
+        axis = figure.subplots()
+        place = np.arange(len(genes))
+        axis.vlines(place, genes["pcc_lowest"], genes["pcc_highest"], color=PALE, lw=1.4)
+        axis.plot(place, genes["pcc"], "o", color="#0072B2", markersize=6, label="a gene")
+        axis.axhline(score, color="#D55E00", linewidth=1.6, label="the signature's score")
+        axis.axhline(mean_pcc, color=INK, linewidth=1, linestyle="--", label="mean of all genes")
+        axis.axhline(0, color=PALE, linewidth=0.8, linestyle=":")
+        axis.set_xticks(place, genes.index, rotation=90, fontsize=8)
+        axis.set_xlim(-0.7, len(genes) - 0.3)
+        axis.set_ylabel("PCC, mean over test slides")
+        figure.legend(loc="outside upper center", ncols=3)
+    return figure
