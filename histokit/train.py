@@ -11,7 +11,7 @@ import scipy.sparse as sp
 import torch
 from tqdm import tqdm
 
-from histokit import fit, models
+from histokit import controls, fit, models
 from histokit.cohort import Cohort
 from histokit.errors import InputError
 from histokit.files import atomic_path
@@ -96,6 +96,8 @@ def _fit_closed_form(
         model, said = fit.fit_mean(x, y, measured, slide), "mean"
     elif name == "ridge-hest":
         model, said = fit.fit_ridge_hest(x, y), "HEST-Bench ridge"
+    elif name == controls.LIBRARY_SIZE:
+        model, said = controls.fit_library_size(x, y, measured, slide), "line on library size"
     else:
         model, alpha = fit.fit_ridge(x, y, measured, slide, pooled["group"])
         said = f"ridge, alpha {alpha:.3g} by cross-validation"

@@ -47,7 +47,7 @@ def write_cohort(folder, slides=None, dim=16, encoder="tiny", genes=None, seed=0
             file["coords"] = (centres[order] - 50).astype(np.int64)
             file["barcodes"] = [barcodes[i] for i in order]
             file.attrs.update(encoder=encoder, weights_sha256="none", patch_um=112.0, mpp=1.0)
-        Image.new("RGB", (400, 400), (230, 200, 220)).save(
+        Image.new("RGB", (400, 400), (230, 200, 220 - 20 * len(rows))).save(
             folder / "thumbnails" / f"{slide_id}.jpg"
         )
         rows.append((slide_id, cancer, patient, "Visium", 1.0, "table", f"{slide_id}.png", n))

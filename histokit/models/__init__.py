@@ -18,6 +18,7 @@ CLASSES = {
     "mean": Mean,
     "ridge-hest": LinearMap,
     "ridge": LinearMap,
+    "library-size": LinearMap,
     "mlp": MLP,
     "histoprism": HistoPrism,
 }

@@ -1,0 +1,225 @@
+"""What each slide brings: genes, zeros, spots, scale and features, measured and judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import h5py
+import numpy as np
+import pandas as pd
+from scipy.spatial import cKDTree
+from tqdm import tqdm
+
+from histokit.cohort import Cohort, Slide
+
+# Codes of HEST's metadata, of HEST-Bench and of TCGA, then those HistoPrism fills gaps with.
+CANCER_CODES = frozenset(
+    "ACYC ALL BLCA CCRCC CESC COAD COADREAD CSCC EPM GBM HCC HGSOC IDC ILC LIHB LNET LUAD LUNG "
+    "LUSC LYMPH_IDC PAAD PRAD PRCC READ SCCRCC SKCM SOC BRCA HNSC OV STAD THCA UCEC MEL "
+    "Healthy Cancer_Unspecified Diseased_Unspecified Treated_Unspecified".split()
+)
+# Distance of neighbouring spots by the makers' specification, in um.
+PITCH_UM = {"Visium": 100.0, "Spatial Transcriptomics": 200.0}
+_DROPPED = 0.1  # share of selected spots lost at the join
+_LIBRARY = 5.0  # factor between a slide's median library size and the cohort's
+_MPP = (0.1, 2.0)  # um per pixel; outside, cells are not what an encoder was trained to see
+_PITCH = 0.1  # relative deviation of the spot pitch
+_DUPLICATED = 0.01  # share of feature vectors that repeat an earlier one
+_COSINE = 0.99  # mean pairwise cosine of feature vectors
+_SPREAD = 0.1  # feature spread relative to the cohort's median slide
+_UNMEASURED = 0.5  # share of the panel that is not measured
+_CONSTANT = 0.5  # share of the measured panel that is the same in every spot
+
+
+def measure_slides(cohort: Cohort, slides: Sequence[str], genes: Sequence[str]) -> pd.DataFrame:
+    """One row a slide; each is read once and let go.
+
+    Args:
+        cohort: of the slides.
+        slides: ids.
+        genes: the panel.
+
+    Returns:
+        Index slide_id; columns:
+        cancer, cancer_known, patient, technology, spots;
+        spots_dropped, those selected and lost at the join (NaN without reconciliation.csv);
+        genes_measured of the slide, panel, panel_measured, zero_filled (share of the panel's
+        targets that would be zeros filled in because the gene was not measured), zeros (share of
+        zeros among measured targets), genes_constant (of the measured panel, the same raw count in
+        every spot);
+        empty_spots, library_min, library_median, library_max (counts of a spot over all genes);
+        mpp, pitch_px and pitch_um (median distance to the nearest spot);
+        features_bad (vectors with NaN or infinity), features_duplicated (share that repeat an
+        earlier vector), features_cosine (mean over pairs of vectors), features_spread (deviation
+        from the mean vector relative to the length of vectors), features_dead (share of dimensions
+        that do not vary).
+    """
+    dropped = _dropped(cohort)
+    rows = []
+    for slide_id in tqdm(slides, desc="auditing", unit="slide", leave=False, delay=2):
+        row = {"slide_id": slide_id} | _described(cohort.slides.loc[slide_id])
+        row["spots_dropped"] = dropped.get(slide_id, np.nan)
+        row |= feature_statistics(_features(cohort, slide_id))
+        row["panel"] = len(genes)
+        if row["features_bad"] == 0:
+            row |= _expression(cohort.load(slide_id, list(genes)))
+            row["genes_measured"] = len(cohort.gene_table(slide_id))
+            row["pitch_um"] = row["pitch_px"] * row["mpp"]
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("slide_id")
+
+
+def feature_statistics(x: np.ndarray) -> dict:
+    """The columns ``features_*`` of ``measure_slides`` from the vectors x (N, D)."""
+    finite = np.isfinite(x).all(axis=1)
+    x = x[finite].astype(np.float64)
+    count = len(x)
+    result = {"spots": len(finite), "features_bad": int((~finite).sum())}
+    if count < 2:
+        return result
+    lengths = np.linalg.norm(x, axis=1)
+    total = (x / np.maximum(lengths, 1e-12)[:, None]).sum(axis=0)
+    variance = x.var(axis=0)
+    return result | {
+        "features_duplicated": 1 - len({row.tobytes() for row in x}) / count,
+        "features_cosine": (total @ total - count) / (count * (count - 1)),
+        "features_spread": float(np.sqrt(variance.sum() / max(np.mean(lengths**2), 1e-12))),
+        "features_dead": float(np.mean(variance == 0)),
+    }
+
+
+def judge_slides(table: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """Findings (severity, slide or ``cohort``, sentence) on the table of ``measure_slides``."""
+    found = []
+    library = table["library_median"].median()
+    spread = table["features_spread"].median()
+    pitch = table.groupby("technology")["pitch_um"].median()
+    for slide_id, row in table.iterrows():
+        said = _on_expression(row, library) + _on_scale(row, pitch) + _on_features(row, spread)
+        found += [(severity, slide_id, text) for severity, text in said]
+    return found
+
+
+def _on_expression(row: pd.Series, library: float) -> list[tuple[str, str]]:
+    found = []
+    if not row["cancer_known"]:
+        shown = row["cancer"] or "empty"
+        found.append(("warning", f"the cancer code is {shown}, not an OncoTree code that is known"))
+    selected = row["spots"] + row["spots_dropped"]
+    if row["spots_dropped"] > _DROPPED * selected:
+        lost = f"{int(row['spots_dropped']):,} of {int(selected):,}"
+        found.append(("warning", f"{lost} spots were lost when images and counts were joined"))
+    if row["features_bad"]:
+        return found
+    if row["zero_filled"] > _UNMEASURED:
+        shown = f"{row['panel_measured']:,} of {row['panel']:,}"
+        found.append(("warning", f"only {shown} genes of the panel were measured"))
+    if row["genes_constant"] > _CONSTANT * row["panel_measured"]:
+        shown = f"{row['genes_constant']:,} of {row['panel_measured']:,}"
+        found.append(
+            ("warning", f"{shown} measured genes are the same in every spot and have no PCC")
+        )
+    if row["empty_spots"]:
+        found.append(("warning", f"{row['empty_spots']:,} spots have no counts at all"))
+    ratio = row["library_median"] / library if library else 1.0
+    if not 1 / _LIBRARY <= ratio <= _LIBRARY:
+        factor = f"{ratio:.1f} times" if ratio > 1 else f"1/{1 / max(ratio, 1e-9):.0f} of"
+        found.append(
+            (
+                "warning",
+                f"the median library size, {row['library_median']:,.0f}, is {factor} the "
+                "cohort's: noise differs and raw-count targets are on another level",
+            )
+        )
+    return found
+
+
+def _on_scale(row: pd.Series, pitches: pd.Series) -> list[tuple[str, str]]:
+    if np.isnan(row["mpp"]):
+        return [("note", "the pixel size is unknown, so patches were cut in pixels")]
+    found = []
+    if not _MPP[0] <= row["mpp"] <= _MPP[1]:
+        found.append(("warning", f"a pixel size of {row['mpp']:.3g} um is implausible"))
+    pitch, technology = row["pitch_um"], row["technology"]
+    expected = PITCH_UM.get(technology, pitches.get(technology, np.nan))
+    if abs(pitch - expected) > _PITCH * expected:
+        found.append(
+            (
+                "warning",
+                f"spots are {pitch:.0f} um apart where {technology} has {expected:.0f}: pixel "
+                "size or coordinates may be wrong",
+            )
+        )
+    return found
+
+
+def _on_features(row: pd.Series, spread: float) -> list[tuple[str, str]]:
+    if row["features_bad"]:
+        count = f"{int(row['features_bad']):,} of {int(row['spots']):,}"
+        return [("error", f"{count} feature vectors hold NaN or infinity; extract the slide again")]
+    found = []
+    if row["features_duplicated"] > _DUPLICATED:
+        share = f"{row['features_duplicated']:.0%}"
+        found.append(("warning", f"{share} of the feature vectors repeat another of the slide"))
+    if row["features_cosine"] > _COSINE:
+        found.append(
+            (
+                "warning",
+                f"feature vectors are nearly one (mean cosine {row['features_cosine']:.4f}): "
+                "patches may be cut from the wrong place, or the encoder is untrained",
+            )
+        )
+    if row["features_spread"] < _SPREAD * spread:
+        found.append(
+            (
+                "warning",
+                f"features vary {spread / max(row['features_spread'], 1e-12):.0f} times less than "
+                "on the cohort's median slide: patches may be cut from the wrong place",
+            )
+        )
+    return found
+
+
+def _described(row: pd.Series) -> dict:
+    mpp = pd.to_numeric(row["mpp"], errors="coerce")
+    return {
+        "cancer": row["cancer"],
+        "cancer_known": row["cancer"] in CANCER_CODES,
+        "patient": row["patient"],
+        "technology": row["technology"],
+        "mpp": float(mpp),
+    }
+
+
+def _dropped(cohort: Cohort) -> pd.Series:
+    path = cohort.folder / "reconciliation.csv"
+    if not path.is_file():
+        return pd.Series(dtype=float)
+    table = pd.read_csv(path, dtype={"slide_id": str}).set_index("slide_id")
+    return table["spots_selected"] - table["joined"]
+
+
+def _features(cohort: Cohort, slide_id: str) -> np.ndarray:
+    cohort.provenance(slide_id)  # names a file that is missing or damaged
+    with h5py.File(cohort.feature_folder / f"{slide_id}.h5") as file:
+        return file["features"][:]
+
+
+def _expression(slide: Slide) -> dict:
+    counts = slide.counts[:, np.flatnonzero(slide.measured)].tocsc()
+    measured, spots = counts.shape[1], counts.shape[0]
+    low, high = (np.asarray(f(axis=0).todense()).ravel() for f in (counts.min, counts.max))
+    pitch = np.nan
+    if spots > 1:
+        pitch = float(np.median(cKDTree(slide.centres).query(slide.centres, k=2)[0][:, 1]))
+    return {
+        "panel_measured": measured,
+        "zero_filled": 1 - measured / max(1, len(slide.measured)),
+        "zeros": 1 - counts.count_nonzero() / max(1, spots * measured),
+        "genes_constant": int((low == high).sum()),
+        "empty_spots": int((slide.library_size == 0).sum()),
+        "library_min": float(slide.library_size.min()),
+        "library_median": float(np.median(slide.library_size)),
+        "library_max": float(slide.library_size.max()),
+        "pitch_px": pitch,
+    }
