@@ -1,0 +1,196 @@
+"""Every op of :mod:`histokit.ops` in plain PyTorch: what it means, on any device, in any dtype.
+
+The same names and signatures as in ``histokit.ops``, where arguments are also checked. These are
+the definition, the fallback without a compiler, the oracle of the tests and the baseline of the
+benchmarks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+STATE_ROWS = 6  # n, mean_p, mean_t, m2_p, m2_t, c_pt
+
+
+def cancer_cross_attention(
+    x: Tensor,
+    context: Tensor,
+    in_proj_weight: Tensor,
+    in_proj_bias: Tensor,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    *,
+    num_heads: int,
+    slide_index: Tensor | None = None,
+    dropout_mask: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """``LayerNorm(x + MultiheadAttention(x, context, context))``, each patch with its own slide.
+
+    Arguments:
+        x: (N, D) patches of any number of slides.
+        context: (S, T, D) context tokens of each slide's cancer.
+        in_proj_weight: (3 D, D), in_proj_bias: (3 D,), out_proj_weight: (D, D),
+            out_proj_bias: (D,): as ``nn.MultiheadAttention`` stores them.
+        norm_weight: (D,), norm_bias: (D,).
+        num_heads: h, divides D.
+        slide_index: (N,) int64, which context a patch sees; None when S is 1.
+        dropout_mask: (N, h * T) multiplies the attention weights: 0 or ``1 / (1 - p)``.
+        eps: of the LayerNorm.
+
+    Returns:
+        (N, D), the dtype of x.
+    """
+    rows, dim = x.shape
+    slides, tokens, _ = context.shape
+    w_q, w_k, w_v = in_proj_weight.chunk(3)
+    b_q, b_k, b_v = in_proj_bias.chunk(3)
+    split = (num_heads, dim // num_heads)
+    q = F.linear(x, w_q, b_q).unflatten(-1, split)  # (N, h, d)
+    k = F.linear(context, w_k, b_k).unflatten(-1, split)  # (S, T, h, d)
+    v = F.linear(context, w_v, b_v).unflatten(-1, split)
+    attended = q.new_empty(rows, num_heads, dim // num_heads)
+    pieces = []
+    for slide in range(slides):
+        here = slice(None) if slide_index is None else (slide_index == slide).nonzero().squeeze(1)
+        score = torch.einsum("nhd,thd->nht", q[here], k[slide]) * split[1] ** -0.5
+        weight = score.softmax(-1)
+        if dropout_mask is not None:
+            weight = weight * dropout_mask[here].view(-1, num_heads, tokens)
+        pieces.append((here, torch.einsum("nht,thd->nhd", weight, v[slide])))
+    if slide_index is None:
+        attended = pieces[0][1]
+    else:
+        order = torch.cat([here for here, _ in pieces]).argsort()
+        attended = torch.cat([piece for _, piece in pieces])[order]
+    out = F.linear(attended.flatten(1), out_proj_weight, out_proj_bias)
+    return F.layer_norm(x + out, (dim,), norm_weight, norm_bias, eps).to(x.dtype)
+
+
+def prototype_attention(
+    query: Tensor, key: Tensor, value: Tensor, gate: Tensor, *, num_heads: int
+) -> Tensor:
+    """Attention of patches to M shared prototypes, the gate inside the sum.
+
+    ``out[n, i] = sum_m softmax_m(query[n, i] . key[m, i] / sqrt(d)) gate[m] value[m, i]`` for each
+    head i of size ``d = L / h`` (BP-Booster, Eq. 1-3 with patches as queries and prototypes as keys
+    and values).
+
+    Arguments:
+        query: (N, L). key: (M, L). value: (M, L). gate: (M,).
+        num_heads: h, divides L.
+
+    Returns:
+        (N, L), the dtype of query.
+    """
+    split = (num_heads, query.shape[1] // num_heads)
+    q, k, v = (t.unflatten(1, split).transpose(0, 1) for t in (query, key, value))  # (h, ., d)
+    weight = (q @ k.transpose(1, 2) * split[1] ** -0.5).softmax(-1)  # (h, N, M)
+    return ((weight * gate) @ v).transpose(0, 1).flatten(1)
+
+
+def pearson_update(
+    state: Tensor,
+    pred: Tensor,
+    target: Tensor,
+    mask: Tensor | None = None,
+    slide_index: Tensor | None = None,
+) -> None:
+    """Merge rows of predictions and targets into running moments, in place.
+
+    Arguments:
+        state: (6, S, G) float64, zeros at the start: count, mean of pred, mean of target, summed
+            squared deviations of pred and of target, summed products of deviations.
+        pred: (N, G), target: (N, G). An entry where either is NaN does not count.
+        mask: (N, G) or (G,) bool, which entries count; None for all.
+        slide_index: (N,) int64 in [0, S); None when S is 1.
+
+    Means and second moments are merged pairwise (Chan, Golub and LeVeque 1983), so any chunking
+    gives the same answer to rounding.
+    """
+    for slide in range(state.shape[1]):
+        rows = slice(None) if slide_index is None else slide_index == slide
+        p, t = pred[rows].double(), target[rows].double()
+        valid = ~(p.isnan() | t.isnan())
+        if mask is not None:
+            valid = valid & (mask if mask.ndim == 1 else mask[rows])
+        count = valid.sum(0).double()
+        p, t = p.where(valid, 0), t.where(valid, 0)
+        mean_p, mean_t = (v.sum(0) / count.clamp(min=1) for v in (p, t))
+        p, t = ((v - m).where(valid, 0) for v, m in ((p, mean_p), (t, mean_t)))
+        chunk = [count, mean_p, mean_t, (p * p).sum(0), (t * t).sum(0), (p * t).sum(0)]
+        state[:, slide] = merge_moments(state[:, slide], torch.stack(chunk))
+
+
+def merge_moments(a: Tensor, b: Tensor) -> Tensor:
+    """The moments of two sets of rows as one: (6, ...) and (6, ...) -> (6, ...)."""
+    count = a[0] + b[0]
+    share = b[0] / count.clamp(min=1)
+    d_p, d_t = b[1] - a[1], b[2] - a[2]
+    cross = a[0] * share
+    return torch.stack(
+        [
+            count,
+            a[1] + d_p * share,
+            a[2] + d_t * share,
+            a[3] + b[3] + d_p * d_p * cross,
+            a[4] + b[4] + d_t * d_t * cross,
+            a[5] + b[5] + d_p * d_t * cross,
+        ]
+    )
+
+
+def pearson_compute(state: Tensor) -> Tensor:
+    """Moments (6, S, G) -> correlation (S, G) float64; NaN where either side is constant."""
+    count, _, _, m2_p, m2_t, cross = state
+    constant = (m2_p <= 0) | (m2_t <= 0) | (count < 2)
+    return (cross / (m2_p * m2_t).sqrt()).clamp(-1, 1).masked_fill(constant, torch.nan)
+
+
+def linear_pearson(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Correlation of a linear layer's predictions with the target, gene by gene.
+
+    Arguments:
+        hidden: (N, d). weight: (G, d). bias: (G,) or None.
+        target: (N, G), dense or sparse CSR.
+
+    Returns:
+        r (G,): Pearson correlation of ``hidden @ weight.T + bias`` with target over N, NaN where
+        either is constant; mse (G,): mean squared error of the same predictions.
+    """
+    pred = F.linear(hidden, weight, bias)
+    target = target.to_dense() if target.layout == torch.sparse_csr else target
+    p, t = pred - pred.mean(0), target - target.mean(0)
+    constant = ((target == target[:1]).all(0)) | (weight == 0).all(1)
+    r = (p * t).sum(0) / ((p * p).sum(0) * (t * t).sum(0)).sqrt()
+    return r.clamp(-1, 1).masked_fill(constant, torch.nan), ((pred - target) ** 2).mean(0)
+
+
+def linear_mse(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    measured: Tensor | None = None,
+) -> Tensor:
+    """Mean squared error of a linear layer over the measured genes.
+
+    Arguments:
+        hidden: (N, d). weight: (G, d). bias: (G,) or None.
+        target: (N, G), dense or sparse CSR.
+        measured: (G,) bool, the genes that count; None for all.
+
+    Returns:
+        scalar: ``mse_loss(hidden @ weight.T + bias, target)`` over measured columns.
+    """
+    target = target.to_dense() if target.layout == torch.sparse_csr else target
+    if measured is not None:
+        weight, target = weight[measured], target[:, measured]
+        bias = None if bias is None else bias[measured]
+    return F.mse_loss(F.linear(hidden, weight, bias), target)
