@@ -22,6 +22,7 @@ namespace {
 constexpr int kWarp = 32;
 constexpr int kBlockWarps = HK_BLOCK_WARPS;
 constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr int64_t kMaxBlocks = 1 << 20;  // of a grid-stride loop
 
 template <class T>
 struct AccOf {
@@ -86,13 +87,6 @@ __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a
 
 inline bool aligned16(const void* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
-}
-
-inline int64_t multiprocessors() {
-  int device = 0, count = 1;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-  return count;
 }
 
 inline Error launch_error() {

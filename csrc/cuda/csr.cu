@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads) moments_kernel(const CsrParams p) {
   }
 }
 
-int64_t blocks_for(int64_t tasks) { return min(ceil_div(tasks, kBlockWarps), int64_t(1) << 20); }
+int64_t blocks_for(int64_t tasks) { return min(ceil_div(tasks, kBlockWarps), kMaxBlocks); }
 
 template <class A, class Index>
 void launch_matmul(const CsrParams& p, Stream stream) {

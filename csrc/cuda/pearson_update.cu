@@ -136,7 +136,7 @@ void launch(const PearsonUpdateParams& params, Stream stream) {
   HK_LAUNCH((update_kernel<T, kGenes>), grid, kThreads, stream, params);
   if (!params.partial) return;
   const int64_t blocks = ceil_div(params.num_slides * params.num_genes, kThreads);
-  HK_LAUNCH(merge_kernel, min(blocks, int64_t(1) << 20), kThreads, stream, params);
+  HK_LAUNCH(merge_kernel, min(blocks, kMaxBlocks), kThreads, stream, params);
 }
 
 }  // namespace
