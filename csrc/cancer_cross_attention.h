@@ -42,7 +42,8 @@ struct CancerCrossAttentionParams {
   void* grad_z;          // (N, D) contiguous: gradient to z, the input of LayerNorm
   void* grad_score;      // (N, K) gradient to the scores, null when tokens == 1
   int64_t num_partials;  // P: row block p is [p * ceil(N / P), (p + 1) * ceil(N / P))
-  void* partial_norm;    // (P, 2, D): sums over a row block of grad_y xhat and grad_y
+  void* partial_norm;  // (P, 2, D): sums over a row block of grad_y xhat and grad_y; glue adds the
+                       // blocks
 };
 
 // How many row blocks the backward pass of each device wants; depends on the shape alone, so that

@@ -5,6 +5,8 @@
 // On CUDA Python transposes the target with a stable sort first, so that csr_matmul serves both
 // products and csr_moments reads one gene's values side by side; there is no transposed kernel.
 #pragma once
+#include <atomic>
+
 #include "dtype.h"
 
 namespace histokit {
@@ -16,13 +18,15 @@ struct CsrParams {
   int64_t num_cols;
   int64_t dim;              // d
   const void* row_offsets;  // (num_rows + 1,)
-  const void* col_index;    // (nnz,), within a row in any order
+  const void* col_index;    // (nnz,), ascending within a row
   const void* values;       // (nnz,)
   const void* dense;        // matmul: (num_cols, d); transpose_matmul: (num_rows, d)
   int64_t dense_stride;     // row stride of dense, columns contiguous
   void* out;                // matmul: (num_rows, d); transpose_matmul: (num_cols, d); contiguous
   double* moments;  // (2, genes): mean and sum of squared deviations, implicit zeros included;
                     // genes are columns in transpose_matmul, compressed rows in csr_moments
+  std::atomic<int64_t>* visited;  // CPU only: entries that the ranges have seen, for the glue to
+                                  // compare with nnz; an index out of range or order is not seen
 };
 
 // Rows [begin, end) of out = Y dense on the calling thread.

@@ -17,7 +17,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cancer_cross_attention(
     OptionalTensor bias, Tensor norm_weight, Tensor norm_bias, OptionalTensor slide_index,
     OptionalTensor mask, int64_t tokens, double eps);
 
-// -> grad_z (N, D), grad_score (N, K) or (0,), partial_norm (P, 2, D)
+// -> grad_z (N, D), grad_score (N, K) or (0,), grad_norm (2, D): of norm_weight and norm_bias
 std::tuple<Tensor, Tensor, Tensor> cancer_cross_attention_backward(
     Tensor grad_y, Tensor x, OptionalTensor prob, Tensor mean, Tensor rstd, Tensor value,
     OptionalTensor bias, Tensor norm_weight, OptionalTensor slide_index, OptionalTensor mask,
@@ -27,7 +27,7 @@ std::tuple<Tensor, Tensor, Tensor> cancer_cross_attention_backward(
 std::tuple<Tensor, Tensor> prototype_attention(Tensor query, Tensor key, Tensor value,
                                                int64_t num_heads);
 
-// -> grad_query (N, L), partial_key (P, M, L), partial_value (P, M, L)
+// -> grad_query (N, L), grad_key (M, L), grad_value (M, L)
 std::tuple<Tensor, Tensor, Tensor> prototype_attention_backward(Tensor grad_out, Tensor query,
                                                                 Tensor key, Tensor value,
                                                                 Tensor out, Tensor logsumexp,

@@ -28,7 +28,7 @@ struct PrototypeAttentionParams {
   int64_t grad_out_stride;
   void* grad_query;      // (N, L) contiguous
   int64_t num_partials;  // P: row block p is [p * ceil(N / P), (p + 1) * ceil(N / P))
-  void* partial_key;     // (P, M, L): sums over a row block; Python adds the blocks
+  void* partial_key;     // (P, M, L): sums over a row block; the glue adds the blocks
   void* partial_value;   // (P, M, L)
 };
 
