@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import subprocess
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torch.utils.cpp_extension import include_paths
 
 SHIM = Path(__file__).resolve().parent
 CSRC = SHIM.parents[1] / "csrc"
+SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
 FLAGS = [
     *("-x", "c++", "-std=c++20", "-O1", "-g", "-fPIC", "-pthread", "-fno-strict-aliasing"),
     *("-Wall", "-Werror", "-Wno-unknown-pragmas", "-DHK_BLOCK_WARPS=2", f"-I{SHIM}"),
@@ -30,11 +32,11 @@ FIELD_TYPES = {
 }
 
 
-def build(cache: Path, sanitize: str = "") -> Path:
+def build(cache: Path) -> Path:
     """The shared library of all kernels, compiled again only when a source has changed."""
-    sources = sorted((CSRC / "cuda").glob("*.cu"))
+    sanitize = os.environ.get("CUDA_HOST_SANITIZE", "")
     flags = [*FLAGS, *([f"-fsanitize={sanitize}"] if sanitize else [])]
-    read = [*sources, *(CSRC / "cuda").glob("*.cuh"), *CSRC.glob("*.h"), *SHIM.glob("*.h")]
+    read = [*SOURCES, *(CSRC / "cuda").glob("*.cuh"), *CSRC.glob("*.h"), *SHIM.glob("*.h")]
     digest = hashlib.sha256(" ".join(flags).encode())
     for path in sorted(read):
         digest.update(path.read_bytes())
@@ -42,16 +44,17 @@ def build(cache: Path, sanitize: str = "") -> Path:
     if library.exists():
         return library
 
-    def compile_one(source: Path) -> Path:
-        target = cache / f"{library.stem}-{source.stem}.o"
-        subprocess.run(["g++", *flags, "-c", source, "-o", target], check=True)
-        return target
+    with tempfile.TemporaryDirectory(dir=cache) as folder, ThreadPoolExecutor(2) as pool:
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile_one, sources))
-    link = ["g++", "-shared", "-pthread", *flags[len(FLAGS) :], *objects, "-o", f"{library}.part"]
-    subprocess.run(link, check=True)
-    os.replace(f"{library}.part", library)
+        def compile_one(source: Path) -> Path:
+            target = Path(folder, f"{source.stem}.o")
+            subprocess.run(["g++", *flags, "-c", source, "-o", target], check=True)
+            return target
+
+        objects = list(pool.map(compile_one, SOURCES))
+        link = ["g++", "-shared", "-pthread", *flags[len(FLAGS) :], *objects]
+        subprocess.run([*link, "-o", Path(folder, library.name)], check=True)
+        os.replace(Path(folder, library.name), library)
     return library
 
 
@@ -61,7 +64,7 @@ def params_type(header: str, name: str) -> type[ctypes.Structure]:
     body = re.search(rf"struct {name} \{{(.*?)\}};", text, re.DOTALL).group(1)
     fields = []
     for statement in body.split(";")[:-1]:
-        kind, names = re.fullmatch(r"\s*(?:const )?([\w:<>]+\*?) (.*)", statement, re.DOTALL).groups()
+        kind, names = re.match(r"\s*(?:const )?([\w:<>]+\*?) ([^;]*)", statement).groups()
         of = ctypes.c_void_p if kind.endswith("*") else FIELD_TYPES[kind]
         fields += [(field.strip(), of) for field in names.split(",")]
     return type(name, (ctypes.Structure,), {"_fields_": fields})
@@ -86,3 +89,20 @@ class Launcher:
         error = self.function(self.params(**values), None)
         if error is not None:
             raise RuntimeError(error.decode())
+
+
+def nvcc_check(cache: Path) -> None:
+    """Compile every .cu for sm_80 and sm_90 with warnings as errors, unless it passed before."""
+    headers = [*sorted((CSRC / "cuda").glob("*.cuh")), *sorted(CSRC.glob("*.h"))]
+    archs = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in (80, 90)]
+    flags = ["-O3", "-std=c++17", "-Werror=all-warnings", "-Xcompiler=-Wall,-Werror", *archs]
+
+    def check_one(source: Path) -> None:
+        text = b"".join(path.read_bytes() for path in (source, *headers))
+        passed = cache / f"nvcc-{source.stem}-{hashlib.sha256(text).hexdigest()[:16]}"
+        if not passed.exists():
+            subprocess.run(["nvcc", *flags, "-c", source, "-o", os.devnull], check=True)
+            passed.touch()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(check_one, SOURCES))
