@@ -43,17 +43,18 @@ def build(cache: Path) -> Path:
     library = cache / f"kernels-{digest.hexdigest()[:16]}.so"
     if library.exists():
         return library
+    plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
 
     with tempfile.TemporaryDirectory(dir=cache) as folder, ThreadPoolExecutor(2) as pool:
 
         def compile_one(source: Path) -> Path:
             target = Path(folder, f"{source.stem}.o")
-            subprocess.run(["g++", *flags, "-c", source, "-o", target], check=True)
+            subprocess.run(["g++", *flags, "-c", source, "-o", target], check=True, env=plain)
             return target
 
         objects = list(pool.map(compile_one, SOURCES))
         link = ["g++", "-shared", "-pthread", *flags[len(FLAGS) :], *objects]
-        subprocess.run([*link, "-o", Path(folder, library.name)], check=True)
+        subprocess.run([*link, "-o", Path(folder, library.name)], check=True, env=plain)
         os.replace(Path(folder, library.name), library)
     return library
 
