@@ -1,6 +1,9 @@
 #include "glue.h"
 
 #include <dlfcn.h>
+#include <sys/mman.h>
+
+#include <cstdint>
 
 namespace histokit {
 namespace {
@@ -51,6 +54,21 @@ void check_index(const char* op, const char* name, const OptionalTensor& index, 
   for (int64_t i = 0; i < index->numel(); ++i)
     HK_CHECK(values[i] >= 0 && values[i] < size, op, ": ", name, " must be in [0, ", size,
              "), got ", values[i], " at ", i);
+}
+
+Tensor new_tensor(const Tensor& like, std::vector<int64_t> shape, ScalarType type) {
+  Tensor t = torch::stable::new_empty(like, shape, type);
+#ifdef __linux__
+  constexpr uintptr_t kHugePage = uintptr_t(2) << 20;
+  const size_t bytes = t.numel() * (type == ScalarType::Double ? 8 : 4);  // half types: CUDA only
+  if (!t.is_cuda() && bytes >= 2 * kHugePage) {
+    const uintptr_t start = reinterpret_cast<uintptr_t>(t.mutable_data_ptr());
+    const uintptr_t first = (start + kHugePage - 1) / kHugePage * kHugePage;
+    madvise(reinterpret_cast<void*>(first), (start + bytes - first) / kHugePage * kHugePage,
+            MADV_HUGEPAGE);  // advice: its failure changes nothing
+  }
+#endif
+  return t;
 }
 
 Stream current_stream(const Tensor& t) {

@@ -60,9 +60,9 @@ const T* data_as(const OptionalTensor& t) {
   return static_cast<const T*>(data(t));
 }
 
-inline Tensor new_tensor(const Tensor& like, std::vector<int64_t> shape, ScalarType type) {
-  return torch::stable::new_empty(like, shape, type);
-}
+// A tensor to be written in full. Large ones on CPU ask for huge pages: torch returns large blocks
+// to the system, so every call pays for the page faults of its result, a factor of two here.
+Tensor new_tensor(const Tensor& like, std::vector<int64_t> shape, ScalarType type);
 
 // torch's current stream on the tensor's device. Looked up by name, because the symbol exists only
 // where torch has CUDA, and this library must load where it has not.

@@ -4,20 +4,25 @@
 #include <cmath>
 #include <vector>
 
+#include "../math.h"
 #include "cancer_cross_attention_rows.h"
 
 namespace histokit {
 namespace {
 
-// Softmax over the tokens of each head, in place; row by row, K is small.
+// Softmax over the tokens of each head, in place.
 template <typename T>
 HK_INLINE void softmax(T* score, int64_t keys, int64_t tokens) {
   for (int64_t first = 0; first < keys; first += tokens) {
-    T* s = score + first;
-    const T high = *std::max_element(s, s + tokens);
+    const T high = *std::max_element(score + first, score + first + tokens);
+    for (int64_t k = first; k < first + tokens; ++k) score[k] -= high;
+  }
+#pragma omp simd
+  for (int64_t k = 0; k < keys; ++k) score[k] = exp(score[k]);
+  for (int64_t first = 0; first < keys; first += tokens) {
     T total = 0;
-    for (int64_t t = 0; t < tokens; ++t) total += s[t] = std::exp(s[t] - high);
-    for (int64_t t = 0; t < tokens; ++t) s[t] /= total;
+    for (int64_t k = first; k < first + tokens; ++k) total += score[k];
+    for (int64_t k = first; k < first + tokens; ++k) score[k] /= total;
   }
 }
 

@@ -11,31 +11,31 @@ namespace {
 template <typename T, typename I>
 HK_CLONES void multiply(const CsrParams& p, int64_t begin, int64_t end) {
   const Csr<T, I> y(p);
-  const int64_t dim = p.dim, block = std::max<int64_t>(64, kCacheBytes / (kChunk<T> * sizeof(T)));
+  const int64_t dim = p.dim;
+  const int64_t block = std::max<int64_t>(64, kCacheBytes / (dim * int64_t(sizeof(T))));
   T* out = static_cast<T*>(p.out);
   std::fill(out + begin * dim, out + end * dim, T(0));
-  std::vector<int64_t> cursors(y.offsets + begin, y.offsets + end), next(end - begin);
-  int64_t done = 0;
-  for (int64_t high = block; end > begin; high += block) {
-    const uint64_t limit = std::min(high, p.num_cols);
+  std::vector<int64_t> cursors(y.offsets + begin, y.offsets + end);
+  int64_t visited = 0, width = 0;  // width: entries of the last row in this block
+  for (int64_t first = 0; first < p.num_cols; first += block) {
+    const uint64_t limit = std::min(first + block, p.num_cols);
     for (int64_t n = begin; n < end; ++n) {
-      int64_t i = cursors[n - begin];
-      while (i < y.offsets[n + 1] && static_cast<uint64_t>(y.index[i]) < limit) ++i;
-      next[n - begin] = i;
-    }
-    for (int64_t first = 0; first < dim; first += kChunk<T>) {
-      for (int64_t n = begin; n < end; ++n) {
-        const int64_t i = cursors[n - begin];
-        add_rows<T>(y.values + i, y.index + i, next[n - begin] - i, 0,
-                    static_cast<const T*>(p.dense) + first, p.dense_stride, out + n * dim + first,
-                    dim - first);
+      if (n + kAhead < end) {
+        const int64_t next = cursors[n + kAhead - begin];
+        prefetch(y.index + next, width);
+        prefetch(y.values + next, width);
       }
+      const int64_t from = cursors[n - begin], stop = y.offsets[n + 1];
+      int64_t to = from;
+      while (to < stop && static_cast<uint64_t>(y.index[to]) < limit) ++to;
+      add_rows<T>(y.values + from, y.index + from, to - from, 0, static_cast<const T*>(p.dense),
+                  p.dense_stride, out + n * dim, dim);
+      cursors[n - begin] = to;
+      width = to - from;
+      visited += width;
     }
-    for (int64_t n = begin; n < end; ++n) done += next[n - begin] - cursors[n - begin];
-    cursors.swap(next);
-    if (high >= p.num_cols) break;
   }
-  p.visited->fetch_add(done);
+  p.visited->fetch_add(visited);
 }
 
 }  // namespace

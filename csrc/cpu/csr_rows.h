@@ -6,10 +6,9 @@
 namespace histokit {
 namespace {
 
-constexpr int kChunkVecs = 8;                // a chunk of a result row, kept in registers
-constexpr int64_t kCacheBytes = 512 * 1024;  // share of the second-level cache for gathered rows
-template <typename T>
-constexpr int64_t kChunk = kChunkVecs * Simd<T>::kLanes;
+constexpr int kChunk = 8;  // vectors of a result row that registers hold at a time
+constexpr int64_t kCacheBytes = 256 * 1024;  // share of the second-level cache for gathered rows
+constexpr int64_t kAhead = 4;                // rows whose entries are fetched ahead of their use
 
 template <typename T, typename I>
 struct Csr {
@@ -22,30 +21,36 @@ struct Csr {
         values(static_cast<const T*>(p.values)) {}
 };
 
-// out[0:width] += sum_i value[i] dense[index[i] - base], at most one chunk wide.
+// A row's entries lie far from the last row's, where the hardware does not look ahead.
+template <typename T>
+HK_INLINE void prefetch(const T* p, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(p + i);
+}
+
+// out[0:dim] += sum_i value[i] dense[index[i] - base].
 template <typename T, typename I>
 HK_INLINE void add_rows(const T* value, const I* index, int64_t count, int64_t base, const T* dense,
-                        int64_t stride, T* out, int64_t width) {
+                        int64_t stride, T* out, int64_t dim) {
   constexpr int W = Simd<T>::kLanes;
   if (count == 0) return;
-  if (width >= kChunk<T>) {
-    Vec<T> acc[kChunkVecs];
+  int64_t c = 0;
+  for (; c + kChunk * W <= dim; c += kChunk * W) {
+    Vec<T> acc[kChunk];
 #pragma GCC unroll 8
-    for (int j = 0; j < kChunkVecs; ++j) acc[j] = load(out + j * W);
+    for (int j = 0; j < kChunk; ++j) acc[j] = load(out + c + j * W);
     for (int64_t i = 0; i < count; ++i) {
-      const T* row = dense + (index[i] - base) * stride;
+      const T* row = dense + (index[i] - base) * stride + c;
 #pragma GCC unroll 8
-      for (int j = 0; j < kChunkVecs; ++j) acc[j] += value[i] * load(row + j * W);
+      for (int j = 0; j < kChunk; ++j) acc[j] += value[i] * load(row + j * W);
     }
 #pragma GCC unroll 8
-    for (int j = 0; j < kChunkVecs; ++j) store(out + j * W, acc[j]);
-    return;
+    for (int j = 0; j < kChunk; ++j) store(out + c + j * W, acc[j]);
   }
-  for (int64_t j = 0; j < width; j += W) {
-    Vec<T> acc = load(out + j, width - j);
+  for (; c < dim; c += W) {
+    Vec<T> acc = load(out + c, dim - c);
     for (int64_t i = 0; i < count; ++i)
-      acc += value[i] * load(dense + (index[i] - base) * stride + j, width - j);
-    store(out + j, acc, width - j);
+      acc += value[i] * load(dense + (index[i] - base) * stride + c, dim - c);
+    store(out + c, acc, dim - c);
   }
 }
 

@@ -8,17 +8,26 @@
 namespace histokit {
 namespace {
 
-constexpr int64_t kGenes = 256;  // genes of a block
-constexpr int64_t kRowsAtOnce = 512;
+constexpr int64_t kGenes = 1024;  // genes of a block
 
 // Running moments of a gene's stored values about its first one.
 struct Moments {
   double count = 0, pivot = 0, first = 0, second = 0;
 
-  void add(double value) {
-    const double d = value - pivot;
-    first += d;
-    second += d * d;
+  template <typename T>
+  HK_INLINE void add(const T* values, int64_t size) {
+    if (count == 0) pivot = values[0];
+    const double shift = pivot;
+    double s1 = 0, s2 = 0;
+#pragma omp simd reduction(+ : s1, s2)
+    for (int64_t i = 0; i < size; ++i) {
+      const double d = values[i] - shift;
+      s1 += d;
+      s2 += d * d;
+    }
+    count += size;
+    first += s1;
+    second += s2;
   }
 
   // Mean and squared deviations over `rows` entries, of which rows - count are implicit zeros.
@@ -46,12 +55,17 @@ int64_t transpose(const Csr<T, I>& y, int64_t low, int64_t high, int64_t first, 
   std::fill(block.ends.begin(), block.ends.end(), 0);
   int64_t total = 0;
   std::vector<int64_t> begins(cursors.begin() + low, cursors.begin() + high);
-  for (int64_t n = low; n < high; ++n) {
+  for (int64_t n = low, width = 0; n < high; ++n) {
+    if (n + kAhead < high) {
+      prefetch(y.index + cursors[n + kAhead], width);
+      prefetch(y.values + cursors[n + kAhead], width);
+    }
     int64_t i = cursors[n];
     const int64_t end = y.offsets[n + 1];
     for (; i < end && y.index[i] >= first && y.index[i] < limit; ++i)
       ++block.ends[y.index[i] - first + 1];
-    total += i - cursors[n];
+    width = i - cursors[n];
+    total += width;
     cursors[n] = i;
   }
   for (int64_t g = 0; g < kGenes; ++g) block.ends[g + 1] += block.ends[g];
@@ -74,19 +88,12 @@ HK_CLONES void accumulate(const CsrParams& p, const Block<T>& block, int64_t low
                           int64_t genes, Moments* moments) {
   T* out = static_cast<T*>(p.out) + first * p.dim;
   const T* dense = static_cast<const T*>(p.dense) + low * p.dense_stride;
-  for (int64_t c = 0; c < p.dim; c += kChunk<T>) {
-    for (int64_t g = 0; g < genes; ++g) {
-      const int64_t begin = g ? block.ends[g - 1] : 0;
-      add_rows(block.values.data() + begin, block.rows.data() + begin, block.ends[g] - begin, 0,
-               dense + c, p.dense_stride, out + g * p.dim + c, p.dim - c);
-    }
-  }
   for (int64_t g = 0; g < genes; ++g) {
-    const int64_t begin = g ? block.ends[g - 1] : 0, end = block.ends[g];
-    if (begin == end) continue;
-    if (moments[g].count == 0) moments[g].pivot = block.values[begin];
-    for (int64_t i = begin; i < end; ++i) moments[g].add(block.values[i]);
-    moments[g].count += end - begin;
+    const int64_t begin = g ? block.ends[g - 1] : 0, count = block.ends[g] - begin;
+    if (count == 0) continue;
+    add_rows(block.values.data() + begin, block.rows.data() + begin, count, 0, dense,
+             p.dense_stride, out + g * p.dim, p.dim);
+    moments[g].add(block.values.data() + begin, count);
   }
 }
 
@@ -98,15 +105,17 @@ void multiply(const CsrParams& p, int64_t begin, int64_t end) {
     cursors[n] =
         std::lower_bound(y.index + y.offsets[n], y.index + y.offsets[n + 1], begin) - y.index;
   std::fill_n(static_cast<T*>(p.out) + begin * p.dim, (end - begin) * p.dim, T(0));
+  const int64_t rows = std::max<int64_t>(64, kCacheBytes / (p.dim * int64_t(sizeof(T)) + 1));
   Block<T> block;
+  std::vector<Moments> moments(kGenes);
   int64_t visited = 0;
   for (int64_t first = begin; first < end; first += kGenes) {
     const int64_t genes = std::min(kGenes, end - first);
-    Moments moments[kGenes];
-    for (int64_t low = 0; low < p.num_rows; low += kRowsAtOnce) {
-      const int64_t high = std::min(p.num_rows, low + kRowsAtOnce);
+    std::fill(moments.begin(), moments.end(), Moments());
+    for (int64_t low = 0; low < p.num_rows; low += rows) {
+      const int64_t high = std::min(p.num_rows, low + rows);
       visited += transpose(y, low, high, first, first + genes, cursors, block);
-      accumulate(p, block, low, first, genes, moments);
+      accumulate(p, block, low, first, genes, moments.data());
     }
     for (int64_t g = 0; g < genes; ++g)
       moments[g].finish(p.num_rows, p.moments + first + g, p.moments + p.num_cols + first + g);

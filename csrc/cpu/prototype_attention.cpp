@@ -1,8 +1,8 @@
 // Eight patches at a time against all prototypes of one head: scores, softmax and weighted sum are
 // register-blocked products over packed keys and values, with the scores in the L1 cache.
 #include <cmath>
-#include <limits>
 
+#include "../math.h"
 #include "prototype_attention_tiles.h"
 
 namespace histokit {
@@ -13,25 +13,18 @@ constexpr int64_t kBlock = 64;  // rows that pass through one head before the ne
 // Softmax weights of 8 rows without their normalisation; largest score and sum by row.
 template <typename T>
 HK_INLINE void softmax(T* score, const Head<T>& key, T* largest, T* total) {
-  constexpr int W = Simd<T>::kLanes;
   for (int r = 0; r < kRows; ++r) {
     T* row = score + r * key.num_padded;
-    for (int64_t m = key.num; m < key.num_padded; ++m) row[m] = -std::numeric_limits<T>::infinity();
-    Vec<T> top = load(row);
-    for (int64_t m = W; m < key.num_padded; m += W) {
-      const Vec<T> v = load(row + m);
-      top = v > top ? v : top;
-    }
-    T high = top[0];
-    for (int i = 1; i < W; ++i) high = top[i] > high ? top[i] : high;
-    Vec<T> sums = {};
-    for (int64_t m = 0; m < key.num_padded; m += W) {
-      const Vec<T> v = exp<T>(load(row + m) - high);
-      store(row + m, v);
-      sums += v;
+    T high = row[0], sums = 0;
+#pragma omp simd reduction(max : high)
+    for (int64_t m = 0; m < key.num; ++m) high = row[m] > high ? row[m] : high;
+#pragma omp simd reduction(+ : sums)
+    for (int64_t m = 0; m < key.num; ++m) {
+      row[m] = exp(row[m] - high);
+      sums += row[m];
     }
     largest[r] = high;
-    total[r] = sum<T>(sums);
+    total[r] = sums;
   }
 }
 

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 
+#include "../math.h"
 #include "prototype_attention_tiles.h"
 
 namespace histokit {
@@ -30,10 +31,12 @@ HK_INLINE void multiply_transposed(const T* a, int64_t stride, const T* b, T* ou
 template <typename T>
 HK_INLINE void score_gradient(T* score, T* dp, const T* logsumexp, const T* dot, int64_t cols) {
   for (int r = 0; r < kRows; ++r) {
-    for (int64_t m = 0; m < cols; m += Simd<T>::kLanes) {
-      const Vec<T> prob = exp<T>(load(score + r * cols + m) - logsumexp[r]);
-      store(score + r * cols + m, prob);
-      store(dp + r * cols + m, prob * (load(dp + r * cols + m) - dot[r]));
+    T *s = score + r * cols, *d = dp + r * cols;
+    const T shift = logsumexp[r], mean = dot[r];
+#pragma omp simd
+    for (int64_t m = 0; m < cols; ++m) {
+      s[m] = exp(s[m] - shift);
+      d[m] = s[m] * (d[m] - mean);
     }
   }
 }

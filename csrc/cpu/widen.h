@@ -1,4 +1,4 @@
-// Eight values of any floating type as float64.
+// Values of any floating type as float64, in a form that the compiler can vectorise.
 #pragma once
 #include <cstring>
 
@@ -13,40 +13,31 @@ struct Half {
 struct Brain {
   uint16_t bits;
 };
-typedef float Float8 __attribute__((vector_size(32)));
-typedef uint16_t Short8 __attribute__((vector_size(16)));
-typedef uint32_t Word8 __attribute__((vector_size(32)));
-typedef uint8_t Byte8 __attribute__((vector_size(8)));
-using Double8 = Vec<double>;
 
-HK_INLINE Double8 widen(Word8 bits) {
-  return __builtin_convertvector(reinterpret_cast<Float8>(bits), Double8);
+HK_INLINE float from_bits(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
 }
 
-HK_INLINE Double8 load8(const double* p) { return load(p); }
+HK_INLINE double widen(double v) { return v; }
+HK_INLINE double widen(float v) { return v; }
+HK_INLINE double widen(Brain v) { return from_bits(uint32_t(v.bits) << 16); }
 
-HK_INLINE Double8 load8(const float* p) {
-  Float8 v;
-  std::memcpy(&v, p, sizeof v);
-  return __builtin_convertvector(v, Double8);
+// Shifted into a float's fields the exponent is 112 too small, which a product with 2^112 mends,
+// subnormal numbers included; infinity and NaN, scaled from 2^16 on, get the largest exponent.
+HK_INLINE double widen(Half v) {
+  const float scaled = from_bits(uint32_t(v.bits & 0x7fff) << 13) * 0x1p112f;
+  uint32_t bits;
+  std::memcpy(&bits, &scaled, sizeof bits);
+  bits |= (v.bits & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u;
+  return from_bits(bits | uint32_t(v.bits & 0x8000) << 16);
 }
 
-HK_INLINE Double8 load8(const Brain* p) {
-  Short8 v;
-  std::memcpy(&v, p, sizeof v);
-  return widen(__builtin_convertvector(v, Word8) << 16);
-}
-
-// Half to float: shifted into a float's fields the exponent is 112 too small, which a product with
-// 2^112 mends, subnormal numbers included; infinity and NaN get the largest exponent instead.
-HK_INLINE Double8 load8(const Half* p) {
-  Short8 v;
-  std::memcpy(&v, p, sizeof v);
-  const Word8 bits = __builtin_convertvector(v, Word8), magnitude = (bits & 0x7fff) << 13;
-  const Float8 scaled = reinterpret_cast<Float8>(magnitude) * 0x1p112f;
-  const Word8 finite = reinterpret_cast<Word8>(scaled), special = magnitude | 0x7f800000u;
-  return widen((magnitude >= 0x0f800000u ? special : finite) | (bits & 0x8000) << 16);
-}
+HK_INLINE int is_nan(double v) { return v != v; }
+HK_INLINE int is_nan(float v) { return v != v; }
+HK_INLINE int is_nan(Half v) { return (v.bits & 0x7fff) > 0x7c00; }
+HK_INLINE int is_nan(Brain v) { return (v.bits & 0x7fff) > 0x7f80; }
 
 }  // namespace
 }  // namespace histokit
