@@ -2,7 +2,7 @@
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong; the message is one sentence saying what, where and the mend.
+    """Something the user gave is wrong; the message is one sentence: what, where, the mend.
 
     The stage scripts print it as ``error: ...`` and exit with status 2.
     """

@@ -13,15 +13,21 @@ from collections.abc import Callable
 from histokit.errors import InputError
 
 
-def option(default, help: str, choices: tuple | None = None, group: str = "options"):
-    """A dataclass field that documents itself; ``dataclasses.MISSING`` makes it required."""
-    metadata = {"help": help, "choices": choices, "group": group}
+def option(
+    default,
+    help: str,
+    choices: tuple | None = None,
+    group: str = "main options",
+    shown: str | None = None,
+):
+    """A dataclass field that documents itself; ``shown`` words a default that None stands for."""
+    metadata = {"help": help, "choices": choices, "group": group, "shown": shown}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def required(help: str, choices: tuple | None = None, group: str = "options"):
+def required(help: str, choices: tuple | None = None, group: str = "main options"):
     """A field without a default: the script stops when it is not given."""
     return dataclasses.field(metadata={"help": help, "choices": choices, "group": group})
 
@@ -43,14 +49,16 @@ def parser(cls: type, doc: str) -> argparse.ArgumentParser:
     hints, groups = typing.get_type_hints(cls), {}
     for field in dataclasses.fields(cls):
         meta = field.metadata
-        group = groups.setdefault(meta["group"], result.add_argument_group(meta["group"]))
+        if meta["group"] not in groups:
+            groups[meta["group"]] = result.add_argument_group(meta["group"])
         mandatory = (
             field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         )
         default = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
-        shown = "required" if mandatory else f"default: {'none' if default is None else default}"
+        shown = "none" if default is None else default
+        shown = "required" if mandatory else f"default: {meta.get('shown') or shown}"
         keywords = {"help": f"{meta['help']} ({shown})".replace("%", "%%"), "dest": field.name}
         kind = _value_type(hints[field.name])
         if kind is bool:
@@ -63,7 +71,7 @@ def parser(cls: type, doc: str) -> argparse.ArgumentParser:
         keywords["required"] = mandatory
         if not mandatory:
             keywords["default"] = default
-        group.add_argument("--" + field.name.replace("_", "-"), **keywords)
+        groups[meta["group"]].add_argument("--" + field.name.replace("_", "-"), **keywords)
     return result
 
 
@@ -84,7 +92,9 @@ def run(main: Callable, cls: type, doc: str) -> None:
             where = error.filename or "the output folder"
             sys.exit(_fail(f"the disk is full at {where}; free some space and run the same again"))
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            sys.exit(_fail(f"cannot write {error.filename} ({error.strerror}); choose another place"))
+            sys.exit(
+                _fail(f"cannot write {error.filename} ({error.strerror}); choose another place")
+            )
         raise
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)

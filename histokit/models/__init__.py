@@ -1,0 +1,46 @@
+"""Models by name, and their files: ``model.safetensors`` with the weights, ``model.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from histokit.errors import InputError
+from histokit.files import atomic_path, read_json, write_json
+from histokit.models.base import Model
+from histokit.models.baselines import MLP, LinearMap, Mean
+from histokit.models.histoprism import HistoPrism
+from histokit.weights import load_weights
+
+CLASSES = {
+    "mean": Mean,
+    "ridge-hest": LinearMap,
+    "ridge": LinearMap,
+    "mlp": MLP,
+    "histoprism": HistoPrism,
+}
+NETWORKS = ("mlp", "histoprism")
+
+
+def save(model: Model, name: str, arguments: dict, folder: Path) -> None:
+    """Write a model; ``arguments`` rebuild it. The weights come last: they mark a whole model."""
+    write_json(folder / "model.json", {"model": name, "arguments": arguments})
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    with atomic_path(folder / "model.safetensors") as temporary:
+        save_file(state, temporary)
+
+
+def load(folder: Path) -> Model:
+    """Read a model in evaluation mode; raises InputError for a damaged or foreign file."""
+    description = read_json(folder / "model.json")
+    try:
+        state = load_file(folder / "model.safetensors")
+    except (SafetensorError, FileNotFoundError) as error:
+        raise InputError(
+            f"{folder / 'model.safetensors'} is missing or damaged; train the fold again"
+        ) from error
+    model = CLASSES[description["model"]](**description["arguments"])
+    load_weights(model, state, folder / "model.safetensors")
+    return model.eval()

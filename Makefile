@@ -1,0 +1,47 @@
+# make demo            synthetic cohort -> extract -> train -> evaluate; prints the table
+# make demo DATA=DIR   the same on real slides in any layout the readers know
+# make test            the test suite
+# make lint            ruff and clang-format
+# make results         RESULTS.md's table from HER2ST=DIR (hours on a laptop)
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint results clean
+
+$(READY): requirements.txt pyproject.toml $(wildcard setup.py)
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet -r requirements.txt
+	$(PY) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	touch $@
+
+DATA ?=
+DEMO := work/$(if $(DATA),$(notdir $(patsubst %/,%,$(DATA))),demo)
+FOLDS ?= auto
+MODELS ?= mean ridge histoprism
+
+demo: $(READY)
+	$(if $(DATA),,$(PY) -m histokit.synthetic $(DEMO)/cohort)
+	$(PY) run_extract.py --source $(or $(DATA),$(DEMO)/cohort) --out $(DEMO)/data
+	for model in $(MODELS); do \
+	  $(PY) run_train.py --data $(DEMO)/data --model $$model --preset small --folds $(FOLDS) \
+	    --run $(DEMO)/runs/$$model || exit; \
+	done
+	$(PY) run_eval.py --run $(MODELS:%=$(DEMO)/runs/%) --out $(DEMO)/report
+
+test: $(READY)
+	$(PY) -m pytest
+
+lint: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+HER2ST ?= ../shared/data/her2st
+
+results: $(READY)
+	$(PY) benchmarks/her2st.py --source $(HER2ST)
+
+clean:
+	rm -rf $(VENV) build work *.egg-info histokit/*.so

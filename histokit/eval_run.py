@@ -1,0 +1,248 @@
+"""From trained runs to folders of tables, pictures and a report."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+import histokit
+from histokit import plots
+from histokit.cohort import Cohort
+from histokit.errors import InputError
+from histokit.eval_pictures import draw_maps, draw_overview
+from histokit.eval_sections import (
+    COMPARISON_TEXT,
+    SEEN_GROUPS,
+    comparison_notes,
+    comparison_rows,
+    comparison_verdict,
+    result_table,
+    run_sections,
+)
+from histokit.evaluate import check_run, score_run
+from histokit.files import make_folder, safe_name, write_json
+from histokit.genes import read_gene_list
+from histokit.predictions import read_tissue, write_prediction
+from histokit.report import Picture, Section, Table, plural, render, verdict
+from histokit.runs import Run
+from histokit.summary import (
+    check_same_slides,
+    compare,
+    gene_table,
+    pcc_matrix,
+    slide_table,
+    summarise,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run to evaluate: its short name, its slides, the folder to write, its test slides."""
+
+    name: str
+    run: Run
+    cohort: Cohort
+    out: Path
+    tests: list[str]
+
+
+def prepare(cfg) -> list[Job]:
+    """Open every run and refuse what cannot be scored or compared before any work is done."""
+    if cfg.num_hvg < 1 or cfg.bootstrap < 1:
+        raise InputError("--num-hvg and --bootstrap must be at least 1")
+    names = _short_names(cfg.run)
+    jobs = []
+    for name, folder in zip(names, cfg.run, strict=True):
+        run = Run(folder)
+        cohort = Cohort(cfg.data or run.config["options"]["data"], run.config["options"]["encoder"])
+        tests = [slide for _, members in check_run(run, cohort) for slide in members]
+        out = Path(cfg.out) if cfg.out and len(cfg.run) == 1 else run.folder / "eval"
+        check_replaceable(out)
+        jobs.append(Job(name, run, cohort, out, tests))
+    if len(jobs) > 1:
+        check_same_slides({job.name: set(job.tests) for job in jobs})
+        check_replaceable(comparison_folder(cfg))
+    return jobs
+
+
+def _short_names(folders: list[str]) -> list[str]:
+    """The last part of each path, or the whole path where that is not enough."""
+    paths = [os.path.normpath(folder) for folder in folders]
+    if len(set(paths)) < len(paths):
+        raise InputError("--run names a run twice; name each once")
+    short = [Path(path).name for path in paths]
+    return short if len(set(short)) == len(short) else paths
+
+
+def comparison_folder(cfg) -> Path:
+    """Where several runs are set side by side."""
+    return Path(cfg.out) if cfg.out else Path(os.path.normpath(cfg.run[0])).parent / "comparison"
+
+
+def check_replaceable(folder: Path) -> None:
+    """A folder that holds something else than an evaluation is never replaced."""
+    if not folder.exists() or (folder / "report.html").is_file():
+        return
+    if not folder.is_dir() or any(folder.iterdir()):
+        raise InputError(
+            f"{folder} exists and is not an evaluation; give a new or an empty folder with --out"
+        )
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder that takes the place of ``folder`` on success."""
+    make_folder(folder.parent)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    old = temporary.with_suffix(".old")
+    make_folder(temporary)
+    try:
+        yield temporary
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def evaluate(job: Job, cfg) -> dict:
+    """Score one run and write its folder.
+
+    Returns:
+        What a comparison needs: slides, summary, model, encoder, transform, table, and the genes
+        and slides behind the figures.
+    """
+    options = job.run.config["options"]
+    listed = read_gene_list(cfg.hvg_file) if cfg.hvg_file else None
+    provenance = _provenance(job, cfg)
+    with whole_folder(job.out) as folder:
+        bar = tqdm(total=len(job.tests), desc=job.name, unit="slide", delay=2)
+
+        def keep(fold, slide, prediction, target, score):
+            if not cfg.predictions:
+                return
+            path = make_folder(folder / "predictions" / safe_name(fold.name))
+            write_prediction(
+                path / f"{safe_name(slide.slide_id)}.h5ad",
+                slide,
+                prediction.numpy(),
+                target,
+                score,
+                read_tissue(job.cohort, slide),
+                provenance | {"fold": fold.name, "slide_id": slide.slide_id},
+                score.hvg if cfg.predict_genes == "hvg" else np.ones_like(score.hvg),
+            )
+
+        with bar:
+            scores = score_run(job.run, job.cohort, cfg.num_hvg, listed, keep, bar.update)
+        slides, genes = slide_table(scores), gene_table(scores)
+        summary = summarise(slides, cfg.bootstrap)
+        slides.to_csv(folder / "slides.csv", index=False)
+        genes.to_csv(folder / "genes.csv", float_format="%.6g")
+        pcc_matrix(scores).to_csv(folder / "pcc_by_slide.csv", float_format="%.4f")
+        summary[summary["by"] == "cancer"].to_csv(folder / "cancers.csv", index=False)
+        _write_summary(folder, summary, provenance)
+        overview = draw_overview(slides, genes, folder)
+        maps = []
+        if cfg.pictures:
+            maps = draw_maps(job.run, job.cohort, scores, genes, folder, cfg.max_pictures)
+        transform = options["target"]
+        render(
+            folder / "report.html",
+            f"How well {options['model']} predicts expression from tissue",
+            f"Run {job.run.folder} · encoder {options['encoder']} · "
+            f"{plural(len(job.run.folds), 'fold')} · data {job.cohort.folder}",
+            verdict(slides, summary, transform),
+            run_sections(slides, genes, summary, overview, maps),
+            {
+                "evaluation": dataclasses.asdict(cfg),
+                "training": job.run.config,
+                "features": job.cohort.provenance(job.tests[0]),
+                "versions": _versions(),
+            },
+        )
+    return {
+        "slides": slides,
+        "summary": summary,
+        "model": options["model"],
+        "encoder": options["encoder"],
+        "transform": options["target"],
+        "table": result_table(summary, int(slides["hvgs"].max())),
+        "hvg_sets": {s.slide_id: frozenset(s.genes["gene"][s.hvg]) for s in scores},
+        "panel": frozenset(genes.index),
+        "training": _training(job.run),
+    }
+
+
+def _provenance(job: Job, cfg) -> dict:
+    options = job.run.config["options"]
+    return {
+        "run": str(job.run.folder),
+        "model": options["model"],
+        "encoder": options["encoder"],
+        "transform": options["target"],
+        "hvgs": cfg.hvg_file or f"top {cfg.num_hvg} of the training slides of each fold",
+        "bootstrap": cfg.bootstrap,
+        "config": job.run.config,
+    }
+
+
+def _versions() -> dict:
+    names = ("torch", "numpy", "pandas", "anndata", "matplotlib")
+    return {"histokit": histokit.__version__} | {name: version(name) for name in names}
+
+
+def _training(run: Run) -> dict:
+    """Slides that trained or validated the model of each test slide."""
+    seen = {}
+    for fold in run.folds:
+        split = fold.split
+        rest = frozenset(split.loc[split["split"] != "test", "slide_id"])
+        for slide_id in split.loc[split["split"] == "test", "slide_id"]:
+            seen.setdefault(slide_id, set()).add(rest)
+    return seen
+
+
+def _write_summary(folder: Path, summary: pd.DataFrame, provenance: Mapping) -> None:
+    summary.to_csv(folder / "summary.csv", index=False)
+    rows = summary.astype(object).where(summary.notna(), None).to_dict("records")
+    write_json(folder / "summary.json", {**provenance, "versions": _versions(), "results": rows})
+
+
+def compare_runs(results: Mapping[str, dict], out: Path, cfg) -> list[Table]:
+    """Write the folder that sets runs side by side; returns its tables."""
+    table = compare(results, cfg.bootstrap)
+    num_hvg = max(int(result["slides"]["hvgs"].max()) for result in results.values())
+    tables, said, pictures = [], [], []
+    with whole_folder(out) as folder:
+        for (transform, by, group), rows in table.groupby(["transform", "by", "group"], sort=False):
+            count = plural(int(rows["slides"].iloc[0]), "test slide")
+            which = "" if by == "all" else f" of {SEEN_GROUPS[group]}"
+            tables.append(comparison_rows(rows, num_hvg, f"{count}{which}, target {transform}"))
+            if by == "all":
+                said.append(comparison_verdict(rows, transform))
+                path = folder / f"runs_{transform}.png"
+                label = f"PCC, mean over {num_hvg} highly variable genes ({transform})"
+                plots.save(plots.run_dots(rows, label), path)
+                caption = f"Target {transform}: mean over test slides and its 95 % interval."
+                pictures.append(Picture(path, caption, width=75))
+        table.to_csv(folder / "comparison.csv", index=False)
+        render(
+            folder / "report.html",
+            "Runs side by side",
+            f"{plural(len(results), 'run')} on the same test slides",
+            [*said, *comparison_notes(results)],
+            [Section("Results", COMPARISON_TEXT, tables, pictures)],
+            {"evaluation": dataclasses.asdict(cfg), "versions": _versions()},
+        )
+    return tables

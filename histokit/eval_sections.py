@@ -1,0 +1,219 @@
+"""Tables of an evaluation in the words of its report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from histokit.report import NONE, Picture, Section, Table, number, with_interval
+from histokit.summary import METRICS, pick
+
+SEEN_GROUPS = {
+    "yes": "patients also in training",
+    "no": "new patients",
+    "unknown": "patients unknown",
+}
+_FOLDS = 12  # with more folds, a row each would bury the rest; summary.csv has them all
+_GENES = 10
+COMPARISON_TEXT = (
+    "Each figure is a mean over slides with its 95 % bootstrap interval. “To best” is the "
+    "difference in the PCC of the highly variable genes to the first row, paired by slide: where "
+    "its interval holds 0, these slides do not tell the two runs apart."
+)
+
+
+def headings(num_hvg: int) -> list[str]:
+    """Column headings of the three figures."""
+    return [f"PCC, top {num_hvg} HVGs", "PCC, all genes", "MSE"]
+
+
+def _figures(row: Mapping) -> list[str]:
+    return [
+        with_interval(
+            row[metric], row[f"{metric}_low"], row[f"{metric}_high"], 3 if metric == "mse" else 2
+        )
+        for metric in METRICS
+    ]
+
+
+def _averages(summary: pd.DataFrame, by: str, group: str, average: str = "micro") -> list:
+    """Slides, patients, and the three figures of one group."""
+    results = {metric: pick(summary, metric, by, group, average) for metric in METRICS}
+    figures = {}
+    for metric, result in results.items():
+        figures |= {metric: result["value"], f"{metric}_low": result["low"]}
+        figures[f"{metric}_high"] = result["high"]
+    return [int(result["slides"]), int(result["patients"]) or NONE, *_figures(figures)]
+
+
+def result_table(summary: pd.DataFrame, num_hvg: int) -> Table:
+    """All test slides, then parts of them wherever there is more than one part."""
+    parts = {
+        by: list(dict.fromkeys(summary.loc[summary["by"] == by, "group"]))
+        for by in ("patient_seen", "cancer", "fold")
+    }
+    rows = [["all test slides", *_averages(summary, "all", "all")]]
+    if len(parts["cancer"]) > 1:
+        rows.append(["all, mean of cancers", *_averages(summary, "all", "all", "macro")])
+    for by, groups in parts.items():
+        if len(groups) == 1 or (by == "fold" and not _folds_say_more(summary, groups)):
+            continue
+        for group in groups:
+            name = SEEN_GROUPS[group] if by == "patient_seen" else f"{by} {group or NONE}"
+            rows.append([name, *_averages(summary, by, group)])
+    note = (
+        "Mean over slides with its 95 % bootstrap interval, which takes two slides at least; a "
+        "dash where nothing could be scored."
+    )
+    return Table("", ["", "slides", "patients", *headings(num_hvg)], rows, note)
+
+
+def _folds_say_more(summary: pd.DataFrame, folds: list) -> bool:
+    """Folds of one slide repeat the table of slides."""
+    several = summary.loc[summary["by"] == "fold", "slides"].max() > 1
+    return several and len(folds) <= _FOLDS
+
+
+def slide_rows(slides: pd.DataFrame, num_hvg: int) -> list[Table]:
+    """One row a test slide: its figures, and what could not be scored."""
+    names = ["slide", "fold", "cancer", "patient", "in training"]
+    figures, counts = [], []
+    for s in slides.itertuples():
+        row = [s.slide_id, s.fold, s.cancer or NONE, s.patient or NONE, s.patient_seen]
+        error, variance = number(s.mse, 3), number(s.target_variance, 3)
+        figures.append([*row, s.spots, s.pcc_hvg, s.pcc_all, error, variance])
+        scored = [f"{s.hvgs_scored} of {s.hvgs}", f"{s.genes_scored:,} of {s.genes:,}"]
+        missing = [s.genes_unmeasured, s.genes_constant, s.genes_constant_prediction]
+        counts.append([*row[:2], *scored, *missing])
+    columns = [*names, "spots", *headings(num_hvg), "target variance"]
+    scored = ["HVGs scored", "genes scored", "not measured", "constant", "constant prediction"]
+    return [
+        Table("", columns, figures, text_columns=5),
+        Table("What could be scored", [*names[:2], *scored], counts, text_columns=2),
+    ]
+
+
+def gene_rows(genes: pd.DataFrame) -> list[Table]:
+    """The best and the worst predicted of the highly variable genes."""
+    scored = genes[(genes["hvg_folds"] > 0) & genes["pcc"].notna()]
+    columns = ["gene", "PCC", "lowest slide", "highest slide", "slides scored"]
+
+    def rows(part: pd.DataFrame) -> list[list]:
+        names = part["symbol"].where(part["symbol"] != "", part.index)
+        figures = part[["pcc", "pcc_lowest", "pcc_highest", "slides_scored"]]
+        return [
+            [name, *map(float, row[:3]), int(row[3])]
+            for name, row in zip(names, figures.to_numpy(), strict=True)
+        ]
+
+    if scored.empty:
+        return []
+    best = Table("Best predicted", columns, rows(scored.head(_GENES)))
+    worst = Table("Worst predicted", columns, rows(scored.tail(_GENES).iloc[::-1]))
+    return [best, worst] if len(scored) > _GENES else [best]
+
+
+def run_sections(
+    slides: pd.DataFrame,
+    genes: pd.DataFrame,
+    summary: pd.DataFrame,
+    overview: Sequence[Picture],
+    maps: Sequence[Picture],
+) -> list[Section]:
+    """The report of one run."""
+    num_hvg = int(slides["hvgs"].max())
+    sections = [Section("Results", tables=[result_table(summary, num_hvg)], pictures=overview)]
+    if maps:
+        text = (
+            "Best, median and worst of the highly variable genes by their mean PCC over all test "
+            "slides, on slides that stand in the middle of their fold."
+            if overview
+            else "The most variable genes; none has a correlation by which to choose."
+        )
+        sections.append(Section("On the tissue", text, pictures=maps))
+    sections.append(Section("Slides", tables=slide_rows(slides, num_hvg)))
+    tables = gene_rows(genes)
+    if tables:
+        text = "Highly variable genes only; genes.csv holds every gene."
+        sections.append(Section("Genes", text, tables))
+    return sections
+
+
+def comparison_rows(table: pd.DataFrame, num_hvg: int, title: str) -> Table:
+    """Runs of one group of slides, best first."""
+    columns = ["run", "model", "encoder", *headings(num_hvg), "to best"]
+    rows = []
+    for row in table.to_dict("records"):
+        gap = with_interval(*(row[f"difference{end}"] for end in ("", "_low", "_high")))
+        rows.append([row["run"], row["model"], row["encoder"], *_figures(row), gap])
+    return Table(title, columns, rows, text_columns=3)
+
+
+def comparison_verdict(rows: pd.DataFrame, transform: str) -> str:
+    """Who is best, and by how much; rows: one block of ``histokit.summary.compare``."""
+    best = rows.iloc[0]
+    if np.isnan(best["pcc_hvg"]):
+        return f"No run on {transform} has a PCC: its predictions are the same in every spot."
+    figure = with_interval(*best[["pcc_hvg", "pcc_hvg_low", "pcc_hvg_high"]])
+    said = f"On {transform}, {best['run']} reaches the highest mean PCC, {figure}"
+    following = rows.iloc[1:].dropna(subset="difference")
+    if following.empty:
+        return f"{said}."
+    second = following.iloc[0]
+    gap = with_interval(
+        *(-second[name] for name in ("difference", "difference_high", "difference_low"))
+    )
+    said += f", and leads {second['run']} by {gap}"
+    if np.isnan(second["difference_low"]) or second["difference_high"] >= 0:
+        return f"{said}: these slides do not tell the two apart."
+    return f"{said}."
+
+
+def comparison_notes(runs: Mapping[str, dict]) -> list[str]:
+    """What keeps rows of a comparison from being compared, in sentences."""
+    notes = []
+    if len({run["transform"] for run in runs.values()}) > 1:
+        notes.append(
+            "The runs have different targets and are ranked apart. MSE must not be compared across "
+            "them; PCC on raw counts is higher for every model, because it holds the number of "
+            "molecules caught."
+        )
+    scored = [tuple(run["slides"].sort_values("slide_id")["hvgs_scored"]) for run in runs.values()]
+    if len({counts for counts in scored if any(counts)}) > 1:
+        notes.append(
+            "Not every run could be scored on the same genes: a gene that a model predicts the "
+            "same everywhere is left out of its mean, which flatters it; see slides.csv of each."
+        )
+    first = next(iter(runs.values()))
+    for key, sentence in (
+        (
+            "hvg_sets",
+            "The runs score different highly variable genes, so read their PCC with care.",
+        ),
+        ("panel", "The runs predict different genes, so PCC of all genes and MSE differ by that."),
+        (
+            "training",
+            "The runs were trained on different slides for the same test slides, so not only the "
+            "models differ.",
+        ),
+    ):
+        if any(run[key] != first[key] for run in runs.values()):
+            notes.append(sentence)
+    return notes
+
+
+def text_table(table: Table) -> str:
+    """A table for the terminal, in aligned columns."""
+    cells = [list(table.columns), *([number(cell) for cell in row] for row in table.rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(table.columns))]
+    lines = []
+    for row in cells:
+        padded = [
+            cell.ljust(width) if i < table.text_columns else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(padded).rstrip())
+    lines.insert(1, "-" * int(np.max([len(line) for line in lines])))
+    return "\n".join(lines)

@@ -1,0 +1,200 @@
+"""Score the test slides of a run, one slide in memory at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import torch
+
+from histokit.cohort import Cohort, Slide
+from histokit.errors import InputError
+from histokit.genes import normalise
+from histokit.metrics import StreamingPearson
+from histokit.runs import Fold, Run
+
+# Targets become dense for so many spots at once: 160 MB for 38,982 genes.
+_SPOTS = 1024
+# What makes features interchangeable: a run trained on one kind cannot predict from another.
+_FEATURE_KEYS = ("encoder", "weights_sha256", "transform", "pooling", "patch_um", "dimension")
+
+
+@dataclasses.dataclass(frozen=True)
+class SlideScore:
+    """One test slide under the model of one fold; arrays are (G,) in the order of ``genes``.
+
+    Attributes:
+        patient_seen: ``yes`` where another slide of the patient trained or validated the model,
+            ``no``, or ``unknown`` where the slide names no patient.
+        genes: the fold's gene table.
+        hvg: the genes of the headline PCC.
+        measured: whether the slide measured the gene.
+        constant_target: measured, but the same in every spot.
+        constant_pred: predicted the same in every spot.
+        pcc: Pearson correlation over the slide's spots, NaN where it does not exist.
+        mse: mean squared error, NaN where not measured.
+        variance: of the target, NaN where not measured.
+    """
+
+    fold: str
+    slide_id: str
+    cancer: str
+    patient: str
+    patient_seen: str
+    num_spots: int
+    genes: pd.DataFrame
+    hvg: np.ndarray
+    measured: np.ndarray
+    constant_target: np.ndarray
+    constant_pred: np.ndarray
+    pcc: np.ndarray
+    mse: np.ndarray
+    variance: np.ndarray
+
+
+def check_run(run: Run, cohort: Cohort) -> list[tuple[Fold, list[str]]]:
+    """Folds of a run with their test slides, once everything that scoring needs is there.
+
+    Raises:
+        InputError: a fold that is not trained to its end, no test slide, a slide that the data
+            lack, features other than those the run was trained on.
+    """
+    work = []
+    for fold in run.folds:
+        for name in ("split.csv", "genes.csv", "model.json", "model.safetensors"):
+            if not (fold.folder / name).is_file():
+                raise InputError(
+                    f"fold {fold.name} of {run.folder} holds no {name}: it is not trained to its "
+                    "end; give run_train.py the same command again"
+                )
+        split = fold.split
+        test = list(split.loc[split["split"] == "test", "slide_id"])
+        for slide_id in test:
+            if slide_id not in cohort.slides.index:
+                raise InputError(
+                    f"test slide {slide_id} of fold {fold.name} is not in "
+                    f"{cohort.folder / 'slides.csv'}; extract it or give the folder the run was "
+                    "trained on with --data"
+                )
+            check_features(run, cohort, slide_id)
+        work.append((fold, test))
+    if not any(test for _, test in work):
+        raise InputError(
+            f"{run.folder} has no test slide in any fold; train with folds that hold some out"
+        )
+    return work
+
+
+def check_features(run: Run, cohort: Cohort, slide_id: str) -> None:
+    """Compare a slide's features with those the run was trained on; raises InputError."""
+    trained, here = run.config["features"], cohort.provenance(slide_id)
+    for key in _FEATURE_KEYS:
+        if key in trained and key in here and trained[key] != here[key]:
+            raise InputError(
+                f"the features of slide {slide_id} have {key} {here[key]}, but {run.folder} was "
+                f"trained on {key} {trained[key]}; extract the slide as the training slides were"
+            )
+
+
+def choose_hvgs(fold: Fold, num_hvg: int, listed: list[str] | None = None) -> np.ndarray:
+    """The genes of the headline PCC: a list, or the most variable of the fold's training slides.
+
+    Args:
+        fold: its gene table ranks genes by training slides only.
+        num_hvg: how many; fewer where fewer genes have a rank.
+        listed: gene names, Ensembl ids or symbols that replace the ranking.
+
+    Returns:
+        (G,) bool in the order of the model's outputs.
+    """
+    genes = fold.genes
+    if listed is None:
+        chosen = (genes["hvg_rank"] <= num_hvg).to_numpy()
+        mend = "name the genes with --hvg-file"
+    else:
+        chosen = genes[["gene", "gene_id", "symbol"]].isin(listed).any(axis=1).to_numpy()
+        mend = "the list and the panel must use the same kind of name"
+    if not chosen.any():
+        raise InputError(f"no gene of fold {fold.name} is among the genes to score; {mend}")
+    return chosen
+
+
+def patient_seen(split: pd.DataFrame, slide_id: str) -> str:
+    """Whether the slide's patient also trained or validated the fold: yes, no or unknown."""
+    patient = split.loc[split["slide_id"] == slide_id, "patient"].iloc[0]
+    if not patient:
+        return "unknown"
+    return "yes" if patient in set(split.loc[split["split"] != "test", "patient"]) else "no"
+
+
+def predict(run: Run, fold: Fold, model, slide: Slide) -> torch.Tensor:
+    """Predicted expression of a slide, (N, G) float32; raises InputError if it is not finite."""
+    prediction = model.predict(slide.features, slide.cancer)
+    if not prediction.isfinite().all():
+        raise InputError(
+            f"the model of fold {fold.name} of {run.folder} predicts values that are not finite "
+            f"on slide {slide.slide_id}; train it again with a smaller learning rate"
+        )
+    return prediction
+
+
+def score_slide(fold: Fold, hvg: np.ndarray, slide: Slide, prediction, target) -> SlideScore:
+    """Correlate and compare; prediction: (N, G) tensor; target: (N, G) CSR float32."""
+    moments = StreamingPearson(prediction.shape[1])
+    measured = torch.from_numpy(slide.measured)
+    for start in range(0, prediction.shape[0], _SPOTS):
+        rows = slice(start, start + _SPOTS)
+        moments.update(prediction[rows], torch.from_numpy(target[rows].toarray()), measured)
+    return SlideScore(
+        fold=fold.name,
+        slide_id=slide.slide_id,
+        cancer=slide.cancer,
+        patient=slide.patient,
+        patient_seen=patient_seen(fold.split, slide.slide_id),
+        num_spots=prediction.shape[0],
+        genes=fold.genes,
+        hvg=hvg,
+        measured=slide.measured,
+        constant_target=moments.constant_target()[0].numpy(),
+        constant_pred=moments.constant_pred()[0].numpy(),
+        pcc=moments.compute()[0].numpy(),
+        mse=moments.mse()[0].numpy(),
+        variance=moments.target_variance()[0].numpy(),
+    )
+
+
+def score_run(
+    run: Run,
+    cohort: Cohort,
+    num_hvg: int = 50,
+    listed: list[str] | None = None,
+    keep: Callable | None = None,
+    progress: Callable | None = None,
+) -> list[SlideScore]:
+    """Score every test slide of every fold.
+
+    Args:
+        run: a finished run.
+        cohort: its slides.
+        num_hvg: size of the headline gene list.
+        listed: genes that replace the training slides' most variable ones.
+        keep: called with (fold, slide, prediction, target, score) while they are in memory.
+        progress: called without arguments after each slide.
+    """
+    scores = []
+    for fold, test in check_run(run, cohort):
+        model, genes = fold.load_model(), list(fold.genes["gene"])
+        hvg = choose_hvgs(fold, num_hvg, listed)
+        for slide_id in test:
+            slide = cohort.load(slide_id, genes)
+            prediction = predict(run, fold, model, slide)
+            target = normalise(slide.counts, slide.library_size, run.config["options"]["target"])
+            score = score_slide(fold, hvg, slide, prediction, target)
+            scores.append(score)
+            if keep is not None:
+                keep(fold, slide, prediction, target, score)
+            if progress is not None:
+                progress()
+    return scores

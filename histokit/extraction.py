@@ -1,0 +1,201 @@
+"""What extraction writes for one slide: expression, thumbnail, features; each whole or absent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+from anndata.io import write_elem
+
+from histokit.errors import InputError
+from histokit.files import atomic_path, safe_name
+from histokit.patches import (
+    image_batches,
+    image_thumbnail,
+    open_image,
+    stored_batches,
+    stored_thumbnail,
+)
+from histokit.slides import SlideSource
+
+# what has to agree between all feature files of a folder
+SAME = ("encoder", "weights_sha256", "transform", "pooling", "precision", "patch_um", "patch_px")
+
+
+def feature_path(out: Path, encoder: str, slide_id: str) -> Path:
+    """Where the features of a slide lie."""
+    return out / "features" / safe_name(encoder) / f"{slide_id}.h5"
+
+
+def patch_side(slide: SlideSource, patch_um: float, patch_px: int | None) -> int:
+    """Side of a patch in level-0 pixels; raises InputError for a slide without any scale."""
+    if patch_px is not None:
+        return patch_px
+    if slide.mpp is None:
+        raise InputError(
+            f"slide {slide.slide_id} has no mpp (microns per pixel), so {patch_um:g} um cannot be "
+            "turned into pixels; give --mpp, --patch-px, or fill the column mpp"
+        )
+    side = round(patch_um / slide.mpp)
+    if side < 1:
+        raise InputError(
+            f"slide {slide.slide_id}: a patch of {patch_um:g} um is smaller than one pixel of "
+            f"{slide.mpp:g} um; check --patch-um and the mpp"
+        )
+    return side
+
+
+def has_stored_patches(slide: SlideSource) -> bool:
+    """Whether the slide comes as ready patches (HEST) and not as an image."""
+    return slide.image.suffix == ".h5"
+
+
+def image_size(slide: SlideSource) -> tuple[float, float]:
+    """Width and height in level-0 pixels; infinite for ready patches, which all lie inside."""
+    if has_stored_patches(slide):
+        return np.inf, np.inf
+    image = open_image(slide.image)
+    return image.width, image.height
+
+
+def slide_batches(
+    slide: SlideSource,
+    spots: anndata.AnnData,
+    side: int,
+    patch_um: float,
+    size: int,
+    batch_size: int,
+) -> Iterator[np.ndarray]:
+    """Yield the patches of joined spots in their order, uint8 (B, size, size, 3)."""
+    if has_stored_patches(slide):
+        rows = spots.obs["row"].to_numpy()
+        return stored_batches(slide.image, rows, patch_um, size, batch_size)
+    return image_batches(slide.image, spots.obsm["spatial"], side, size, batch_size)
+
+
+def border_patches(spots: anndata.AnnData, side: int, width: float, height: float) -> int:
+    """Number of patches that leave the image and are filled with white there."""
+    centres = spots.obsm["spatial"]
+    return int(
+        ((centres < side / 2) | (centres + side / 2 > np.array([width, height]))).any(axis=1).sum()
+    )
+
+
+def fingerprint(slide: SlideSource) -> str:
+    """Names, sizes and times of a slide's files: when they change, the slide is extracted again."""
+    return json.dumps([[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in slide.inputs])
+
+
+def write_hdf5(path: Path, fill: Callable[[h5py.File], None]) -> None:
+    """Write an HDF5 file atomically.
+
+    The file is made in memory and written as bytes, because HDF5's own failures on a full disk
+    come without an error number, some of them only when the interpreter closes the file.
+    """
+    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
+        fill(file)
+        file.flush()
+        content = file.id.get_file_image()
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_features(path: Path, features: np.ndarray, corners: np.ndarray, barcodes, attributes):
+    """TRIDENT's layout with barcodes: features (N, D) float32, coords (N, 2), barcodes (N,)."""
+
+    def fill(file: h5py.File) -> None:
+        file["features"], file["coords"] = features, corners
+        file.create_dataset("barcodes", data=list(barcodes), dtype=h5py.string_dtype())
+        for key, value in attributes.items():
+            file.attrs[key] = json.dumps(value) if isinstance(value, dict) else value
+
+    write_hdf5(path, fill)
+
+
+def write_expression(path: Path, spots: anndata.AnnData, source: str) -> None:
+    """Raw counts of the joined spots; ``source`` is the fingerprint of the slide's files."""
+    spots.uns = {"histokit_source": source}
+    write_hdf5(path, lambda file: write_elem(file, "/", spots))
+
+
+def expression_source(path: Path) -> str | None:
+    """The fingerprint in an expression file; None where there is no such file."""
+    if not path.is_file():
+        return None
+    with opened(path) as file:
+        return file["uns/histokit_source"][()].decode()
+
+
+def opened(path: Path) -> h5py.File:
+    """Open an HDF5 file of our own; raises InputError when it is damaged."""
+    try:
+        return h5py.File(path)
+    except OSError as error:
+        raise InputError(
+            f"{path} is damaged ({error}); delete it and run the same command again"
+        ) from error
+
+
+def feature_attributes(path: Path) -> dict | None:
+    """The provenance in a feature file; None where there is no such file."""
+    if not path.is_file():
+        return None
+    with opened(path) as file:
+        return {k: v.item() if isinstance(v, np.generic) else v for k, v in file.attrs.items()}
+
+
+def check_same_features(folder: Path, wanted: dict) -> None:
+    """Refuse to mix: every feature file of the folder must have been made the same way.
+
+    Raises:
+        InputError: naming the first file and the first difference.
+    """
+    for path in sorted(folder.glob("[!.]*.h5")):
+        found = feature_attributes(path)
+        for key in SAME:
+            if found.get(key) != wanted[key]:
+                raise InputError(
+                    f"{path} was made with {key} = {found.get(key)!r} and this run has "
+                    f"{wanted[key]!r}; features of two kinds do not mix, choose another --out or "
+                    f"delete {folder}"
+                )
+
+
+def write_thumbnail(path: Path, slide: SlideSource, spots: anndata.AnnData, side: int) -> float:
+    """Save a small picture of the slide; returns its scale (thumbnail px per level-0 px)."""
+    if has_stored_patches(slide):
+        rows, centres = spots.obs["row"].to_numpy(), spots.obsm["spatial"]
+        picture, scale = stored_thumbnail(slide.image, rows, centres, side)
+    else:
+        picture, scale = image_thumbnail(slide.image)
+    with atomic_path(path) as temporary:
+        picture.save(temporary, quality=88)
+    return scale
+
+
+def remove_leftovers(out: Path) -> None:
+    """Remove the temporary files of a killed run; the caller holds the folder's lock."""
+    for path in out.glob("**/.*.tmp.*"):
+        path.unlink()
+
+
+def table_rows(path: Path) -> dict[str, dict]:
+    """Rows of a table by slide_id; none where the table is absent."""
+    if not path.is_file():
+        return {}
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return {row["slide_id"]: row for row in table.to_dict("records")}
+
+
+def upsert_row(path: Path, row: dict) -> None:
+    """Write one slide's row into a table, over the values that it had; sorted by slide_id."""
+    rows = table_rows(path)
+    new = {key: "" if value is None else value for key, value in row.items()}
+    rows[row["slide_id"]] = rows.get(row["slide_id"], {}) | new
+    with atomic_path(path) as temporary:
+        pd.DataFrame([rows[name] for name in sorted(rows)]).to_csv(temporary, index=False)

@@ -1,0 +1,266 @@
+"""How good a prediction is: correlations that stream, and averages that do not flatter."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Entries of one block of rows; a block in float64 and its centred copies stay below 150 MB.
+_BLOCK_ENTRIES = 1 << 22
+
+
+def _moments(pred: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    """Count, means and centred second moments of one block of one slide.
+
+    Args:
+        pred: (N, G), any float dtype.
+        target: (N, G), any float dtype.
+        mask: (N, G) or (G,) bool, True = use; or None. NaN is skipped in any case.
+
+    Returns:
+        (6, G) float64: count, mean of pred, mean of target, sum of squared deviations of pred, of
+        target, and sum of the products of deviations.
+    """
+    pred, target = pred.double(), target.double()
+    use = ~(pred.isnan() | target.isnan())
+    if mask is not None:
+        use = use & mask
+    if use.all():
+        count = torch.full(pred.shape[1:], float(pred.shape[0]), dtype=torch.float64)
+        count = count.to(pred.device)
+        mean_pred, mean_target = pred.mean(0), target.mean(0)
+        pred, target = pred - mean_pred, target - mean_target
+    else:
+        count = use.sum(0).double()
+        safe = count.clamp(min=1)
+        zero = pred.new_zeros(())
+        mean_pred = torch.where(use, pred, zero).sum(0) / safe
+        mean_target = torch.where(use, target, zero).sum(0) / safe
+        pred = torch.where(use, pred - mean_pred, zero)
+        target = torch.where(use, target - mean_target, zero)
+    return torch.stack(
+        [
+            count,
+            mean_pred,
+            mean_target,
+            (pred * pred).sum(0),
+            (target * target).sum(0),
+            (pred * target).sum(0),
+        ]
+    )
+
+
+def merge_moments(a: Tensor, b: Tensor) -> Tensor:
+    """Moments of two disjoint sets of spots together, (6, ...) float64 each and returned.
+
+    Source: Chan, Golub and LeVeque, "Algorithms for computing the sample variance" (1983),
+    Eq. 2.1, and the same for the product of two series.
+    """
+    count = a[0] + b[0]
+    share = b[0] / count.clamp(min=1)
+    step_pred, step_target = b[1] - a[1], b[2] - a[2]
+    between = a[0] * share
+    return torch.stack(
+        [
+            count,
+            a[1] + step_pred * share,
+            a[2] + step_target * share,
+            a[3] + b[3] + step_pred * step_pred * between,
+            a[4] + b[4] + step_target * step_target * between,
+            a[5] + b[5] + step_pred * step_target * between,
+        ]
+    )
+
+
+class StreamingPearson:
+    """Pearson correlation per slide and gene from chunks of spots, in one pass.
+
+    Chunks of any size, slides in any order and accumulators of several processes give the same
+    answer to float64 rounding. MSE, variance and counts come from the same moments.
+
+    A series is constant when its standard deviation is at most one unit in the last place of its
+    mean, in the dtype it arrived in: what is left then is rounding. Constant predictions or
+    targets have no correlation: NaN, never zero.
+
+    Example::
+
+        score = StreamingPearson(num_genes=2)
+        score.update(prediction, target)      # (N, 2) each, as often as needed
+        score.compute()                       # (1, 2)
+    """
+
+    def __init__(self, num_genes: int, num_slides: int = 1, device: str | torch.device = "cpu"):
+        self.num_genes, self.num_slides = num_genes, num_slides
+        shape = (6, num_slides, num_genes)
+        self.moments = torch.zeros(shape, dtype=torch.float64, device=device)
+        self.ulp = torch.zeros(2, dtype=torch.float64)
+
+    def update(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        mask: Tensor | None = None,
+        slide_index: int | Tensor | None = None,
+    ) -> None:
+        """Add spots.
+
+        Args:
+            pred: (N, G) float; NaN skips the entry, here and in the target.
+            target: (N, G) float.
+            mask: (N, G) or (G,) bool, True = measured.
+            slide_index: the slide of all these spots, or (N,) integers; default slide 0.
+
+        Raises:
+            ValueError: a wrong shape or dtype, or a slide out of range.
+        """
+        self._check(pred, target, mask, slide_index)
+        eps = [torch.finfo(x.dtype).eps for x in (pred, target)]
+        self.ulp = torch.maximum(self.ulp, torch.tensor(eps, dtype=torch.float64))
+        if not isinstance(slide_index, Tensor):
+            self._add(0 if slide_index is None else slide_index, pred, target, mask)
+            return
+        for slide in slide_index.unique().tolist():
+            rows = slide_index == slide
+            own = mask[rows] if mask is not None and mask.dim() == 2 else mask
+            self._add(slide, pred[rows], target[rows], own)
+
+    def _add(self, slide: int, pred: Tensor, target: Tensor, mask: Tensor | None) -> None:
+        step = max(1, _BLOCK_ENTRIES // max(1, self.num_genes))
+        for start in range(0, pred.shape[0], step):
+            rows = slice(start, start + step)
+            own = mask[rows] if mask is not None and mask.dim() == 2 else mask
+            block = _moments(pred[rows], target[rows], own).to(self.moments.device)
+            self.moments[:, slide] = merge_moments(self.moments[:, slide], block)
+
+    def _check(self, pred, target, mask, slide_index) -> None:
+        def fail(name, expected, got):
+            raise ValueError(f"StreamingPearson.update: {name} must be {expected}, got {got}")
+
+        if pred.dim() != 2 or pred.shape[1] != self.num_genes:
+            fail("pred", f"(N, {self.num_genes})", tuple(pred.shape))
+        if target.shape != pred.shape:
+            fail("target", f"{tuple(pred.shape)} as pred", tuple(target.shape))
+        for name, value in (("pred", pred), ("target", target)):
+            if not value.is_floating_point():
+                fail(name, "floating point", value.dtype)
+        if mask is not None:
+            if mask.dtype != torch.bool:
+                fail("mask", "bool", mask.dtype)
+            if mask.shape not in (pred.shape, pred.shape[1:]):
+                fail("mask", f"{tuple(pred.shape)} or ({self.num_genes},)", tuple(mask.shape))
+        if slide_index is None:
+            return
+        index = slide_index if isinstance(slide_index, Tensor) else torch.tensor([slide_index])
+        if index.is_floating_point() or index.dtype == torch.bool:
+            fail("slide_index", "integer", index.dtype)
+        if isinstance(slide_index, Tensor) and index.shape != pred.shape[:1]:
+            fail("slide_index", f"({pred.shape[0]},)", tuple(index.shape))
+        if index.numel() and not (index.min() >= 0 and index.max() < self.num_slides):
+            bounds = f"{int(index.min())}..{int(index.max())}"
+            fail("slide_index", f"in 0..{self.num_slides - 1}", bounds)
+
+    def merge(self, other: StreamingPearson) -> None:
+        """Add the spots another accumulator has seen; both have the same slides and genes."""
+        if other.moments.shape != self.moments.shape:
+            raise ValueError(
+                "StreamingPearson.merge: the other accumulator must hold (slides, genes) = "
+                f"{tuple(self.moments.shape[1:])}, got {tuple(other.moments.shape[1:])}"
+            )
+        self.moments = merge_moments(self.moments, other.moments.to(self.moments.device))
+        self.ulp = torch.maximum(self.ulp, other.ulp)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All there is to know, as tensors: ``moments`` (6, S, G) float64 and ``ulp`` (2,)."""
+        return {"moments": self.moments.clone(), "ulp": self.ulp.clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take the state of another accumulator of the same shape."""
+        if state["moments"].shape != self.moments.shape:
+            raise ValueError(
+                f"StreamingPearson.load_state_dict: moments must be {tuple(self.moments.shape)}, "
+                f"got {tuple(state['moments'].shape)}"
+            )
+        self.moments = state["moments"].to(self.moments).clone()
+        self.ulp = state["ulp"].clone()
+
+    def counts(self) -> Tensor:
+        """Spots behind each correlation: (S, G) int64."""
+        return self.moments[0].long()
+
+    def _constant(self, which: int) -> Tensor:
+        count, mean, squares = self.moments[0], self.moments[1 + which], self.moments[3 + which]
+        return squares <= count * (self.ulp[which].to(mean.device) * mean) ** 2
+
+    def constant_pred(self) -> Tensor:
+        """Where at least one spot counts and the prediction does not vary: (S, G) bool."""
+        return self._constant(0) & (self.moments[0] > 0)
+
+    def constant_target(self) -> Tensor:
+        """Where at least one spot counts and the target does not vary: (S, G) bool."""
+        return self._constant(1) & (self.moments[0] > 0)
+
+    def target_variance(self) -> Tensor:
+        """Population variance of the target: (S, G) float64, NaN without spots."""
+        return torch.where(self.moments[0] > 0, self.moments[4] / self.moments[0], torch.nan)
+
+    def mse(self) -> Tensor:
+        """Mean squared error over the entries that count: (S, G) float64, NaN without spots."""
+        count, mean_pred, mean_target, pred, target, cross = self.moments
+        spread = (pred + target - 2 * cross).clamp(min=0) / count
+        return torch.where(count > 0, spread + (mean_pred - mean_target) ** 2, torch.nan)
+
+    def compute(self) -> Tensor:
+        """Pearson correlation: (S, G) float64, NaN where it does not exist."""
+        pred, target, cross = self.moments[3], self.moments[4], self.moments[5]
+        r = (cross / (pred.sqrt() * target.sqrt())).clamp(-1, 1)
+        return torch.where(self._constant(0) | self._constant(1), torch.nan, r)
+
+
+def mean_or_nan(values: np.ndarray) -> float:
+    """Mean of what is not NaN; NaN, without a warning, where there is nothing."""
+    values = np.asarray(values, dtype=float)
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if values.size else float("nan")
+
+
+def macro_mean(values: np.ndarray, groups: np.ndarray) -> float:
+    """Mean over groups of the mean within each group; NaN is left out. Both are (S,)."""
+    values, groups = np.asarray(values, dtype=float), np.asarray(groups)
+    return mean_or_nan([mean_or_nan(values[groups == group]) for group in np.unique(groups)])
+
+
+def bootstrap_interval(
+    values: np.ndarray,
+    groups: np.ndarray | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean over slides (Efron 1979).
+
+    Args:
+        values: (S,), one number a slide; NaN is left out.
+        groups: (S,); with it the statistic is the macro mean, and slides are drawn within their
+            group, so that every group stays in every resample.
+        resamples: how many.
+        seed: of the draw.
+        level: coverage.
+
+    Returns:
+        The two ends; NaN, NaN where no group has two slides, since one slide shows no spread.
+    """
+    values = np.asarray(values, dtype=float)
+    groups = np.zeros(len(values), dtype=int) if groups is None else np.asarray(groups)
+    keep = ~np.isnan(values)
+    values, groups = values[keep], groups[keep]
+    names, sizes = np.unique(groups, return_counts=True)
+    if not len(names) or sizes.max() < 2:
+        return float("nan"), float("nan")
+    rng = np.random.default_rng(seed)
+    means = np.zeros(resamples)
+    for name in names:
+        own = values[groups == name]
+        means += own[rng.integers(0, len(own), (resamples, len(own)))].mean(1)
+    low, high = np.quantile(means / len(names), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

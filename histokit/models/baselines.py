@@ -1,0 +1,67 @@
+"""The baselines that every claim must beat."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from histokit.models.base import Model
+
+
+class Mean(Model):
+    """Every patch gets the training mean of each gene: what an MSE means without an image."""
+
+    def __init__(self, input_dim: int, num_genes: int):
+        super().__init__()
+        self.input_dim = input_dim
+        self.head = nn.Linear(1, num_genes)
+
+    def hidden(self, x, cancer, slide_index=None):
+        """(N, D) to zeros (N, 1)."""
+        return x.new_zeros(x.shape[0], 1)
+
+
+class LinearMap(Model):
+    """Standardise, project on principal components, regress: both ridge recipes when fitted."""
+
+    def __init__(self, input_dim: int, num_components: int, num_genes: int):
+        super().__init__()
+        self.input_dim = input_dim
+        self.register_buffer("mean", torch.zeros(input_dim))
+        self.register_buffer("scale", torch.ones(input_dim))
+        self.register_buffer("components", torch.zeros(num_components, input_dim))
+        self.register_buffer("offset", torch.zeros(num_components))
+        self.head = nn.Linear(num_components, num_genes)
+
+    def hidden(self, x, cancer, slide_index=None):
+        """(N, D) to component scores (N, K)."""
+        return (x - self.mean) / self.scale @ self.components.T - self.offset
+
+
+class MLP(Model):
+    """Three layers on each patch alone, over features standardised as in training."""
+
+    def __init__(self, input_dim: int, num_genes: int, hidden_dim: int = 512, dropout: float = 0.1):
+        super().__init__()
+        self.input_dim = input_dim
+        self.register_buffer("mean", torch.zeros(input_dim))
+        self.register_buffer("scale", torch.ones(input_dim))
+        self.body = nn.Sequential(
+            nn.Linear(input_dim, hidden_dim),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden_dim, hidden_dim),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+        )
+        self.head = nn.Linear(hidden_dim, num_genes)
+
+    def standardise(self, x: torch.Tensor) -> None:
+        """Take the mean and deviation of the training features x (N, D); constant ones stay."""
+        scale = x.std(dim=0)
+        self.mean.copy_(x.mean(dim=0))
+        self.scale.copy_(torch.where(scale > 0, scale, 1))
+
+    def hidden(self, x, cancer, slide_index=None):
+        """(N, D) to (N, hidden_dim)."""
+        return self.body((x - self.mean) / self.scale)

@@ -1,0 +1,188 @@
+"""HistoPrism: patches conditioned on cancer type, then on each other (arXiv 2601.21560).
+
+The parameters carry the names of the authors' checkpoint.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from histokit.errors import InputError
+from histokit.models.base import Model
+from histokit.reference import cancer_cross_attention
+from histokit.weights import load_weights, read_state_dict
+
+# The authors' order of oncotree codes, the same in both published splits.
+OFFICIAL_CANCERS = (
+    "PAAD CESC ACYC GBM Diseased_Unspecified CSCC Treated_Unspecified IDC HGSOC READ SKCM LUNG EPM "
+    "SOC LYMPH_IDC BLCA CCRCC Unknown LNET ILC Cancer_Unspecified Healthy ALL PRCC PRAD COADREAD "
+    "COAD LUSC HCC"
+).split()
+
+
+class HistoPrism(Model):
+    """Cancer cross-attention, a transformer encoder over the slide, a two-layer head.
+
+    Section 3.2 of the paper: Eq. 1-3 condition each patch on the slide's cancer embedding; a
+    projection to ``hidden_dim``; post-norm encoder layers without positional encoding; the head
+    of Eq. 4.
+
+    Args:
+        input_dim: D, dimension of the patch features (1,024 in the paper).
+        num_genes: G, outputs.
+        cancers: oncotree codes, in the order of the one-hot code.
+        hidden_dim: width of the encoder and of the head.
+        num_layers: encoder layers.
+        num_heads: heads of an encoder layer.
+        feedforward_dim: width inside an encoder layer.
+        cross_heads: heads of the cancer cross-attention; they divide ``input_dim``.
+        dropout: rate everywhere the authors have it.
+
+    Raises:
+        InputError: heads that do not divide their dimension.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        num_genes: int,
+        cancers: list[str],
+        hidden_dim: int = 256,
+        num_layers: int = 2,
+        num_heads: int = 8,
+        feedforward_dim: int = 2048,
+        cross_heads: int = 4,
+        dropout: float = 0.1,
+    ):
+        super().__init__()
+        for heads, width, what in (
+            (cross_heads, input_dim, "cross-attention heads, features"),
+            (num_heads, hidden_dim, "encoder heads, hidden dimensions"),
+        ):
+            if width % heads:
+                raise InputError(
+                    f"{heads} {what.split(', ')[0]} do not divide {width} {what.split(', ')[1]}; "
+                    "choose a divisor"
+                )
+        self.input_dim, self.cancers = input_dim, list(cancers)
+        self.cross_heads, self.num_heads, self.dropout = cross_heads, num_heads, dropout
+        self.input_proj = nn.Linear(input_dim, hidden_dim)
+        self.onco_embedder = nn.Linear(len(cancers), input_dim)
+        self.conditioner = nn.Module()
+        self.conditioner.attention = nn.MultiheadAttention(input_dim, cross_heads)
+        self.conditioner.norm = nn.LayerNorm(input_dim)
+        layer = nn.TransformerEncoderLayer(
+            hidden_dim, num_heads, feedforward_dim, dropout, batch_first=True
+        )
+        self.transformer = nn.TransformerEncoder(layer, num_layers, enable_nested_tensor=False)
+        self.gene_regression_head = nn.Sequential(
+            nn.Linear(hidden_dim, hidden_dim),
+            nn.LayerNorm(hidden_dim),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden_dim, num_genes),
+        )
+
+    @property
+    def head(self) -> nn.Linear:
+        """The linear layer over genes."""
+        return self.gene_regression_head[4]
+
+    def hidden(self, x, cancer, slide_index=None):
+        """(N, D) to (N, hidden_dim), the input of the linear layer over genes."""
+        h = self.input_proj(self._condition(x, cancer, slide_index))
+        sizes = [len(x)] if slide_index is None else torch.bincount(slide_index).tolist()
+        for layer in self.transformer.layers:
+            h = self._encode(layer, h, sizes)
+        return self.gene_regression_head[:4](h)
+
+    def _condition(self, x, cancer, slide_index):
+        codes = torch.as_tensor(cancer, device=x.device).reshape(-1)
+        # An unknown code (-1) is all zeros, as the authors' one-hot is: the bias alone remains.
+        onehot = (codes[:, None] == torch.arange(len(self.cancers), device=x.device)).to(x.dtype)
+        context = self.onco_embedder(onehot)[:, None]
+        attention, norm = self.conditioner.attention, self.conditioner.norm
+        mask = None
+        if self.training and self.dropout > 0:
+            keep = x.new_full((len(x), self.cross_heads), 1 - self.dropout)
+            mask = torch.bernoulli(keep) / (1 - self.dropout)
+        return cancer_cross_attention(
+            x,
+            context,
+            attention.in_proj_weight,
+            attention.in_proj_bias,
+            attention.out_proj.weight,
+            attention.out_proj.bias,
+            norm.weight,
+            norm.bias,
+            num_heads=self.cross_heads,
+            slide_index=slide_index,
+            dropout_mask=mask,
+            eps=norm.eps,
+        )
+
+    def _encode(self, layer: nn.TransformerEncoderLayer, h, sizes: list[int]):
+        """One post-norm layer; a patch attends to the patches of its own slide only."""
+        attention, width = layer.self_attn, h.shape[1]
+        qkv = F.linear(h, attention.in_proj_weight, attention.in_proj_bias)
+        qkv = qkv.view(len(h), 3, self.num_heads, -1).permute(1, 2, 0, 3)
+        rate = self.dropout if self.training else 0.0
+        slides = [
+            F.scaled_dot_product_attention(*part, dropout_p=rate)
+            for part in zip(*(t.split(sizes, dim=1) for t in qkv), strict=True)
+        ]
+        attended = torch.cat(slides, dim=1).transpose(0, 1).reshape(len(h), width)
+        h = layer.norm1(h + layer.dropout1(attention.out_proj(attended)))
+        inner = layer.linear2(layer.dropout(F.relu(layer.linear1(h))))
+        return layer.norm2(h + layer.dropout2(inner))
+
+    @classmethod
+    def from_official(cls, path: str | Path, cancers: list[str] | None = None) -> HistoPrism:
+        """Load the authors' checkpoint; every size is read from its tensors.
+
+        Accepts their training checkpoint (``model_state`` inside a dict) or a bare state dict,
+        as a torch file (read without unpickling code) or safetensors; drops the graph
+        convolution that their forward pass never uses. Heads are the paper's 4 and 8.
+
+        Args:
+            path: the file.
+            cancers: codes in the order of training; the authors' 29 by default.
+
+        Raises:
+            InputError: no such file, not a checkpoint, or tensors that are not HistoPrism's.
+        """
+        state = {
+            key: value
+            for key, value in read_state_dict(path, inside="model_state").items()
+            if not key.startswith(("img_conv.", "img_norm."))
+        }
+        try:
+            hidden_dim, input_dim = state["input_proj.weight"].shape
+            num_genes = state["gene_regression_head.4.weight"].shape[0]
+            num_cancers = state["onco_embedder.weight"].shape[1]
+            feedforward_dim = state["transformer.layers.0.linear1.weight"].shape[0]
+        except KeyError as error:
+            raise InputError(
+                f"{path} is not a HistoPrism checkpoint: it lacks {error.args[0]}"
+            ) from error
+        cancers = list(cancers or OFFICIAL_CANCERS)
+        if len(cancers) != num_cancers:
+            raise InputError(
+                f"{path} was trained on {num_cancers} cancer codes and {len(cancers)} were given; "
+                "pass them in the order of training"
+            )
+        layers = {key.split(".")[2] for key in state if key.startswith("transformer.layers.")}
+        model = cls(
+            input_dim,
+            num_genes,
+            cancers,
+            hidden_dim=hidden_dim,
+            num_layers=len(layers),
+            feedforward_dim=feedforward_dim,
+        )
+        load_weights(model, state, Path(path))
+        return model.eval()

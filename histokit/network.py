@@ -1,0 +1,149 @@
+"""Train a network on one fold: its slides, its phases, its curves."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from histokit import models
+from histokit.cohort import Cohort, SlideCache
+from histokit.errors import InputError
+from histokit.files import atomic_path, make_folder
+from histokit.genes import normalise
+from histokit.models.base import Model
+from histokit.optimise import Result, Settings, TrainingSlide, train_network
+from histokit.sparse import csr_tensor
+from histokit.splits import Split
+
+
+def fit_network(
+    cohort: Cohort, split: Split, cfg, folder: Path, panel: pd.DataFrame, x: np.ndarray
+) -> tuple[Model, dict, str]:
+    """Train ``cfg.model`` on a fold and write metrics.csv and loss.png into its folder.
+
+    With ``cfg.refit`` the training that validation stopped is repeated from the same seed on
+    training and validation slides together, for as many epochs as were best.
+
+    Args:
+        cohort: of the slides.
+        split: the fold.
+        cfg: options of run_train.py.
+        folder: of the fold; checkpoints go into a subfolder that is left there.
+        panel: gene and train_mean of the G outputs.
+        x: (N, D) features of all training and validation spots, for standardisation.
+
+    Returns:
+        The trained model, the arguments that rebuild it, and a line on what was done.
+    """
+    genes = list(panel["gene"])
+    arguments = {"input_dim": x.shape[1], "num_genes": len(genes), "dropout": cfg.dropout}
+    if cfg.model == "histoprism":
+        members = cohort.slides.loc[split.train + split.val]
+        arguments |= {
+            "cancers": sorted(members["cancer"].unique()),
+            "hidden_dim": cfg.hidden_dim,
+            "feedforward_dim": cfg.feedforward_dim,
+            "num_layers": cfg.num_layers,
+        }
+
+    def build() -> Model:
+        torch.manual_seed(cfg.seed)
+        model = models.CLASSES[cfg.model](**arguments)
+        if cfg.model == "mlp":
+            model.standardise(torch.from_numpy(x))
+        if cfg.start_at_mean:
+            model.head.bias.data.copy_(torch.tensor(panel["train_mean"].to_numpy()))
+        return model.to(cfg.device)
+
+    model = build()
+    slides = SlideCache(
+        lambda slide_id: _prepare(cohort, slide_id, genes, model, cfg), int(cfg.cache_gb * 1e9)
+    )
+    settings = Settings(
+        lr=cfg.lr,
+        weight_decay=cfg.weight_decay,
+        epochs=cfg.epochs,
+        patience=cfg.patience,
+        clip=cfg.clip,
+        slides_per_step=cfg.slides_per_step,
+        seed=cfg.seed,
+        checkpoint_seconds=cfg.checkpoint_seconds,
+    )
+    checkpoints = make_folder(folder / "checkpoints")
+    board = _board(folder) if cfg.tensorboard else None
+    result = train_network(
+        model, split.train, split.val, slides, settings, checkpoints / "last.ckpt", board
+    )
+    write_curves(result.history, folder)
+    said = f"{cfg.model}, {result.epochs} epochs"
+    if split.val:
+        said += f", validation MSE {result.history[result.epochs - 1]['val_loss']:.4f}"
+    if cfg.refit and split.val:
+        result = _refit(build, split, slides, settings, result, checkpoints)
+        said += ", trained again with the validation slides"
+    model.load_state_dict(result.weights)
+    return model, arguments, said
+
+
+def _refit(build, split, slides, settings, chosen: Result, checkpoints: Path) -> Result:
+    settings = dataclasses.replace(settings, stop_after=chosen.epochs)
+    members = split.train + split.val
+    return train_network(build(), members, [], slides, settings, checkpoints / "refit.ckpt")
+
+
+def _prepare(cohort, slide_id: str, genes: list[str], model: Model, cfg) -> TrainingSlide:
+    slide = cohort.load(slide_id, genes)
+    y = normalise(slide.counts, slide.library_size, cfg.target)
+    return TrainingSlide(
+        slide_id,
+        slide.features.to(cfg.device),
+        csr_tensor(y).to(cfg.device),
+        torch.from_numpy(slide.measured).to(cfg.device),
+        model.cancer_code(slide.cancer),
+    )
+
+
+def write_curves(history: list[dict], folder: Path) -> None:
+    """Write metrics.csv (epoch, lr, train_loss, val_loss) and loss.png."""
+    from matplotlib.figure import Figure
+
+    with atomic_path(folder / "metrics.csv") as temporary, open(temporary, "w") as file:
+        writer = csv.DictWriter(file, list(history[0]))
+        writer.writeheader()
+        writer.writerows(history)
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    epochs = [row["epoch"] for row in history]
+    axes.plot(epochs, [row["train_loss"] for row in history], color="#0072b2", label="training")
+    if history[0]["val_loss"] is not None:
+        losses = [row["val_loss"] for row in history]
+        best = int(np.argmin(losses))
+        axes.plot(epochs, losses, color="#d55e00", label="validation")
+        axes.plot(epochs[best], losses[best], "o", color="#d55e00", label=f"best, {epochs[best]}")
+    axes.set(xlabel="epoch", ylabel="MSE over measured genes", yscale="log")
+    axes.legend(frameon=False)
+    with atomic_path(folder / "loss.png") as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+def _board(folder: Path):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError(
+            "--tensorboard needs the package tensorboard; install it or leave the option out"
+        ) from None
+    writer = SummaryWriter(folder / "tensorboard")
+
+    def add(row: dict) -> None:
+        for name in ("lr", "train_loss", "val_loss"):
+            if row[name] is not None:
+                writer.add_scalar(name, row[name], row["epoch"])
+        writer.flush()
+
+    return add

@@ -1,0 +1,262 @@
+"""Pictures of an evaluation: expression on tissue, correlations by gene, by slide and by run."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import EllipseCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from PIL import Image
+from scipy.spatial import cKDTree
+
+from histokit.files import atomic_path
+
+# Okabe and Ito's colours, told apart with every common colour vision.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
+INK, PALE = "#222222", "#8a8a8a"
+_PANEL = 600  # pixels across a panel of a gene map
+SPOT_UM = {"visium": 55.0, "spatial transcriptomics": 100.0, "st": 100.0}
+STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": PALE,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "legend.frameon": False,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tissue:
+    """What the spots of a slide are drawn on.
+
+    Attributes:
+        image: (H, W, 3) uint8 thumbnail.
+        scale: thumbnail pixels for each pixel of level 0.
+        centres: (N, 2) spot centres x, y in pixels of level 0.
+        diameter: of a spot, in pixels of level 0.
+        mpp: microns for each pixel of level 0, or None.
+    """
+
+    image: np.ndarray
+    scale: float
+    centres: np.ndarray
+    diameter: float
+    mpp: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneMap:
+    """One gene on one slide: a title and (N,) measured and predicted values."""
+
+    title: str
+    measured: np.ndarray
+    predicted: np.ndarray
+
+
+def spot_diameter(centres: np.ndarray, technology: str, mpp: float | None) -> float:
+    """Spot diameter in pixels of level 0.
+
+    The array's own size where the technology and mpp are known, else half the distance between
+    neighbouring spots, which is about right for every spot array.
+    """
+    if mpp and technology.lower() in SPOT_UM:
+        return SPOT_UM[technology.lower()] / mpp
+    if len(centres) < 2:
+        return 100.0
+    distance = cKDTree(centres).query(centres, k=2)[0][:, 1]
+    return max(1.0, 0.5 * float(np.median(distance)))
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=140, facecolor="white", format="png")
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def gene_maps(tissue: Tissue, maps: list[GeneMap], title: str, unit: str) -> Figure:
+    """Tissue, measured and predicted expression side by side, a row a gene.
+
+    Measured and predicted share one colour scale, from the 1st to the 99th percentile of both.
+    """
+    left, right, bottom, top = _window(tissue)
+    plain = _crop(tissue, left, right, bottom, top)
+    faded = (255 - 0.35 * (255 - plain.mean(axis=2))).astype(np.uint8)
+    aspect = (bottom - top) / (right - left)
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(11.5, 0.7 + len(maps) * (3.3 * aspect + 0.45))
+        figure.suptitle(title, fontsize=13, fontweight="bold")
+        axes = figure.subplots(len(maps), 3, squeeze=False)
+        for row, gene in zip(axes, maps, strict=True):
+            both = np.concatenate([gene.measured, gene.predicted])
+            low, high = np.percentile(both, [1, 99])
+            norm = matplotlib.colors.Normalize(low, high if high > low else low + 1)
+            row[0].set_title(gene.title, loc="left", fontweight="bold")
+            row[1].set_title("measured")
+            row[2].set_title("predicted")
+            for axis, values in zip(row, (None, gene.measured, gene.predicted), strict=True):
+                picture = plain if values is None else faded
+                extent = (left, right, bottom, top)  # y grows downwards, as in the image
+                axis.imshow(picture, extent=extent, cmap="gray", vmin=0, vmax=255)
+                if values is not None:
+                    spots = _spots(axis, tissue, values, norm)
+                axis.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
+                axis.set_axis_off()
+            _scale_bar(row[0], tissue, left, right, bottom, top)
+            bar = figure.colorbar(spots, ax=row, shrink=0.85, pad=0.01, aspect=18)
+            bar.set_label(unit)
+            bar.outline.set_visible(False)
+    return figure
+
+
+def _window(tissue: Tissue) -> tuple[float, float, float, float]:
+    """Left, right, bottom, top of the spots with a margin, in pixels of level 0."""
+    margin = 1.5 * tissue.diameter
+    (left, top), (right, bottom) = tissue.centres.min(0) - margin, tissue.centres.max(0) + margin
+    return left, right, bottom, top
+
+
+def _crop(tissue: Tissue, left, right, bottom, top) -> np.ndarray:
+    """The window of the thumbnail, white outside of it, at the size it is drawn in."""
+    box = [round(edge * tissue.scale) for edge in (left, top, right, bottom)]
+    image = Image.fromarray(tissue.image)
+    window = Image.new("RGB", (max(1, box[2] - box[0]), max(1, box[3] - box[1])), "white")
+    window.paste(image, (-box[0], -box[1]))
+    window.thumbnail((_PANEL, _PANEL * 4))
+    return np.asarray(window)
+
+
+def _spots(axis, tissue: Tissue, values: np.ndarray, norm) -> EllipseCollection:
+    diameters = np.full(len(values), tissue.diameter)
+    spots = EllipseCollection(
+        diameters,
+        diameters,
+        np.zeros(len(values)),
+        units="xy",
+        offsets=tissue.centres,
+        offset_transform=axis.transData,
+        array=np.asarray(values),
+        cmap="viridis",
+        norm=norm,
+        linewidths=0,
+    )
+    return axis.add_collection(spots)
+
+
+def _scale_bar(axis, tissue: Tissue, left, right, bottom, top) -> None:
+    if not tissue.mpp:
+        return
+    width = (right - left) * tissue.mpp
+    length = max(um for um in (10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if um <= width / 4)
+    label = f"{length // 1000} mm" if length >= 1000 else f"{length} µm"
+    x, y = left + 0.04 * (right - left), bottom - 0.04 * (bottom - top)
+    axis.plot([x, x + length / tissue.mpp], [y, y], color="black", linewidth=3)
+    box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5}
+    axis.annotate(
+        label, (x, y), (0, 5), textcoords="offset points", fontsize=9, va="bottom", bbox=box
+    )
+
+
+def pcc_histogram(genes: pd.DataFrame) -> Figure:
+    """How PCC is spread over genes: all genes, and the highly variable ones; a line is a mean."""
+    scored = genes.dropna(subset="pcc")
+    groups = [("all genes", scored["pcc"], COLOURS[4])]
+    groups.append(("highly variable genes", scored.loc[scored["hvg_folds"] > 0, "pcc"], COLOURS[5]))
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(7.5, 4.6)
+        panels = figure.subplots(2, 1, sharex=True)
+        edges = np.arange(-1, 1.0001, 0.04)
+        for axis, (name, values, colour) in zip(panels, groups, strict=True):
+            axis.hist(values, edges, color=colour, edgecolor="white", linewidth=0.4)
+            axis.set_ylabel("genes")
+            axis.yaxis.get_major_locator().set_params(integer=True)
+            axis.axvline(0, color=PALE, linewidth=0.8, linestyle=":")
+            text = f"{name}: {len(values):,}"
+            if len(values):
+                axis.axvline(values.mean(), color=INK, linewidth=1.4)
+                text += f", mean {values.mean():.2f}"
+            axis.set_title(text, loc="left")
+        lowest, highest = scored["pcc"].min(), scored["pcc"].max()
+        if len(scored):
+            panels[0].set_xlim(min(-0.2, lowest) - 0.05, max(0.6, highest) + 0.05)
+        panels[1].set_xlabel("PCC of measured and predicted expression, mean over test slides")
+    return figure
+
+
+def slide_bars(slides: pd.DataFrame, num_hvg: int) -> Figure:
+    """Headline PCC of each test slide; hatched where the patient was seen in training."""
+    slides = slides.sort_values(["cancer", "patient_seen", "pcc_hvg"], kind="stable")
+    cancers = list(dict.fromkeys(slides["cancer"]))
+    several = slides["slide_id"].duplicated().any()
+    names = slides["slide_id"] + (" (" + slides["fold"] + ")" if several else "")
+    if len(cancers) > len(COLOURS):
+        names, cancers = names + ", " + slides["cancer"], []
+    size = float(np.clip(20 / len(slides), 0.13, 0.34))
+    with matplotlib.rc_context(STYLE | {"hatch.linewidth": 1.0, "hatch.color": "white"}):
+        figure = _figure(8, 1.6 + size * len(slides))
+        axis = figure.subplots()
+        place = np.arange(len(slides))
+        colours = [COLOURS[cancers.index(c) if cancers else 0] for c in slides["cancer"]]
+        values = slides["pcc_hvg"].to_numpy()
+        bars = axis.barh(place, np.nan_to_num(values), color=colours, height=0.7)
+        for y, bar, value, seen in zip(place, bars, values, slides["patient_seen"], strict=True):
+            if seen == "yes":
+                bar.set_hatch("///")
+            at = (max(0, np.nan_to_num(value)), y)
+            _label(axis, value, at, offset=4, fontsize=min(9, 26 * size))
+        axis.set_yticks(place, names)
+        axis.tick_params(axis="y", length=0, labelsize=min(10, 28 * size))
+        axis.set_ylim(len(slides) - 0.4, -0.6)
+        axis.axvline(0, color=PALE, linewidth=0.8)
+        top = np.nanmax(values, initial=0.1)
+        axis.set_xlim(min(0, np.nanmin(values, initial=0) * 1.1), top * 1.15)
+        axis.set_xlabel(f"PCC, mean over {num_hvg} highly variable genes")
+        handles = [
+            Patch(color=colour, label=cancer or "no cancer code")
+            for colour, cancer in zip(COLOURS, cancers, strict=False)
+        ]
+        if (slides["patient_seen"] == "yes").any():
+            seen = {"facecolor": PALE, "hatch": "///", "edgecolor": "white"}
+            handles.append(Patch(label="patient also in training", **seen))
+        if handles:
+            figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(handles)))
+    return figure
+
+
+def _label(axis, value: float, at: tuple, offset: float, **style) -> None:
+    text = "undefined" if np.isnan(value) else f"{value:.2f}".replace("-", "\u2212")
+    axis.annotate(text, at, (offset, 0), textcoords="offset points", va="center", **style)
+
+
+def run_dots(table: pd.DataFrame, metric_label: str) -> Figure:
+    """Headline PCC of each run with its interval, best on top."""
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(8, 1.1 + 0.42 * len(table))
+        axis = figure.subplots()
+        place = np.arange(len(table))
+        value = table["pcc_hvg"].to_numpy()
+        axis.hlines(place, table["pcc_hvg_low"], table["pcc_hvg_high"], color=COLOURS[0], lw=2.5)
+        axis.plot(value, place, "o", color=COLOURS[0], markersize=7)
+        for y, v, high in zip(place, value, table["pcc_hvg_high"], strict=True):
+            _label(axis, v, (0 if np.isnan(v) else np.fmax(v, high), y), offset=9)
+        axis.set_yticks(place, table["run"])
+        axis.tick_params(axis="y", length=0)
+        axis.set_ylim(len(table) - 0.5, -0.5)
+        axis.axvline(0, color=PALE, linewidth=0.8, linestyle=":")
+        axis.set_xlabel(metric_label)
+        axis.margins(x=0.12)
+    return figure

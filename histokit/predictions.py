@@ -1,0 +1,92 @@
+"""Predicted expression as .h5ad, ready for scanpy and squidpy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from PIL import Image
+
+from histokit.cohort import Cohort, Slide
+from histokit.evaluate import SlideScore
+from histokit.files import atomic_path
+from histokit.plots import Tissue, spot_diameter
+
+# scanpy draws the tissue under the spots; so many pixels suffice and keep the files small.
+_PICTURE = 800
+
+
+def read_tissue(cohort: Cohort, slide: Slide) -> Tissue:
+    """What a slide's spots are drawn on; white where the cohort holds no thumbnail."""
+    row = cohort.slides.loc[slide.slide_id]
+    path = cohort.folder / "thumbnails" / f"{slide.slide_id}.jpg"
+    mpp = float(row["mpp"]) if row["mpp"] not in ("", None) else None
+    mpp = None if mpp is None or np.isnan(mpp) else mpp
+    if path.is_file():
+        image, scale = np.asarray(Image.open(path).convert("RGB")), float(row["thumbnail_scale"])
+    else:
+        scale = _PICTURE / max(1.0, slide.centres.max())
+        width, height = np.ceil(slide.centres.max(axis=0) * scale).astype(int) + 1
+        image = np.full((height, width, 3), 255, np.uint8)
+    diameter = spot_diameter(slide.centres, row["technology"], mpp)
+    return Tissue(image, scale, slide.centres, diameter, mpp)
+
+
+def write_prediction(
+    path: Path,
+    slide: Slide,
+    prediction: np.ndarray,
+    target: sp.csr_matrix,
+    score: SlideScore,
+    tissue: Tissue,
+    provenance: dict,
+    chosen: np.ndarray,
+) -> None:
+    """Write one slide's prediction.
+
+    ``X`` is the prediction, ``layers["target"]`` the measured expression, both float32 on the
+    target scale; NaN where a gene was not measured. ``obsm["spatial"]`` holds spot centres in
+    pixels of level 0, ``uns["spatial"]`` the tissue in Space Ranger's form.
+
+    Args:
+        path: the .h5ad.
+        slide: its barcodes and coordinates.
+        prediction: (N, G) float32.
+        target: (N, G) CSR float32.
+        score: of the same slide.
+        tissue: of the same slide.
+        provenance: run, model, encoder, transform and the like, stored in ``uns["histokit"]``.
+        chosen: (G,) bool, genes to write.
+    """
+    var = score.genes.set_index("gene")[["gene_id", "symbol"]]
+    var = var.assign(hvg=score.hvg, measured=score.measured, pcc=score.pcc, mse=score.mse)
+    measured = target[:, np.flatnonzero(chosen)].toarray()
+    measured[:, ~score.measured[chosen]] = np.nan
+    data = anndata.AnnData(
+        np.ascontiguousarray(prediction[:, chosen]),
+        obs=pd.DataFrame(index=pd.Index(slide.barcodes, name="barcode")),
+        var=var[chosen],
+        layers={"target": measured},
+        obsm={"spatial": np.asarray(slide.centres, dtype=np.float64)},
+    )
+    data.uns["histokit"] = {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in provenance.items()
+    }
+    picture = Image.fromarray(tissue.image)
+    picture.thumbnail((_PICTURE, _PICTURE))
+    data.uns["spatial"] = {
+        slide.slide_id: {
+            "images": {"hires": np.asarray(picture)},
+            "scalefactors": {
+                "tissue_hires_scalef": tissue.scale * picture.width / tissue.image.shape[1],
+                "spot_diameter_fullres": tissue.diameter,
+            },
+        }
+    }
+    with atomic_path(path) as temporary:
+        data.write_h5ad(temporary, compression="gzip", compression_opts=1)

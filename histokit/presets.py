@@ -1,0 +1,32 @@
+"""Named sets of hyper-parameters."""
+
+from __future__ import annotations
+
+# "paper": HistoPrism's appendix B; "release": the configuration in the authors' checkpoints, whose
+# 5,000 epochs stretch the warm-up over the first 250.
+PRESETS = {
+    "paper": {
+        "lr": 5e-4,
+        "weight_decay": 0.01,
+        "epochs": 1000,
+        "patience": 30,
+        "dropout": 0.1,
+        "hidden_dim": 256,
+        "feedforward_dim": 2048,
+        "num_layers": 2,
+        "refit": False,
+        "start_at_mean": False,
+    },
+}
+PRESETS["release"] = PRESETS["paper"] | {"lr": 5e-5, "epochs": 5000}
+PRESETS["small"] = PRESETS["paper"] | {
+    "lr": 1e-3,
+    "weight_decay": 0.1,
+    "epochs": 200,
+    "patience": 30,
+    "dropout": 0.3,
+    "feedforward_dim": 512,
+    "num_layers": 1,
+    "refit": True,
+    "start_at_mean": True,
+}

@@ -1,0 +1,281 @@
+"""One self-contained HTML file that says how good a prediction is, and what each number means."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+from PIL import Image
+
+from histokit.files import atomic_path
+from histokit.summary import one_row_a_slide, pick
+
+UNITS = {
+    "counts10k-log1p": "log(1 + counts per 10,000)",
+    "log1p": "log(1 + raw counts)",
+    "log2": "log2(1 + raw counts)",
+}
+NONE = "\u2013"  # a dash where there is no number
+# A picture over this many bytes is tissue; as JPEG it takes a fifth of the room.
+_PHOTO = 400_000
+
+GLOSSARY = (
+    (
+        "PCC",
+        "Pearson correlation between measured and predicted expression of one gene over the spots "
+        "of one slide: 1 is a perfect pattern, 0 is no relation. It sees the pattern only, not the "
+        "level: a prediction that is always twice too high still has PCC 1.",
+    ),
+    (
+        "PCC of the highly variable genes",
+        "Mean PCC over the genes that vary most on the training slides (test slides have no say), "
+        "then mean over slides. Papers differ here: they choose genes on test slides too, pool "
+        "the spots of several slides, or rank genes by the PCC reached. Such figures must not be "
+        "set beside these.",
+    ),
+    (
+        "PCC of all genes",
+        "The same over every gene the model predicts and the slide allows to score. Depends on the "
+        "gene panel, so it compares only runs with one panel.",
+    ),
+    (
+        "MSE",
+        "Mean squared difference of measured and predicted expression over measured genes, on the "
+        "scale of the training targets. Figures on different scales must not be compared.",
+    ),
+    (
+        "Target variance",
+        "The MSE that a constant would have if it knew each gene's mean on that very slide. An MSE "
+        "above it means that the level of expression is missed, even where the pattern is right.",
+    ),
+    (
+        "Not scored",
+        "A gene that the slide did not measure, or that is constant in measurement or prediction, "
+        "has no correlation. It is counted and left out, never taken as zero.",
+    ),
+    (
+        "Patient in training",
+        "Other slides of the same patient trained or validated the model. Tissue of one patient is "
+        "alike, so such scores flatter; only slides of new patients tell what to expect on one.",
+    ),
+    (
+        "Micro and macro",
+        "Micro is the mean over slides; macro the mean over cancers of the mean over their slides, "
+        "so that a cancer with many slides does not decide. A slide tested in several folds counts "
+        "once.",
+    ),
+    (
+        "95 % interval",
+        "Percentile bootstrap over test slides. It shows how the mean would move with other slides "
+        "like these; slides of one patient are alike, so with few patients it is too narrow. One "
+        "slide has no interval.",
+    ),
+    (
+        "Raw-count targets",
+        "With log1p or log2 of raw counts most of the PCC is the number of molecules caught at a "
+        "spot, which nearly any image feature tells. Compare runs on counts per 10,000 first.",
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of a report.
+
+    Attributes:
+        columns: headings.
+        rows: cells are text, or numbers that are shown with two decimals.
+        note: small print under it.
+        text_columns: so many columns from the left are words and not figures.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence]
+    note: str = ""
+    text_columns: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A picture of a report, the sentence under it, and its width in percent of the page."""
+
+    path: Path
+    caption: str
+    width: int = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A heading with text, tables and pictures under it."""
+
+    title: str
+    text: str = ""
+    tables: Sequence[Table] = ()
+    pictures: Sequence[Picture] = ()
+
+
+def number(value, digits: int = 2) -> str:
+    """A number for people: ``0.31``, ``1,234``, and a dash where there is none."""
+    if isinstance(value, float):
+        text = NONE if math.isnan(value) else f"{value:.{digits}f}"
+        return text.replace("-", "\u2212")
+    return f"{value:,}" if isinstance(value, numbers.Integral) else str(value)
+
+
+def with_interval(value: float, low: float, high: float, digits: int = 2) -> str:
+    """``0.31 [0.25, 0.36]``; without the interval where there is none."""
+    if math.isnan(low):
+        return number(value, digits)
+    return f"{number(value, digits)} [{number(low, digits)}, {number(high, digits)}]"
+
+
+def _shown(summary: pd.DataFrame, metric: str, *where) -> str:
+    row = pick(summary, metric, *where)
+    return with_interval(row["value"], row["low"], row["high"])
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 slide``, ``2 slides``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def verdict(slides: pd.DataFrame, summary: pd.DataFrame, transform: str) -> list[str]:
+    """The answer in sentences: how well, on what, and why not to trust it further.
+
+    Args:
+        slides: of ``histokit.summary.slide_table``.
+        summary: of ``histokit.summary.summarise``.
+        transform: scale of the targets.
+    """
+    headline = pick(summary, "pcc_hvg")
+    value, genes = headline["value"], int(slides["hvgs"].max())
+    tested = f"{plural(int(headline['slides']), 'test slide')}"
+    if headline["patients"]:
+        tested += f" of {plural(int(headline['patients']), 'patient')}"
+    if math.isnan(value):
+        said = [
+            f"On {tested} the {genes} most variable genes have no correlation with their "
+            "prediction: it is the same in every spot, or nothing varies."
+        ]
+    else:
+        share = f"about {value**2:.0%} of" if value > 0 else "nothing of"
+        said = [
+            f"On {tested}, measured and predicted expression of the {genes} most variable genes "
+            f"correlate with a mean PCC of {_shown(summary, 'pcc_hvg')}. The image then explains "
+            f"{share} how such a gene varies from spot to spot."
+        ]
+    said.append(_patients(slides, summary))
+    error, variance = (
+        pick(summary, "mse")["value"],
+        one_row_a_slide(slides)["target_variance"].mean(),
+    )
+    said.append(
+        f"The mean squared error over all measured genes is {number(error, 3)} on the scale "
+        f"{UNITS.get(transform, transform)}; a constant that knew each slide's own means would "
+        f"have {number(variance, 3)}."
+    )
+    if transform != "counts10k-log1p":
+        said.append(
+            "Targets are raw counts, so much of the correlation is the number of molecules caught "
+            "at a spot; a run on counts per 10,000 says more."
+        )
+    return [sentence for sentence in said if sentence]
+
+
+def _patients(slides: pd.DataFrame, summary: pd.DataFrame) -> str:
+    seen = set(slides["patient_seen"])
+    if seen == {"no"}:
+        return "No test patient was seen in training, so this is what to expect on a new patient."
+    if seen == {"yes"}:
+        return (
+            "Every test slide comes from a patient whose other slides trained the model. Such "
+            "scores flatter: on a new patient expect less."
+        )
+    if seen == {"unknown"}:
+        return (
+            "The cohort names no patients, so it is unknown whether the model has seen them; if "
+            "it has, these scores flatter."
+        )
+    parts = {
+        "no": "of new patients",
+        "yes": "of patients also seen in training",
+        "unknown": "of unknown patients",
+    }
+    scores = [
+        f"{_shown(summary, 'pcc_hvg', 'patient_seen', key)} on "
+        f"{plural(slides.loc[slides['patient_seen'] == key, 'slide_id'].nunique(), 'slide')} {text}"
+        for key, text in parts.items()
+        if key in seen
+    ]
+    text = f"The PCC is {', '.join(scores[:-1])} and {scores[-1]}."
+    if "no" in seen:
+        text += " Only the first tells what to expect on a new patient."
+    return text
+
+
+def render(
+    path: Path,
+    title: str,
+    subtitle: str,
+    verdict: Sequence[str],
+    sections: Sequence[Section],
+    configuration: Mapping[str, object],
+) -> None:
+    """Write a report: styles and pictures inside, no script, nothing fetched.
+
+    Args:
+        path: the HTML file.
+        title: its heading.
+        subtitle: one line under it.
+        verdict: the answer, a sentence or two each.
+        sections: tables and pictures in order.
+        configuration: name and value of every option and version.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("histokit", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "data_uri": _data_uri}
+    html = environment.get_template("report.html.j2").render(
+        title=title,
+        subtitle=subtitle,
+        verdict=verdict,
+        sections=sections,
+        configuration=flatten(configuration),
+        glossary=GLOSSARY,
+    )
+    with atomic_path(path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+
+
+def flatten(value: Mapping, prefix: str = "") -> dict[str, str]:
+    """Nested names joined by dots, values as text."""
+    flat = {}
+    for key, inner in value.items():
+        if isinstance(inner, Mapping):
+            flat |= flatten(inner, f"{prefix}{key}.")
+        elif isinstance(inner, (list, tuple)):
+            flat[f"{prefix}{key}"] = ", ".join(map(str, inner))
+        else:
+            flat[f"{prefix}{key}"] = NONE if inner is None else str(inner)
+    return flat
+
+
+def _data_uri(path: Path) -> str:
+    data, kind = Path(path).read_bytes(), "png"
+    if len(data) > _PHOTO:
+        buffer, kind = io.BytesIO(), "jpeg"
+        Image.open(path).convert("RGB").save(buffer, "JPEG", quality=88)
+        data = buffer.getvalue()
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

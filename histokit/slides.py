@@ -1,0 +1,168 @@
+"""Slides of every known layout, read lazily and joined by barcode.
+
+``read_source`` finds out which layout a path has and returns one ``SlideSource`` a slide; spots
+and counts are read when asked for, so a cohort costs the memory of one slide. A further layout is
+one more ``(detect, read)`` pair in ``LAYOUTS``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+
+from histokit.errors import InputError
+
+
+@dataclass(frozen=True)
+class SlideSource:
+    """One slide before extraction.
+
+    Attributes:
+        image: the image, or an HDF5 file of ready patches (HEST); then spots have a column ``row``.
+        mpp: microns per level-0 pixel, None where unknown; ``mpp_source`` says where it is from.
+        load_spots: reads a table with ``barcode``, ``x``, ``y`` (spot centres, level-0 pixels),
+            optionally ``selected`` (spots under tissue), and any further columns.
+        load_counts: reads raw counts as ``histokit.counts.read_counts`` returns them.
+        inputs: every file that the slide is read from.
+    """
+
+    slide_id: str
+    cancer: str
+    patient: str
+    technology: str
+    image: Path
+    mpp: float | None
+    mpp_source: str
+    load_spots: Callable[[], pd.DataFrame]
+    load_counts: Callable[[], anndata.AnnData]
+    inputs: tuple[Path, ...]
+
+
+def read_source(source: str | os.PathLike, cancer: str = "Unknown") -> list[SlideSource]:
+    """List the slides of a cohort.csv or of a folder in a known layout.
+
+    Args:
+        source: ``cohort.csv``, the folder that holds it, a legacy ST folder (``ST-imgs``,
+            ``ST-cnts``, ``ST-spotfiles``) or a HEST folder (``patches``, ``st``, metadata table).
+        cancer: OncoTree code for layouts that do not state one.
+
+    Raises:
+        InputError: no known layout, or a fault in its table.
+    """
+    from histokit.slides_layouts import LAYOUTS
+
+    source = Path(source)
+    if not source.exists():
+        raise InputError(f"the source {source} does not exist")
+    for detect, read in LAYOUTS:
+        if detect(source):
+            slides = read(source, cancer)
+            if not slides:
+                raise InputError(f"the source {source} holds no slide")
+            return slides
+    raise InputError(
+        f"{source} has no known layout; expected a cohort.csv, a legacy ST folder (ST-imgs, "
+        "ST-cnts, ST-spotfiles) or a HEST folder (patches, st, metadata table)"
+    )
+
+
+def read_spots(path: Path, slide_id: str) -> pd.DataFrame:
+    """Read ``spots.csv``: ``barcode``, ``x``, ``y`` in level-0 pixels; further columns are kept."""
+    try:
+        table = pd.read_csv(path, encoding="utf-8-sig", dtype={"barcode": str})
+    except (OSError, ValueError) as error:
+        raise InputError(f"slide {slide_id}: {path} is not a readable CSV ({error})") from error
+    for column in ("barcode", "x", "y"):
+        if column not in table:
+            raise InputError(
+                f"slide {slide_id}: {path} has no column {column!r}; barcode, x and y are needed"
+            )
+    return table
+
+
+def check_spots(table: pd.DataFrame, slide_id: str) -> pd.DataFrame:
+    """The same table with float64 centres; raises InputError for bad barcodes or coordinates."""
+    table = table.copy()
+    for axis in ("x", "y"):
+        table[axis] = pd.to_numeric(table[axis], errors="coerce").astype(np.float64)
+    bad = ~np.isfinite(table[["x", "y"]].to_numpy()).all(axis=1)
+    if bad.any():
+        raise InputError(
+            f"slide {slide_id}: the spot {table['barcode'][bad].iloc[0]} has no usable x and y; "
+            "spot centres must be numbers in level-0 pixels"
+        )
+    repeated = table["barcode"].duplicated()
+    if repeated.any() or table["barcode"].isna().any():
+        name = table["barcode"][repeated | table["barcode"].isna()].iloc[0]
+        raise InputError(
+            f"slide {slide_id}: the barcode {name!r} is missing or listed twice among the spots; "
+            "barcodes must be unique"
+        )
+    return table
+
+
+def join_spots(slide: SlideSource, width: int, height: int) -> tuple[anndata.AnnData, dict]:
+    """Join spots and counts of a slide by barcode, in the order of the spot list.
+
+    Args:
+        slide: where to read from.
+        width: of the image in level-0 pixels; a spot whose centre lies outside is dropped.
+        height: of the image in level-0 pixels.
+
+    Returns:
+        counts of the joined spots with ``obsm["spatial"]`` (N, 2) float64 centres, and the row of
+        the reconciliation table.
+
+    Raises:
+        InputError: no common barcode, no spot on the image, or fewer than two joined spots.
+    """
+    spots, counts = check_spots(slide.load_spots(), slide.slide_id), slide.load_counts()
+    selected = spots[spots["selected"].astype(bool)] if "selected" in spots else spots
+    inside = selected["x"].between(0, width, "left") & selected["y"].between(0, height, "left")
+    common = selected["barcode"].isin(counts.obs_names)
+    kept = selected[inside & common]
+    name = slide.slide_id
+    if not common.any():
+        shown = [
+            str(v[0]) if len(v) else "none" for v in (selected["barcode"].array, counts.obs_names)
+        ]
+        raise InputError(
+            f"slide {name}: spots and counts have no barcode in common (spots: {shown[0]!r}, "
+            f"counts: {shown[1]!r}); make both use the same names, with barcodes as rows"
+        )
+    if not inside.any():
+        raise InputError(
+            f"slide {name}: no spot lies on the image ({width} x {height} px); coordinates must be "
+            "level-0 pixels of this image"
+        )
+    if len(kept) < 2:
+        raise InputError(
+            f"slide {name}: spots left after the join: {len(kept)}; at least 2 are needed to score "
+            "a slide, leave it out"
+        )
+    joined = counts[kept["barcode"].to_numpy()].copy()
+    joined.obsm["spatial"] = kept[["x", "y"]].to_numpy()
+    for column in kept.columns.difference(["barcode", "x", "y", "selected"], sort=False):
+        values = kept[column]
+        joined.obs[column] = (values.astype(str) if values.dtype == object else values).to_numpy()
+    row = {
+        "slide_id": name,
+        "spots_listed": len(spots),
+        "spots_selected": len(selected),
+        "counts_rows": counts.n_obs,
+        "joined": len(kept),
+        "outside_image": int((~inside).sum()),
+        "without_counts": int((inside & ~common).sum()),
+        "counts_without_spot": int((~counts.obs_names.isin(selected["barcode"])).sum()),
+        "genes": counts.n_vars,
+        "control_probes": counts.uns["control_probes"],
+        "renamed_genes": counts.uns["renamed_genes"],
+        "empty_spots": int((np.asarray(joined.X.sum(axis=1)).ravel() == 0).sum()),
+    }
+    return joined, row

@@ -1,0 +1,63 @@
+"""Score runs on their test slides: tables, pictures, predictions and one report.
+
+    python run_eval.py --run runs/her2st-ridge
+    python run_eval.py --run runs/her2st-ridge runs/her2st-histoprism
+
+Each run gets RUN/eval; several runs are also set side by side in one more folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from histokit.options import option, required, run
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of an evaluation."""
+
+    run: list[str] = required("folders that run_train.py wrote")  # noqa: RUF009
+    data: str | None = option(
+        None, "folder that run_extract.py wrote", shown="the one a run was trained on"
+    )
+    out: str | None = option(
+        None,
+        "folder of the evaluation of one run, or of the comparison of several",
+        shown="RUN/eval, or comparison beside the first run",
+    )
+    num_hvg: int = option(50, "genes of the headline PCC, most variable on training slides first")
+    hvg_file: str | None = option(None, "file with one gene a line that replaces that choice")
+    bootstrap: int = option(10_000, "resamples of slides behind each interval")
+    predictions: bool = option(True, "write predicted expression as .h5ad")
+    predict_genes: str = option(
+        "hvg",
+        "genes in those files: hvg, those of the headline PCC, or all, 8 bytes a spot and gene",
+        choices=("hvg", "all"),
+    )
+    pictures: bool = option(True, "draw expression on tissue")
+    max_pictures: int = option(6, "slides drawn at most, one a fold")
+
+
+def main(cfg: Options) -> None:
+    """Evaluate each run, then compare them."""
+    from histokit import eval_run
+    from histokit.eval_sections import text_table
+
+    jobs = eval_run.prepare(cfg)
+    results = {}
+    for job in jobs:
+        results[job.name] = eval_run.evaluate(job, cfg)
+        table = results[job.name]["table"]
+        if len(jobs) == 1:
+            print(text_table(table))
+        print(f"wrote the evaluation of {job.run.folder} to {job.out}, see {job.out}/report.html")
+    if len(jobs) > 1:
+        out = eval_run.comparison_folder(cfg)
+        for table in eval_run.compare_runs(results, out, cfg):
+            print(f"{table.title}\n{text_table(table)}\n")
+        print(f"wrote the comparison of {len(jobs)} runs to {out}, see {out}/report.html")
+
+
+if __name__ == "__main__":
+    run(main, Options, __doc__)

@@ -1,0 +1,137 @@
+r"""Train a model on an extracted cohort, fold by fold.
+
+    python run_train.py --data data/her2st --model histoprism --folds leave-one-slide-out \
+        --run runs/her2st-histoprism
+
+Given again, the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+from histokit import __version__
+from histokit.options import option, required, run
+from histokit.presets import PRESETS
+
+hyper = functools.partial(option, None, group="network", shown="the preset's")
+FEATURE_KEYS = "encoder weights_sha256 dimension transform pooling patch_um precision".split()
+MODELS = ("mean", "ridge-hest", "ridge", "mlp", "histoprism")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of a training."""
+
+    data: str = required("folder that run_extract.py wrote")
+    model: str = required("model to train", choices=MODELS)
+    run: str = required("folder of this run, made if absent")
+    encoder: str = option("efficientnet-lite0", "encoder whose features are used")
+    target: str = option(
+        "counts10k-log1p",
+        "scale of the targets",
+        choices=("counts10k-log1p", "log1p", "log2"),
+    )
+    panel: str = option(
+        "common",
+        "genes to predict: common (measured on all training slides), union (on any), or a file "
+        "with one gene a line",
+    )
+    hvg: str = option(
+        "variance",
+        "how highly variable genes are ranked on the training spots: variance of counts10k-log1p, "
+        "or scanpy's normalised dispersion",
+        choices=("variance", "dispersion"),
+    )
+    folds: str = option(
+        "auto",
+        "auto (by patient where there are several, else by slide), leave-one-slide-out, "
+        "leave-one-patient-out, a CSV slide_id,split[,fold], or a folder of HEST-Bench or "
+        "HistoPrism splits",
+    )
+    val_fraction: float = option(
+        0.2, "share of the training patients that validate, where the split names no validation"
+    )
+    seed: int = option(0, "seed of weights, dropout, order and validation choice")
+    preset: str = option("paper", "hyper-parameters below that are not given", tuple(PRESETS))
+    lr: float | None = hyper("peak learning rate")
+    weight_decay: float | None = hyper("AdamW weight decay")
+    epochs: int | None = hyper("epochs at most; the learning-rate schedule spans them")
+    patience: int | None = hyper("epochs without a better validation MSE before stopping")
+    dropout: float | None = hyper("dropout rate")
+    hidden_dim: int | None = hyper("width of HistoPrism's encoder")
+    feedforward_dim: int | None = hyper("width inside HistoPrism's encoder layers")
+    num_layers: int | None = hyper("HistoPrism's encoder layers")
+    refit: bool | None = hyper(
+        "after early stopping, train again on training and validation slides for as many epochs"
+    )
+    start_at_mean: bool | None = hyper(
+        "set the head's bias to the training mean of each gene before training"
+    )
+    clip: float = option(1.0, "largest norm of the gradient", group="network")
+    slides_per_step: int = option(1, "slides packed in one step", group="network")
+    cache_gb: float = option(4.0, "memory for slides kept between epochs, in GB", group="machine")
+    device: str = option("cpu", "torch device, such as cpu or cuda", group="machine")
+    checkpoint_seconds: float = option(30.0, "seconds between checkpoints", group="machine")
+    tensorboard: bool = option(False, "also write TensorBoard events", group="machine")
+
+
+def main(cfg: Options) -> None:
+    """Train every fold that is not trained yet."""
+    from histokit.cohort import Cohort
+    from histokit.files import folder_lock, make_folder
+    from histokit.splits import make_folds
+    from histokit.train import train_fold
+
+    values = {k: v for k, v in dataclasses.asdict(cfg).items() if v is not None}
+    cfg = dataclasses.replace(cfg, **(PRESETS[cfg.preset] | values))
+    cohort = Cohort(cfg.data, cfg.encoder)
+    folds = make_folds(cohort.slides, cfg.folds, cfg.val_fraction, cfg.seed)
+    folder = make_folder(cfg.run)
+    with folder_lock(folder):
+        _claim(folder, cfg, cohort, [fold.name for fold in folds])
+        for fold in folds:
+            train_fold(cohort, fold, cfg, make_folder(folder / "folds" / fold.name))
+    print(f"wrote {cfg.model} for {len(folds)} folds to {folder}")
+
+
+def _claim(folder: Path, cfg: Options, cohort, folds: list[str]) -> None:
+    """Write config.json, or check that the run in the folder is this one."""
+    from histokit.errors import InputError
+    from histokit.files import read_json, write_json
+
+    machine = {f.name for f in dataclasses.fields(cfg) if f.metadata["group"] == "machine"}
+    options = dataclasses.asdict(cfg)
+    features = cohort.provenance(cohort.slides.index[0])
+    config = {
+        "options": options,
+        "folds": folds,
+        "features": {k: features[k] for k in FEATURE_KEYS if k in features},
+        "environment": {name: version(name) for name in ("torch", "numpy", "scikit-learn")}
+        | {"python": platform.python_version(), "histokit": __version__},
+    }
+    path = folder / "config.json"
+    if path.is_file():
+        there = read_json(path)
+        for name, value in options.items():
+            if name not in machine | {"run"} and there["options"].get(name) != value:
+                raise InputError(
+                    f"{folder} holds a run with --{name.replace('_', '-')} "
+                    f"{there['options'].get(name)}, not {value}; give another --run or delete it"
+                )
+        for name in ("folds", "features"):
+            if there[name] != config[name]:
+                raise InputError(
+                    f"{folder} was begun with other {name} ({there[name]}, now {config[name]}); "
+                    "give another --run or delete it"
+                )
+    else:
+        write_json(path, config)
+
+
+if __name__ == "__main__":
+    run(main, Options, __doc__)

@@ -1,0 +1,155 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_slides import picture
+
+from histokit.encoders import import_timm, make_encoder
+from histokit.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    return make_encoder("efficientnet-lite0")
+
+
+@pytest.fixture(scope="module")
+def patches():
+    return np.stack([picture(seed, 224) for seed in range(5)])
+
+
+def test_bundled_weights_recognise_a_photograph(lite0):
+    """The renamed weights classify: scikit-learn's photograph of a flower is a daisy."""
+    from sklearn.datasets import load_sample_image
+    from timm.data import ImageNetInfo
+
+    from histokit.encoders import _bundled_weights, _timm_key
+    from histokit.patches import resample
+
+    state = torch.load(_bundled_weights(), weights_only=True)
+    model = import_timm().create_model("tf_efficientnet_lite0").eval()
+    model.load_state_dict({_timm_key(key): value for key, value in state.items()})
+    photograph = load_sample_image("flower.jpg")
+    square = resample(np.ascontiguousarray(photograph[:, 106:533][:427]), 224)
+    with torch.inference_mode():
+        best = int(model(lite0.transform([square])).argmax())
+    assert ImageNetInfo().index_to_description(best) == "daisy"
+
+
+@pytest.mark.parametrize("name", ["efficientnet-lite0", "hed"])
+def test_an_embedding_depends_on_its_patch_alone(name, patches):
+    encoder = make_encoder(name)
+    together = encoder.encode(patches)
+    assert together.dtype == np.float32
+    assert together.shape == (5, encoder.dim)
+    assert np.isfinite(together).all()
+    alone = np.concatenate([encoder.encode(patches[i : i + 1]) for i in range(5)])
+    reversed_order = encoder.encode(patches[::-1])[::-1]
+    scale = np.abs(together).max()
+    np.testing.assert_allclose(alone, together, atol=2e-5 * scale)
+    np.testing.assert_allclose(reversed_order, together, atol=2e-5 * scale)
+    assert np.abs(together[0] - together[1]).max() > 0.01 * scale
+
+
+def test_random_encoder_is_seeded_and_not_the_trained_one(lite0, patches):
+    random, again = (make_encoder("efficientnet-lite0-random") for _ in range(2))
+    np.testing.assert_array_equal(random.encode(patches), again.encode(patches))
+    assert np.abs(random.encode(patches) - lite0.encode(patches)).max() > 0.1
+    assert random.provenance()["weights_sha256"] != lite0.provenance()["weights_sha256"]
+    assert random.provenance()["weights_sha256"] == again.provenance()["weights_sha256"]
+
+
+def test_making_the_random_encoder_leaves_the_generator_alone():
+    before = torch.get_rng_state()
+    make_encoder("efficientnet-lite0-random")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_provenance_says_what_was_done(lite0):
+    found = lite0.provenance()
+    assert found["encoder"] == "efficientnet-lite0"
+    assert len(found["weights_sha256"]) == 64
+    assert "mean 0.5" in found["transform"]
+    assert found["pooling"] == "avg"
+    assert set(found["versions"]) == {"torch", "timm"}
+
+
+def test_hed_follows_the_tissue():
+    """More nuclei: more haematoxylin, more blobs; glass has none of either."""
+    from histokit.hed import HedEncoder
+
+    glass = np.full((224, 224, 3), 245, dtype=np.uint8)
+    sparse, dense = (np.full((224, 224, 3), (225, 160, 195), dtype=np.uint8) for _ in range(2))
+    for patch, step in ((sparse, 56), (dense, 28)):
+        for y in range(14, 224, step):
+            for x in range(14, 224, step):
+                patch[y - 7 : y + 7, x - 7 : x + 7] = (80, 50, 130)
+    statistics = HedEncoder().encode([glass, sparse, dense])
+    white, haematoxylin, blobs = statistics[:, 6], statistics[:, 7], statistics[:, 35]
+    assert white.tolist() == [1, 0, 0]
+    assert haematoxylin[0] < haematoxylin[1] < haematoxylin[2]
+    assert blobs == pytest.approx(np.log1p([0, 16, 64]))
+
+
+def test_timm_weights_from_a_file(tmp_path, patches):
+    timm = import_timm()
+    model = timm.create_model("resnet10t", pretrained=False)
+    save_file(model.state_dict(), tmp_path / "a.safetensors")
+    torch.save(model.state_dict(), tmp_path / "a.pth")
+    model.eval().reset_classifier(0)
+    first = make_encoder("timm:resnet10t", tmp_path / "a.safetensors")
+    second = make_encoder("timm:resnet10t", tmp_path / "a.pth")
+    sized = np.stack([p[: first.size, : first.size] for p in patches])
+    with torch.inference_mode():
+        expected = model(first.transform(sized)).numpy()
+    assert first.dim == expected.shape[1] == 512
+    np.testing.assert_allclose(first.encode(sized), expected, atol=1e-4)
+    np.testing.assert_array_equal(first.encode(sized), second.encode(sized))
+    assert "0.485" in first.provenance()["transform"]
+
+
+def test_bad_weights(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "sprung"),))
+
+    torch.save({"a": Trap()}, tmp_path / "pickle.pth")
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(b"\x00" * 20)
+    for name, message in (
+        ("pickle.pth", "nothing else is loaded"),
+        ("other.safetensors", "does not fit timm:resnet10t"),
+        ("cut.safetensors", "cannot be read|no safetensors"),
+        ("absent.pth", "cannot read the weights"),
+    ):
+        with pytest.raises(InputError, match=message):
+            make_encoder("timm:resnet10t", tmp_path / name)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_bad_names():
+    with pytest.raises(InputError, match=r"unknown encoder 'resnet'.*timm:<name>"):
+        make_encoder("resnet")
+    with pytest.raises(InputError, match="cannot make the model 'nonsense'"):
+        make_encoder("timm:nonsense")
+    with pytest.raises(InputError, match="brings its own"):
+        make_encoder("hed", "a.pth")
+
+
+def test_unreachable_hub_names_the_page_and_the_option():
+    code = (
+        "from histokit.encoders import make_encoder\n"
+        "from histokit.errors import InputError\n"
+        "try: make_encoder('timm:resnet10t')\n"
+        "except InputError as error: print(error)\n"
+    )
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": "/nonexistent"}
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert "https://huggingface.co/timm/resnet10t" in answer.stdout
+    assert "--weights" in answer.stdout

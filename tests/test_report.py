@@ -1,0 +1,107 @@
+import base64
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from histokit.report import Picture, Section, Table, number, render, verdict, with_interval
+from histokit.summary import summarise
+
+
+def slides(**columns):
+    frame = pd.DataFrame(
+        {
+            "fold": "0",
+            "slide_id": ["A", "B", "C"],
+            "cancer": "IDC",
+            "patient": ["p", "p", "q"],
+            "patient_seen": ["yes", "yes", "no"],
+            "hvgs": 50,
+            "pcc_hvg": [0.3, 0.5, 0.1],
+            "pcc_all": [0.1, 0.2, 0.0],
+            "mse": [0.3, 0.3, 0.6],
+            "target_variance": 0.35,
+        }
+    )
+    return frame.assign(**columns)
+
+
+def said(frame, transform="counts10k-log1p"):
+    return " ".join(verdict(frame, summarise(frame, 200), transform))
+
+
+def test_verdict_gives_the_answer_and_separates_new_patients():
+    text = said(slides())
+    assert text.startswith(
+        "On 3 test slides of 2 patients, measured and predicted expression of the 50 most variable "
+        "genes correlate with a mean PCC of 0.30 ["
+    )
+    assert "about 9% of how such a gene varies" in text
+    assert "0.10 on 1 slide of new patients and 0.40 [0.30, 0.50] on 2 slides of patients" in text
+    assert "Only the first tells" in text
+    assert "0.400 on the scale log(1 + counts per 10,000)" in text
+    assert "would have 0.350" in text
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        ("yes", "Such scores flatter"),
+        ("no", "this is what to expect on a new patient"),
+        ("unknown", "names no patients"),
+    ],
+)
+def test_verdict_says_what_the_patients_mean(seen, expected):
+    assert expected in said(slides(patient_seen=seen))
+
+
+def test_verdict_of_undefined_and_of_raw_counts():
+    assert "have no correlation with their prediction" in said(slides(pcc_hvg=np.nan))
+    assert "explains nothing of" in said(slides(pcc_hvg=-0.1))
+    assert "number of molecules caught" in said(slides(), "log1p")
+    assert "number of molecules caught" not in said(slides())
+
+
+def test_numbers_for_people():
+    assert number(0.314159) == "0.31"
+    assert number(-0.5, 1) == "\u22120.5"
+    assert number(float("nan")) == "\u2013"
+    assert number(np.int64(12345)) == "12,345"
+    assert number("text") == "text"
+    assert with_interval(0.2, float("nan"), float("nan")) == "0.20"
+    assert with_interval(0.2, 0.1, 0.3) == "0.20 [0.10, 0.30]"
+
+
+def test_report_is_one_file_with_everything_in_it(tmp_path):
+    colour = (1, 200, 3)
+    Image.new("RGB", (30, 20), colour).save(tmp_path / "p.png")
+    noise = np.random.default_rng(0).integers(0, 255, (500, 500, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "photo.png")
+    sections = [
+        Section(
+            "Results",
+            "words",
+            [Table("scores", ["slide", "PCC"], [["<b>S1</b>", 0.25]], "a note")],
+            [Picture(tmp_path / "p.png", "a < b"), Picture(tmp_path / "photo.png", "photo")],
+        )
+    ]
+    path = tmp_path / "report.html"
+    render(path, "Title & all", "subtitle", ["Well."], sections, {"a": {"b": [1, 2]}, "c": None})
+    html = path.read_text()
+    assert "<script" not in html
+    assert not re.search(r"""(src|href)=["'](?!data:)""", html)
+    assert "url(" not in html
+    assert "&lt;b&gt;S1&lt;/b&gt;" in html
+    assert "<b>S1" not in html
+    assert "a &lt; b" in html
+    assert "Title &amp; all" in html
+    assert "0.25" in html
+    assert re.search(r"<td>a\.b</td><td>1, 2</td>", html)
+    kinds = re.findall(r"data:image/(\w+);base64,([A-Za-z0-9+/=]+)", html)
+    assert [kind for kind, _ in kinds] == ["png", "jpeg"]
+    (tmp_path / "back.png").write_bytes(base64.b64decode(kinds[0][1]))
+    assert Image.open(tmp_path / "back.png").getpixel((3, 3)) == colour
+    assert "must not be compared" in html
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []

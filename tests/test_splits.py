@@ -1,0 +1,93 @@
+import pandas as pd
+import pytest
+
+from histokit.errors import InputError
+from histokit.splits import make_folds
+
+
+@pytest.fixture
+def slides():
+    rows = [("A1", "A"), ("A2", "A"), ("B1", "B"), ("C1", "C"), ("C2", "C")]
+    table = pd.DataFrame(rows, columns=["slide_id", "patient"]).set_index("slide_id")
+    return table.assign(cancer="IDC")
+
+
+def test_leave_one_patient_out_never_shares_a_patient(slides):
+    folds = make_folds(slides, "leave-one-patient-out", 0.2, seed=0)
+    assert [f.name for f in folds] == ["A", "B", "C"]
+    for fold in folds:
+        patients = [set(slides.patient[getattr(fold, role)]) for role in ("train", "val", "test")]
+        assert all(patients)
+        train, val, test = patients
+        assert train.isdisjoint(val)
+        assert test.isdisjoint(train | val)
+        assert sorted(fold.train + fold.val + fold.test) == sorted(slides.index)
+
+
+def test_leave_one_slide_out_validates_on_another_patient(slides):
+    folds = make_folds(slides, "leave-one-slide-out", 0.2, seed=0)
+    assert [f.test for f in folds] == [[s] for s in slides.index]
+    for fold in folds:
+        assert not set(slides.patient[fold.val]) & set(slides.patient[fold.train])
+
+
+def test_auto_leaves_out_patients_or_slides(slides):
+    assert len(make_folds(slides, "auto", 0.2, seed=0)) == 3
+    assert len(make_folds(slides.assign(patient="A"), "auto", 0.2, seed=0)) == 5
+
+
+def test_one_patient_validates_on_a_slide_and_one_slide_on_none(slides):
+    one = slides.loc[["C1", "C2", "B1"]].assign(patient="C")
+    (first, *_) = make_folds(one, "leave-one-slide-out", 0.2, seed=0)
+    assert (len(first.train), len(first.val), len(first.test)) == (1, 1, 1)
+    two = one.loc[["C1", "C2"]]
+    assert make_folds(two, "leave-one-slide-out", 0.2, seed=0)[0].val == []
+
+
+def test_csv_with_folds_and_byte_order_mark(slides, tmp_path):
+    path = tmp_path / "folds.csv"
+    rows = "slide_id,split,fold\nA1,train,x\nB1,test,x\nA2,train,y\nC1,val,y\nC2,test,y\n"
+    path.write_text("\ufeff" + rows)
+    x, y = make_folds(slides, str(path), 0.0, seed=0)
+    assert (x.train, x.val, x.test) == (["A1"], [], ["B1"])
+    assert (y.name, y.train, y.val, y.test) == ("y", ["A2"], ["C1"], ["C2"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("slide_id,part\nA1,train\n", "lacks the column split"),
+        ("slide_id,split\nA1,training\n", "expected train, val or test"),
+        ("slide_id,split\nA1,train\n", "has no test slide"),
+        ("slide_id,split\nA1,train\nZ9,test\n", "the cohort lacks, such as Z9"),
+        ("slide_id,split\nA1,train\nA1,test\n", "A1 is listed twice"),
+    ],
+)
+def test_bad_split_files(slides, tmp_path, rows, message):
+    path = tmp_path / "folds.csv"
+    path.write_text(rows)
+    with pytest.raises(InputError, match=message):
+        make_folds(slides, str(path), 0.2, seed=0)
+
+
+def test_neither_rule_nor_file(slides):
+    with pytest.raises(InputError, match="neither auto"):
+        make_folds(slides, "leave-none-out", 0.2, seed=0)
+
+
+def test_published_folders(shared):
+    names = pd.concat(
+        pd.read_csv(f, dtype=str) for f in (shared / "hest/bench/IDC/splits").glob("*.csv")
+    )["sample_id"].unique()
+    slides = pd.DataFrame({"patient": names, "cancer": "IDC"}, index=names)
+    folds = make_folds(slides, str(shared / "hest/bench/IDC"), 0.2, seed=0)
+    assert [f.name for f in folds] == ["0", "1", "2", "3"]
+    assert folds[0].test == ["TENX99"]
+    tables = [
+        pd.read_csv(shared / f"hest/histoprism_split_0/{r}_split.csv", dtype=str)
+        for r in ("train", "val", "test")
+    ]
+    names = pd.concat(tables)["sample_id"]
+    slides = pd.DataFrame({"patient": "", "cancer": ""}, index=names)
+    (fold,) = make_folds(slides, str(shared / "hest/histoprism_split_0"), 0.2, seed=0)
+    assert [len(r) for r in (fold.train, fold.val, fold.test)] == [501, 124, 23]

@@ -1,0 +1,211 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from cohorts import write_cohort
+from safetensors.torch import load_file
+
+import run_train
+from histokit.errors import InputError
+from histokit.runs import Run
+
+SCRIPT = Path(run_train.__file__)
+SMALL = {"model": "histoprism", "encoder": "tiny", "lr": 1e-3}
+SMALL |= {"hidden_dim": 16, "feedforward_dim": 32}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_cohort(tmp_path_factory.mktemp("cohort"))
+
+
+@pytest.fixture
+def one_fold(tmp_path):
+    path = tmp_path / "folds.csv"
+    path.write_text("slide_id,split\nA1,train\nA2,train\nC1,train\nB1,val\nD1,test\n")
+    return str(path)
+
+
+def train(data, folder, **options):
+    options = SMALL | {"epochs": 4} | options
+    run_train.main(run_train.Options(data=str(data), run=str(folder), **options))
+    return Run(folder)
+
+
+def weights(folder):
+    return {f.parent.name: load_file(f) for f in sorted(folder.glob("folds/*/model.safetensors"))}
+
+
+def assert_same_weights(a, b):
+    a, b = weights(a), weights(b)
+    assert a.keys() == b.keys()
+    assert a
+    for fold in a:
+        for name, value in a[fold].items():
+            assert torch.equal(value, b[fold][name]), (fold, name)
+
+
+@pytest.mark.parametrize("model", ["mean", "ridge-hest", "ridge", "mlp", "histoprism"])
+def test_every_model_trains_every_fold(data, tmp_path, model):
+    run = train(data, tmp_path / "run", model=model)
+    assert [f.name for f in run.folds] == ["A", "B", "C", "D"]
+    for fold in run.folds:
+        split = fold.split
+        assert set(split.patient[split.split == "test"]) == {fold.name}
+        assert fold.name not in set(split.patient[split.split != "test"])
+        genes = fold.genes
+        assert len(genes) == 30
+        assert genes.hvg_rank.min() == 1
+        x = torch.randn(5, 16)
+        assert fold.load_model().predict(x, "IDC").shape == (5, 30)
+        assert not (fold.folder / "checkpoints").exists()
+
+
+def test_trained_network_beats_the_mean(data, tmp_path, one_fold):
+    run = train(data, tmp_path / "run", model="mlp", preset="small", epochs=60, folds=one_fold)
+    history = pd.read_csv(run.folds[0].folder / "metrics.csv")
+    assert history.val_loss.min() < 0.7 * run.folds[0].genes.train_variance.mean()
+    assert (run.folds[0].folder / "loss.png").stat().st_size > 5000
+
+
+def test_one_seed_one_result(data, tmp_path, one_fold):
+    for name in "ab":
+        train(data, tmp_path / name, folds=one_fold)
+    assert_same_weights(tmp_path / "a", tmp_path / "b")
+    train(data, tmp_path / "c", seed=1, folds=one_fold)
+    a, c = weights(tmp_path / "a")["0"], weights(tmp_path / "c")["0"]
+    assert not torch.equal(a["input_proj.weight"], c["input_proj.weight"])
+
+
+def test_killed_training_ends_with_the_same_weights(data, tmp_path, one_fold):
+    options = {"epochs": 40, "checkpoint_seconds": 0.0, "refit": True, "folds": one_fold}
+    train(data, tmp_path / "whole", **options)
+    command = [sys.executable, str(SCRIPT), "--data", str(data), "--run", str(tmp_path / "killed")]
+    for name, value in (SMALL | options).items():
+        flag = "--" + name.replace("_", "-")
+        command += [flag] if value is True else [flag, str(value)]
+    kills = 0
+    for wait in (0.3, 1.0):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while not list((tmp_path / "killed").glob("folds/*/checkpoints/*.ckpt")):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.02)
+        time.sleep(wait)
+        kills += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert kills == 2
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    assert_same_weights(tmp_path / "whole", tmp_path / "killed")
+    for fold in Run(tmp_path / "whole").folds:
+        whole = (fold.folder / "metrics.csv").read_text()
+        assert whole == (tmp_path / "killed/folds" / fold.name / "metrics.csv").read_text()
+
+
+def test_packed_slides_train(data, tmp_path, one_fold):
+    run = train(data, tmp_path / "run", slides_per_step=3, folds=one_fold)
+    assert len(pd.read_csv(run.folds[0].folder / "metrics.csv")) == 4
+
+
+def test_slides_read_again_give_the_same_weights(data, tmp_path, one_fold):
+    train(data, tmp_path / "kept", folds=one_fold)
+    train(data, tmp_path / "read", cache_gb=0.0, folds=one_fold)
+    assert_same_weights(tmp_path / "kept", tmp_path / "read")
+
+
+def test_test_slides_do_not_touch_training(tmp_path):
+    slides = {"A1": ("IDC", "A", 40), "B1": ("IDC", "B", 45), "C1": ("IDC", "C", 38)}
+    folds = tmp_path / "folds.csv"
+    folds.write_text("slide_id,split\nA1,train\nB1,val\nC1,test\n")
+    for name, last in (("x", slides["C1"]), ("y", ("PRAD", "C", 17))):
+        write_cohort(tmp_path / name, slides | {"C1": last})
+        train(tmp_path / name, tmp_path / f"run-{name}", folds=str(folds))
+    assert_same_weights(tmp_path / "run-x", tmp_path / "run-y")
+    tables = [(tmp_path / f"run-{n}/folds/0/genes.csv").read_text() for n in "xy"]
+    assert tables[0] == tables[1]
+
+
+def test_unmeasured_genes_get_no_gradient(tmp_path):
+    names = [f"GENE{i}" for i in range(30)]
+    slides = {"A1": ("IDC", "A", 40), "B1": ("IDC", "B", 45), "C1": ("IDC", "C", 38)}
+    write_cohort(tmp_path / "d", slides, genes={"A1": names[:20], "B1": names[5:]})
+    folds = tmp_path / "folds.csv"
+    folds.write_text("slide_id,split\nA1,train\nB1,val\nC1,test\n")
+    runs = {
+        panel: train(tmp_path / "d", tmp_path / panel, panel=panel, folds=str(folds))
+        for panel in ("union", "common")
+    }
+    assert list(runs["common"].folds[0].genes.gene) == names[5:20]
+    union = runs["union"].folds[0]
+    assert list(union.genes.gene) == names
+    head = load_file(union.folder / "model.safetensors")["gene_regression_head.4.bias"]
+    torch.manual_seed(0)
+    arguments = json.loads((union.folder / "model.json").read_text())["arguments"]
+    from histokit.models import HistoPrism
+
+    start = HistoPrism(**arguments).head.bias.detach()
+    shrunk = head[20:] / start[20:]  # weight decay alone moves what no training slide measured
+    np.testing.assert_allclose(shrunk, shrunk[0].item(), rtol=1e-4)
+    assert (head[:20] - start[:20]).abs().min() > (head[20:] - start[20:]).abs().max()
+
+
+def test_another_configuration_is_refused(data, tmp_path):
+    train(data, tmp_path / "run", model="ridge")
+    with pytest.raises(InputError, match="--target counts10k-log1p, not log1p"):
+        train(data, tmp_path / "run", model="ridge", target="log1p")
+    before = weights(tmp_path / "run")
+    train(data, tmp_path / "run", model="ridge", cache_gb=1.0)  # how it runs may differ
+    assert before.keys() == weights(tmp_path / "run").keys()
+
+
+def test_other_features_are_refused(data, tmp_path):
+    folder = write_cohort(tmp_path / "d")
+    train(folder, tmp_path / "run", model="ridge")
+    write_cohort(folder, dim=20)
+    with pytest.raises(InputError, match="begun with other features"):
+        train(folder, tmp_path / "run", model="ridge")
+
+
+def test_command_line_errors_are_one_sentence(data, tmp_path):
+    command = [sys.executable, str(SCRIPT), "--model", "ridge", "--run", str(tmp_path / "r")]
+    for options, message in (
+        (["--data", str(tmp_path)], "holds no slides.csv"),
+        (["--data", str(data), "--encoder", "uni"], "holds no features of uni"),
+        (["--data", str(data), "--encoder", "tiny", "--folds", "x"], "--folds x is neither auto"),
+        (["--data", str(data), "--encoder", "tiny", "--run", "/proc/r"], "cannot make the folder"),
+    ):
+        done = subprocess.run([*command, *options], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert done.stderr.startswith("error: ")
+        assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "r").exists()
+
+
+def test_damaged_checkpoint_is_named(data, tmp_path):
+    (tmp_path / "run/folds/A/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/folds/A/checkpoints/last.ckpt").write_bytes(b"PK nonsense")
+    with pytest.raises(InputError, match=r"last\.ckpt is damaged"):
+        train(data, tmp_path / "run")
+
+
+def test_two_trainings_into_one_folder(data, tmp_path):
+    from histokit.files import folder_lock
+
+    (tmp_path / "run").mkdir()
+    with folder_lock(tmp_path / "run"), pytest.raises(InputError, match="another process"):
+        train(data, tmp_path / "run")
+
+
+def test_diverging_loss_is_named(data, tmp_path):
+    with pytest.raises(InputError, match="lower --lr"):
+        train(data, tmp_path / "run", model="mlp", lr=1e30, epochs=60)
