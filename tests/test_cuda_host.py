@@ -22,6 +22,7 @@ from histokit import ops, reference
 SMALL = settings(max_examples=15, deadline=None, derandomize=True)
 DTYPE = st.sampled_from(list(DTYPES))
 NAN = float("nan")
+ROUNDINGS = {torch.float64: 10_000, torch.float32: 32}  # where the truth is no better, or is zero
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +56,16 @@ def unwritten(*shape, dtype):
     return torch.full(shape, NAN, dtype=dtype)
 
 
-def assert_within_budget(actual, truth, eager):
-    """At most twice the error of eager PyTorch at the same precision, plus roundings."""
+def assert_within_budget(actual, truth, eager, scale=1):
+    """At most twice the error of eager PyTorch at the same precision, plus roundings.
+
+    scale: size of the terms that the result is a sum of, where they may cancel.
+    """
     assert actual.dtype == eager.dtype
     error = (actual.double() - truth).abs().max()
     allowed = 2 * (eager.double() - truth).abs().max()
-    roundings = 10_000 if actual.dtype == torch.float64 else 4
-    rounding = roundings * torch.finfo(actual.dtype).eps * (truth.abs().max() + 1)
-    assert error <= allowed + rounding, (error.item(), allowed.item(), rounding.item())
+    rounding = ROUNDINGS.get(actual.dtype, 4) * torch.finfo(actual.dtype).eps
+    assert error <= allowed + rounding * (truth.abs().max() + scale)
 
 
 def check_cancer_cross_attention(
@@ -191,7 +194,7 @@ def check_prototype_attention(launch, n, prototypes, heads, head_dim, dtype, pad
     )  # fmt: skip
     actual = [out, grad_query, partial_key.sum(0).to(dtype), partial_value.sum(0).to(dtype)]
     for ours, truth, eager in zip(actual, plain(torch.float64), plain(dtype), strict=True):
-        assert_within_budget(ours, truth, eager)
+        assert_within_budget(ours, truth, eager, scale=4 * head_dim**0.5)  # q . k, dO . v
 
 
 @SMALL
