@@ -103,9 +103,12 @@ def linear_pearson(
         mean, centred = _centred(h)
         cross, moments = _transposed_product(target, centred)
         cov = (cross * w).sum(1, dtype=torch.float64)
-        m2_p = ((w @ (centred.T @ centred)) * w).sum(1, dtype=torch.float64)
+        wide = centred.double()
+        m2_p = torch.ops.histokit.quadratic_form(w, wide.T @ wide)
         offset = (w @ mean if b is None else torch.addmv(b, w, mean)).double() - moments[0]
-        constant = (m2_p <= 0) | (moments[1] <= 0)
+        mean_p = offset + moments[0]
+        constant = reference.is_constant(m2_p, mean_p, h.shape[0], acc)
+        constant = constant | reference.is_constant(moments[1], moments[0], h.shape[0], acc)
         r = cov / (m2_p * moments[1]).masked_fill(constant, 1).sqrt()
         r = r.clamp(-1, 1).masked_fill(constant, torch.nan)
         mse = ((m2_p - 2 * cov + moments[1]) / h.shape[0] + offset.square()).clamp(min=0)
@@ -120,6 +123,36 @@ def _transposed_product(target: Tensor | Csr, centred: Tensor) -> tuple[Tensor, 
             target.num_cols,
         )  # fmt: skip
     return torch.ops.histokit.dense_transpose_matmul(target, centred)
+
+
+@torch.library.custom_op("histokit::quadratic_form", mutates_args=())
+def _quadratic_form(weight: Tensor, gram: Tensor) -> Tensor:
+    """W . A w for the rows w of weight (G, d) and A (d, d) float64, positive semidefinite -> (G,).
+
+    As |A^(1/2) w|^2: w . (A w) loses twice as many digits when w lies where A is small.
+    """
+    values, vectors = torch.linalg.eigh(gram)
+    root = (vectors * values.clamp(min=0).sqrt()).to(weight.dtype)
+    return torch.cat([(w @ root).square().sum(1, dtype=torch.float64) for w in weight.split(ROWS)])
+
+
+@_quadratic_form.register_fake
+def _(weight, gram):
+    return gram.new_empty(weight.shape[0])
+
+
+def _quadratic_setup(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _quadratic_backward(ctx, grad):
+    weight, gram = ctx.saved_tensors
+    with _dispatch.full_precision(weight):
+        scaled = weight * grad.to(weight.dtype)[:, None]
+        return 2 * (scaled @ gram.to(weight.dtype)), (scaled.T @ weight).to(gram.dtype)
+
+
+_quadratic_form.register_autograd(_quadratic_backward, setup_context=_quadratic_setup)
 
 
 @torch.library.custom_op("histokit::dense_transpose_matmul", mutates_args=())

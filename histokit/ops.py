@@ -9,8 +9,8 @@ on the compiled kernels where they serve the device (:class:`use` chooses). Rule
 - Determinism: on one machine and device, equal inputs give equal bits in every run and with any
   number of threads, except that products done by torch's GEMM follow torch's own rules.
 - Errors: ValueError or IndexError in one sentence, naming op, argument, expectation and finding.
-- ``torch.compile(fullgraph=True)`` takes all of them, without recompiling for every N; the values of
-  an index are then checked by the CPU kernels alone (RuntimeError).
+- ``torch.compile(fullgraph=True)`` takes all of them, without recompiling for every N; the values
+  of an index are then checked by the CPU kernels alone (RuntimeError).
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def cancer_cross_attention(
 
 def _fold(context, w_in, b_in, w_out, b_out, gamma, beta, num_heads: int, *, with_mask: bool):
     """Projections folded into the context: score weight and bias, value, bias; K = h T."""
-    slides, tokens, dim = context.shape
+    tokens, dim = context.shape[1:]
     w_q, w_k, w_v = w_in.chunk(3)
     b_q, b_k, b_v = b_in.chunk(3)
     value = F.linear(context, w_v, b_v)  # (S, T, D)
@@ -240,7 +240,7 @@ def pearson_update(
     """Merge rows of predictions and targets into running moments (6, S, G) float64, in place.
 
     pred and target (N, G) of any floating type, mask (N, G) or (G,) bool, slide_index (N,). See
-    :func:`histokit.reference.pearson_update`; ``histokit.metrics.StreamingPearson`` keeps the state.
+    :func:`histokit.reference.pearson_update`; ``histokit.metrics.StreamingPearson`` keeps a state.
     Entries with a NaN on either side do not count; an infinite one makes its gene's answer NaN. One
     read of both inputs; sums are in float64. No gradients.
     """
