@@ -92,7 +92,7 @@ def extension():
     link = []
     objects = []
     if os.environ.get("HISTOKIT_SANITIZE", "0") == "1":
-        flags += ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+        flags += ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
         link += ["-fsanitize=address,undefined"]
     if nvcc:
         objects = cuda_objects(nvcc, archs, ROOT / "build" / "cuda")
