@@ -1,3 +1,17 @@
 """Spatial gene expression from H&E-stained tissue, and how good the prediction is."""
 
 __version__ = "0.1.0"
+
+
+def has_kernels() -> bool:
+    """Whether the compiled CPU kernels are there; otherwise plain PyTorch serves every op."""
+    from histokit import _dispatch
+
+    return _dispatch.HAS_KERNELS
+
+
+def has_cuda() -> bool:
+    """Whether the CUDA kernels were compiled in (nvcc was there at installation)."""
+    from histokit import _dispatch
+
+    return _dispatch.HAS_CUDA

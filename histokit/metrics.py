@@ -6,71 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Entries of one block of rows; a block in float64 and its centred copies stay below 150 MB.
-_BLOCK_ENTRIES = 1 << 22
-
-
-def _moments(pred: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-    """Count, means and centred second moments of one block of one slide.
-
-    Args:
-        pred: (N, G), any float dtype.
-        target: (N, G), any float dtype.
-        mask: (N, G) or (G,) bool, True = use; or None. NaN is skipped in any case.
-
-    Returns:
-        (6, G) float64: count, mean of pred, mean of target, sum of squared deviations of pred, of
-        target, and sum of the products of deviations.
-    """
-    pred, target = pred.double(), target.double()
-    use = ~(pred.isnan() | target.isnan())
-    if mask is not None:
-        use = use & mask
-    if use.all():
-        count = torch.full(pred.shape[1:], float(pred.shape[0]), dtype=torch.float64)
-        count = count.to(pred.device)
-        mean_pred, mean_target = pred.mean(0), target.mean(0)
-        pred, target = pred - mean_pred, target - mean_target
-    else:
-        count = use.sum(0).double()
-        safe = count.clamp(min=1)
-        zero = pred.new_zeros(())
-        mean_pred = torch.where(use, pred, zero).sum(0) / safe
-        mean_target = torch.where(use, target, zero).sum(0) / safe
-        pred = torch.where(use, pred - mean_pred, zero)
-        target = torch.where(use, target - mean_target, zero)
-    return torch.stack(
-        [
-            count,
-            mean_pred,
-            mean_target,
-            (pred * pred).sum(0),
-            (target * target).sum(0),
-            (pred * target).sum(0),
-        ]
-    )
-
-
-def merge_moments(a: Tensor, b: Tensor) -> Tensor:
-    """Moments of two disjoint sets of spots together, (6, ...) float64 each and returned.
-
-    Source: Chan, Golub and LeVeque, "Algorithms for computing the sample variance" (1983),
-    Eq. 2.1, and the same for the product of two series.
-    """
-    count = a[0] + b[0]
-    share = b[0] / count.clamp(min=1)
-    step_pred, step_target = b[1] - a[1], b[2] - a[2]
-    between = a[0] * share
-    return torch.stack(
-        [
-            count,
-            a[1] + step_pred * share,
-            a[2] + step_target * share,
-            a[3] + b[3] + step_pred * step_pred * between,
-            a[4] + b[4] + step_target * step_target * between,
-            a[5] + b[5] + step_pred * step_target * between,
-        ]
-    )
+from histokit import ops
+from histokit.reference import merge_moments
 
 
 class StreamingPearson:
@@ -117,21 +54,12 @@ class StreamingPearson:
         self._check(pred, target, mask, slide_index)
         eps = [torch.finfo(x.dtype).eps for x in (pred, target)]
         self.ulp = torch.maximum(self.ulp, torch.tensor(eps, dtype=torch.float64))
-        if not isinstance(slide_index, Tensor):
-            self._add(0 if slide_index is None else slide_index, pred, target, mask)
-            return
-        for slide in slide_index.unique().tolist():
-            rows = slide_index == slide
-            own = mask[rows] if mask is not None and mask.dim() == 2 else mask
-            self._add(slide, pred[rows], target[rows], own)
-
-    def _add(self, slide: int, pred: Tensor, target: Tensor, mask: Tensor | None) -> None:
-        step = max(1, _BLOCK_ENTRIES // max(1, self.num_genes))
-        for start in range(0, pred.shape[0], step):
-            rows = slice(start, start + step)
-            own = mask[rows] if mask is not None and mask.dim() == 2 else mask
-            block = _moments(pred[rows], target[rows], own).to(self.moments.device)
-            self.moments[:, slide] = merge_moments(self.moments[:, slide], block)
+        if slide_index is None or isinstance(slide_index, int):
+            state = self.moments[:, slide_index or 0, None].contiguous()
+            ops.pearson_update(state, pred, target, mask)
+            self.moments[:, slide_index or 0, None] = state
+        else:
+            ops.pearson_update(self.moments, pred, target, mask, slide_index.long())
 
     def _check(self, pred, target, mask, slide_index) -> None:
         def fail(name, expected, got):

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 STATE_ROWS = 6  # n, mean_p, mean_t, m2_p, m2_t, c_pt
+BLOCK = 1 << 22  # entries that pearson_update holds in float64 at a time
 
 
 def cancer_cross_attention(
@@ -112,18 +113,21 @@ def pearson_update(
     Means and second moments are merged pairwise (Chan, Golub and LeVeque 1983), so any chunking
     gives the same answer to rounding.
     """
+    step = max(1, BLOCK // max(1, pred.shape[1]))
     for slide in range(state.shape[1]):
-        rows = slice(None) if slide_index is None else slide_index == slide
-        p, t = pred[rows].double(), target[rows].double()
-        valid = ~(p.isnan() | t.isnan())
-        if mask is not None:
-            valid = valid & (mask if mask.ndim == 1 else mask[rows])
-        count = valid.sum(0).double()
-        p, t = p.where(valid, 0), t.where(valid, 0)
-        mean_p, mean_t = (v.sum(0) / count.clamp(min=1) for v in (p, t))
-        p, t = ((v - m).where(valid, 0) for v, m in ((p, mean_p), (t, mean_t)))
-        chunk = [count, mean_p, mean_t, (p * p).sum(0), (t * t).sum(0), (p * t).sum(0)]
-        state[:, slide] = merge_moments(state[:, slide], torch.stack(chunk))
+        rows = torch.arange(pred.shape[0], device=pred.device)
+        rows = rows if slide_index is None else rows[slide_index == slide]
+        for block in rows.split(step):
+            p, t = pred[block].double(), target[block].double()
+            valid = ~(p.isnan() | t.isnan())
+            if mask is not None:
+                valid = valid & (mask if mask.ndim == 1 else mask[block])
+            count = valid.sum(0).double()
+            p, t = p.where(valid, 0), t.where(valid, 0)
+            mean_p, mean_t = (v.sum(0) / count.clamp(min=1) for v in (p, t))
+            p, t = ((v - m).where(valid, 0) for v, m in ((p, mean_p), (t, mean_t)))
+            chunk = [count, mean_p, mean_t, (p * p).sum(0), (t * t).sum(0), (p * t).sum(0)]
+            state[:, slide] = merge_moments(state[:, slide], torch.stack(chunk))
 
 
 def merge_moments(a: Tensor, b: Tensor) -> Tensor:
@@ -151,6 +155,11 @@ def pearson_compute(state: Tensor) -> Tensor:
     return (cross / (m2_p * m2_t).sqrt()).clamp(-1, 1).masked_fill(constant, torch.nan)
 
 
+def is_constant(squares: Tensor, mean: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    """Whether a series of this dtype varies by rounding alone: at most one unit of its mean."""
+    return squares <= count * (torch.finfo(dtype).eps * mean).square()
+
+
 def linear_pearson(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -167,8 +176,11 @@ def linear_pearson(
     pred = F.linear(hidden, weight, bias)
     target = target.to_dense() if target.layout == torch.sparse_csr else target
     p, t = pred - pred.mean(0), target - target.mean(0)
-    constant = ((target == target[:1]).all(0)) | (weight == 0).all(1)
-    r = (p * t).sum(0) / ((p * p).sum(0) * (t * t).sum(0)).sqrt()
+    m2_p, m2_t = (p * p).sum(0), (t * t).sum(0)
+    constant = (pred == pred[:1]).all(0) | (target == target[:1]).all(0)
+    constant = constant | is_constant(m2_p, pred.mean(0), len(pred), pred.dtype)
+    constant = constant | is_constant(m2_t, target.mean(0), len(pred), pred.dtype)
+    r = (p * t).sum(0) / (m2_p * m2_t).masked_fill(constant, 1).sqrt()
     return r.clamp(-1, 1).masked_fill(constant, torch.nan), ((pred - target) ** 2).mean(0)
 
 

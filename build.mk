@@ -1,0 +1,36 @@
+# The compiled kernels; included by the Makefile, which defines PY and READY.
+#
+# make build           build the kernels in place (CUDA too where nvcc is found)
+# make sanitize        the ops' tests on CPU kernels built with AddressSanitizer and UBSan
+# make bench           verify and time every op; writes benchmarks/results/ops-<device>.csv
+# make format-cpp      clang-format all C++ and CUDA; lint-cpp only checks
+
+.PHONY: build sanitize bench format-cpp lint-cpp
+
+CPP_FILES = $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
+OP_TESTS := tests/test_cancer_cross_attention.py tests/test_prototype_attention.py \
+	tests/test_pearson_update.py tests/test_linear_ops.py
+
+build: $(READY)
+	$(PY) setup.py --quiet build_ext --inplace
+
+# The instrumented library is built apart, beside a link to the package's Python files. Leaks are
+# not looked for: the interpreter's own would drown ours.
+SANITIZED := build/sanitized
+sanitize: $(READY)
+	mkdir -p $(SANITIZED)/histokit
+	cp -r histokit/*.py $(SANITIZED)/histokit/
+	HISTOKIT_SANITIZE=1 HISTOKIT_CUDA=0 $(PY) setup.py --quiet build_ext \
+	  --build-lib $(SANITIZED) --build-temp $(SANITIZED)/temp
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) \
+	  $(PY) -m pytest -o pythonpath=$(SANITIZED) -p no:cacheprovider $(OP_TESTS)
+
+bench: $(READY)
+	$(PY) benchmarks/bench_ops.py
+
+format-cpp: $(READY)
+	$(VENV)/bin/clang-format -i $(CPP_FILES)
+
+lint-cpp: $(READY)
+	$(VENV)/bin/clang-format --dry-run -Werror $(CPP_FILES)

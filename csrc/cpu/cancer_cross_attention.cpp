@@ -1,0 +1,83 @@
+// Up to four patches of one slide at a time: scores against the folded context, softmax, weighted
+// sum and LayerNorm while the rows are in the L1 cache.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "../math.h"
+#include "cancer_cross_attention_rows.h"
+
+namespace histokit {
+namespace {
+
+// Softmax over the tokens of each head, in place.
+template <typename T>
+HK_INLINE void softmax(T* score, int64_t keys, int64_t tokens) {
+  for (int64_t first = 0; first < keys; first += tokens) {
+    const T high = *std::max_element(score + first, score + first + tokens);
+    for (int64_t k = first; k < first + tokens; ++k) score[k] -= high;
+  }
+#pragma omp simd
+  for (int64_t k = 0; k < keys; ++k) score[k] = exp(score[k]);
+  for (int64_t first = 0; first < keys; first += tokens) {
+    T total = 0;
+    for (int64_t k = first; k < first + tokens; ++k) total += score[k];
+    for (int64_t k = first; k < first + tokens; ++k) score[k] /= total;
+  }
+}
+
+template <typename T>
+HK_INLINE void normalise(const Params& p, const T* z, int64_t n) {
+  constexpr int W = Simd<T>::kLanes;
+  const int64_t dim = p.dim;
+  Vec<T> sums = {}, squares = {};
+  for (int64_t j = 0; j < dim; j += W) sums += load(z + j, dim - j);
+  const T mean = sum<T>(sums) / dim;
+  const int64_t whole = dim / W * W;
+  for (int64_t j = 0; j < whole; j += W) squares += (load(z + j) - mean) * (load(z + j) - mean);
+  T second = sum<T>(squares);
+  for (int64_t j = whole; j < dim; ++j) second += (z[j] - mean) * (z[j] - mean);
+  const T rstd = 1 / std::sqrt(second / dim + static_cast<T>(p.eps));
+  T* y = static_cast<T*>(p.y) + n * dim;
+  for (int64_t j = 0; j < dim; j += W) {
+    const Vec<T> hat = (load(z + j, dim - j) - mean) * rstd;
+    store(y + j,
+          hat * load(as<T>(p.norm_weight) + j, dim - j) + load(as<T>(p.norm_bias) + j, dim - j),
+          dim - j);
+  }
+  static_cast<T*>(p.mean)[n] = mean;
+  static_cast<T*>(p.rstd)[n] = rstd;
+}
+
+template <typename T>
+HK_CLONES void forward(const Params& p, int64_t begin, int64_t end) {
+  const int64_t dim = p.dim, keys = p.num_keys;
+  std::vector<T> z(kRows * dim), weight(kRows * keys);
+  for (int64_t n = begin, count; n < end; n += count) {
+    count = group(p, n, end);
+    const int64_t slide = p.slide_index ? p.slide_index[n] : 0;
+    const T* x[kRows];
+    for (int r = 0; r < count; ++r) x[r] = as<T>(p.x) + (n + r) * p.x_stride;
+    T* prob = p.tokens > 1 ? static_cast<T*>(p.prob) + n * keys : nullptr;
+    if (prob) {
+      dot_rows(x, count, as<T>(p.score_weight) + slide * keys * dim, keys, dim, prob);
+      for (int r = 0; r < count; ++r) {
+        for (int64_t k = 0; k < keys; ++k)
+          prob[r * keys + k] += as<T>(p.score_bias)[slide * keys + k];
+        softmax(prob + r * keys, keys, p.tokens);
+      }
+    }
+    weights(p, n, count, prob, weight.data());
+    attend(x, count, as<T>(p.value) + slide * keys * dim, as<T>(p.bias), weight.data(), keys, dim,
+           z.data());
+    for (int r = 0; r < count; ++r) normalise(p, z.data() + r * dim, n + r);
+  }
+}
+
+}  // namespace
+
+void cancer_cross_attention_cpu(const Params& p, int64_t begin, int64_t end) {
+  p.dtype == Dtype::f64 ? forward<double>(p, begin, end) : forward<float>(p, begin, end);
+}
+
+}  // namespace histokit

@@ -1,0 +1,66 @@
+// Eight patches at a time against all prototypes of one head: scores, softmax and weighted sum are
+// register-blocked products over packed keys and values, with the scores in the L1 cache.
+#include <cmath>
+
+#include "../math.h"
+#include "prototype_attention_tiles.h"
+
+namespace histokit {
+namespace {
+
+constexpr int64_t kBlock = 64;  // rows that pass through one head before the next
+
+// Softmax weights of 8 rows without their normalisation; largest score and sum by row.
+template <typename T>
+HK_INLINE void softmax(T* score, const Head<T>& key, T* largest, T* total) {
+  for (int r = 0; r < kRows; ++r) {
+    T* row = score + r * key.num_padded;
+    T high = row[0], sums = 0;
+#pragma omp simd reduction(max : high)
+    for (int64_t m = 0; m < key.num; ++m) high = row[m] > high ? row[m] : high;
+#pragma omp simd reduction(+ : sums)
+    for (int64_t m = 0; m < key.num; ++m) {
+      row[m] = exp(row[m] - high);
+      sums += row[m];
+    }
+    largest[r] = high;
+    total[r] = sums;
+  }
+}
+
+template <typename T>
+HK_CLONES void forward(const PrototypeAttentionParams& p, int64_t begin, int64_t end) {
+  const auto keys = pack<T>(p.key, p), values = pack<T>(p.value, p);
+  const int64_t dim = p.head_dim, width = p.num_heads * dim, padded = keys[0].dim_padded;
+  const T scale = 1 / std::sqrt(static_cast<T>(dim));
+  std::vector<T> query(kRows * padded), score(kRows * keys[0].num_padded), out(kRows * padded);
+  T largest[kRows], total[kRows];
+  for (int64_t block = begin; block < end; block += kBlock) {
+    const int64_t last = std::min(end, block + kBlock);
+    for (int64_t i = 0; i < p.num_heads; ++i) {
+      const Head<T>&key = keys[i], &value = values[i];
+      for (int64_t n = block; n < last; n += kRows) {
+        const int64_t count = std::min<int64_t>(kRows, last - n);
+        gather(static_cast<const T*>(p.query) + n * p.query_stride + i * dim, p.query_stride, count,
+               dim, scale, query.data(), padded);
+        multiply(query.data(), padded, key.columns.data(), score.data(), dim, key.num_padded);
+        softmax(score.data(), key, largest, total);
+        multiply(score.data(), key.num_padded, value.rows.data(), out.data(), key.num, padded);
+        for (int64_t r = 0; r < count; ++r) {
+          T* row = static_cast<T*>(p.out) + (n + r) * width + i * dim;
+          const T inverse = 1 / total[r];
+          for (int64_t c = 0; c < dim; ++c) row[c] = out[r * padded + c] * inverse;
+          static_cast<T*>(p.logsumexp)[(n + r) * p.num_heads + i] = largest[r] + std::log(total[r]);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void prototype_attention_cpu(const PrototypeAttentionParams& p, int64_t begin, int64_t end) {
+  p.dtype == Dtype::f64 ? forward<double>(p, begin, end) : forward<float>(p, begin, end);
+}
+
+}  // namespace histokit

@@ -1,0 +1,103 @@
+// Backward pass by blocks of rows: recomputes the probabilities eight patches at a time, and keeps
+// each block's sums apart, so that they do not depend on the number of threads.
+#include <cmath>
+#include <limits>
+
+#include "../math.h"
+#include "prototype_attention_tiles.h"
+
+namespace histokit {
+namespace {
+
+// out[depth, cols] += a[8, depth]^T b[8, cols].
+template <typename T>
+HK_INLINE void multiply_transposed(const T* a, int64_t stride, const T* b, T* out, int64_t depth,
+                                   int64_t cols) {
+  constexpr int W = Simd<T>::kLanes;
+  for (int64_t j = 0; j < cols; j += W) {
+    Vec<T> rows[kRows];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) rows[r] = load(b + r * cols + j);
+    for (int64_t k = 0; k < depth; ++k) {
+      Vec<T> acc = load(out + k * cols + j);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) acc += a[r * stride + k] * rows[r];
+      store(out + k * cols + j, acc);
+    }
+  }
+}
+
+// Score gradients of 8 rows, ds = p (dp - dot), into dp; the probabilities into score.
+template <typename T>
+HK_INLINE void score_gradient(T* score, T* dp, const T* logsumexp, const T* dot, int64_t cols) {
+  for (int r = 0; r < kRows; ++r) {
+    T *s = score + r * cols, *d = dp + r * cols;
+    const T shift = logsumexp[r], mean = dot[r];
+#pragma omp simd
+    for (int64_t m = 0; m < cols; ++m) {
+      s[m] = exp(s[m] - shift);
+      d[m] = s[m] * (d[m] - mean);
+    }
+  }
+}
+
+template <typename T>
+HK_CLONES void backward(const PrototypeAttentionParams& p, int64_t begin, int64_t end) {
+  const auto keys = pack<T>(p.key, p), values = pack<T>(p.value, p);
+  const int64_t dim = p.head_dim, width = p.num_heads * dim, num = p.num_prototypes;
+  const int64_t padded = keys[0].dim_padded, cols = keys[0].num_padded;
+  const int64_t chunk = (p.num_rows + p.num_partials - 1) / p.num_partials;
+  const T scale = 1 / std::sqrt(static_cast<T>(dim));
+  std::vector<T> query(kRows * padded), grad(kRows * padded), grad_query(kRows * padded);
+  std::vector<T> score(kRows * cols), dp(kRows * cols), grad_key(num * padded), grad_value;
+  for (int64_t part = begin; part < end; ++part) {
+    const int64_t last = std::min(p.num_rows, (part + 1) * chunk);
+    for (int64_t i = 0; i < p.num_heads; ++i) {
+      grad_key.assign(num * padded, 0);
+      grad_value.assign(num * padded, 0);
+      for (int64_t n = part * chunk; n < last; n += kRows) {
+        const int64_t count = std::min<int64_t>(kRows, last - n), at = i * dim;
+        const T* grad_out = static_cast<const T*>(p.grad_out) + n * p.grad_out_stride + at;
+        gather(static_cast<const T*>(p.query) + n * p.query_stride + at, p.query_stride, count, dim,
+               scale, query.data(), padded);
+        gather(grad_out, p.grad_out_stride, count, dim, T(1), grad.data(), padded);
+        T logsumexp[kRows], dot[kRows] = {};
+        for (int64_t r = 0; r < kRows; ++r) {  // infinity: a row past the end has no weights
+          logsumexp[r] = std::numeric_limits<T>::infinity();
+          if (r >= count) continue;
+          logsumexp[r] = static_cast<const T*>(p.logsumexp)[(n + r) * p.num_heads + i];
+          const T* out = static_cast<const T*>(p.out) + (n + r) * width + at;
+          for (int64_t c = 0; c < dim; ++c) dot[r] += grad_out[r * p.grad_out_stride + c] * out[c];
+        }
+        multiply(query.data(), padded, keys[i].columns.data(), score.data(), dim, cols);
+        multiply(grad.data(), padded, values[i].columns.data(), dp.data(), dim, cols);
+        score_gradient(score.data(), dp.data(), logsumexp, dot, cols);
+        multiply(dp.data(), cols, keys[i].rows.data(), grad_query.data(), num, padded);
+        multiply_transposed(dp.data(), cols, query.data(), grad_key.data(), num, padded);
+        multiply_transposed(score.data(), cols, grad.data(), grad_value.data(), num, padded);
+        for (int64_t r = 0; r < count; ++r)
+          for (int64_t c = 0; c < dim; ++c)
+            static_cast<T*>(p.grad_query)[(n + r) * width + at + c] =
+                grad_query[r * padded + c] * scale;
+      }
+      for (int64_t m = 0; m < num; ++m) {
+        const int64_t target = (part * num + m) * width + i * dim;
+        std::copy_n(&grad_key[m * padded], dim, static_cast<T*>(p.partial_key) + target);
+        std::copy_n(&grad_value[m * padded], dim, static_cast<T*>(p.partial_value) + target);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int64_t prototype_attention_partials_cpu(int64_t num_rows) {
+  return std::clamp<int64_t>(num_rows / 512, 1, 16);
+}
+
+void prototype_attention_backward_cpu(const PrototypeAttentionParams& p, int64_t begin,
+                                      int64_t end) {
+  p.dtype == Dtype::f64 ? backward<double>(p, begin, end) : backward<float>(p, begin, end);
+}
+
+}  // namespace histokit

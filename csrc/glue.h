@@ -1,0 +1,73 @@
+// What every op's glue needs: typed views of torch's stable tensors, their checks, and launches.
+#pragma once
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <initializer_list>
+#include <optional>
+#include <vector>
+
+#include "check.h"
+#include "dtype.h"
+#include "ops.h"
+
+namespace histokit {
+
+using torch::headeronly::ScalarType;
+
+inline Dtype dtype_of(const char* op, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return Dtype::f32;
+    case ScalarType::Double:
+      return Dtype::f64;
+    case ScalarType::Half:
+      return Dtype::f16;
+    case ScalarType::BFloat16:
+      return Dtype::bf16;
+    default:
+      fail(op, ": the data must be float16, bfloat16, float32 or float64");
+  }
+}
+
+// The type of sums and parameters beside data of this type.
+inline ScalarType acc_type(Dtype dtype) {
+  return dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float;
+}
+
+void check_shape(const char* op, const char* name, const Tensor& t,
+                 std::initializer_list<int64_t> shape);
+
+// Checks type, shape and device (the one of `like`) and makes the tensor contiguous.
+Tensor checked(const char* op, const char* name, const Tensor& t, ScalarType type,
+               std::initializer_list<int64_t> shape, const Tensor& like);
+
+// The same for an argument that may be missing; then an empty optional.
+OptionalTensor checked(const char* op, const char* name, const OptionalTensor& t, ScalarType type,
+                       std::initializer_list<int64_t> shape, const Tensor& like);
+
+// A (rows, cols) tensor whose columns are contiguous; copied only when they are not.
+Tensor with_rows(const Tensor& t);
+
+// On CPU, whether all of an int64 index is in [0, size); an error that names the argument if not.
+void check_index(const char* op, const char* name, const OptionalTensor& index, int64_t size);
+
+inline const void* data(const OptionalTensor& t) { return t ? t->const_data_ptr() : nullptr; }
+
+template <typename T>
+const T* data_as(const OptionalTensor& t) {
+  return static_cast<const T*>(data(t));
+}
+
+// A tensor to be written in full. Large ones on CPU ask for huge pages: torch returns large blocks
+// to the system, so every call pays for the page faults of its result, a factor of two here.
+Tensor new_tensor(const Tensor& like, std::vector<int64_t> shape, ScalarType type);
+
+// torch's current stream on the tensor's device. Looked up by name, because the symbol exists only
+// where torch has CUDA, and this library must load where it has not.
+Stream current_stream(const Tensor& t);
+
+void check_launch(const char* op, Error error);
+
+}  // namespace histokit

@@ -1,0 +1,50 @@
+// The registered ops: glue between torch's stable tensors and the torch-free kernels.
+// Shapes and meaning of the arguments are in the header of each op; schemas in registration.cpp.
+#pragma once
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <tuple>
+
+namespace histokit {
+
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// -> y (N, D), prob (N, K) or (0,), mean (N,), rstd (N,)
+std::tuple<Tensor, Tensor, Tensor, Tensor> cancer_cross_attention(
+    Tensor x, OptionalTensor score_weight, OptionalTensor score_bias, Tensor value,
+    OptionalTensor bias, Tensor norm_weight, Tensor norm_bias, OptionalTensor slide_index,
+    OptionalTensor mask, int64_t tokens, double eps);
+
+// -> grad_z (N, D), grad_score (N, K) or (0,), grad_norm (2, D): of norm_weight and norm_bias
+std::tuple<Tensor, Tensor, Tensor> cancer_cross_attention_backward(
+    Tensor grad_y, Tensor x, OptionalTensor prob, Tensor mean, Tensor rstd, Tensor value,
+    OptionalTensor bias, Tensor norm_weight, OptionalTensor slide_index, OptionalTensor mask,
+    int64_t tokens);
+
+// -> out (N, L), logsumexp (N, h)
+std::tuple<Tensor, Tensor> prototype_attention(Tensor query, Tensor key, Tensor value,
+                                               int64_t num_heads);
+
+// -> grad_query (N, L), grad_key (M, L), grad_value (M, L)
+std::tuple<Tensor, Tensor, Tensor> prototype_attention_backward(Tensor grad_out, Tensor query,
+                                                                Tensor key, Tensor value,
+                                                                Tensor out, Tensor logsumexp,
+                                                                int64_t num_heads);
+
+// Updates state (6, S, G) in place.
+void pearson_update(Tensor state, Tensor pred, Tensor target, OptionalTensor mask,
+                    OptionalTensor order, OptionalTensor offsets);
+
+// -> out (num_rows, d)
+Tensor csr_matmul(Tensor row_offsets, Tensor col_index, Tensor values, Tensor dense);
+
+// -> out (num_cols, d), moments (2, num_cols) float64
+std::tuple<Tensor, Tensor> csr_transpose_matmul(Tensor row_offsets, Tensor col_index, Tensor values,
+                                                Tensor dense, int64_t num_cols);
+
+// -> moments (2, num_rows) float64 of each compressed row over num_cols entries, zeros included
+Tensor csr_moments(Tensor row_offsets, Tensor values, int64_t num_cols);
+
+}  // namespace histokit

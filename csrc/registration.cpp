@@ -1,0 +1,77 @@
+// The library: op schemas, their kernels by device, and a small module that tells how it was built.
+#include <pybind11/pybind11.h>
+#include <torch/csrc/stable/library.h>
+
+#include "build_info.h"
+#include "ops.h"
+
+STABLE_TORCH_LIBRARY(histokit, m) {
+  m.def(
+      "cancer_cross_attention(Tensor x, Tensor? score_weight, Tensor? score_bias, Tensor value, "
+      "Tensor? bias, Tensor norm_weight, Tensor norm_bias, Tensor? slide_index, Tensor? mask, "
+      "int tokens, float eps) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "cancer_cross_attention_backward(Tensor grad_y, Tensor x, Tensor? prob, Tensor mean, "
+      "Tensor rstd, Tensor value, Tensor? bias, Tensor norm_weight, Tensor? slide_index, "
+      "Tensor? mask, int tokens) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "prototype_attention(Tensor query, Tensor key, Tensor value, int num_heads) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "prototype_attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, "
+      "Tensor out, Tensor logsumexp, int num_heads) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "pearson_update(Tensor(a!) state, Tensor pred, Tensor target, Tensor? mask, Tensor? order, "
+      "Tensor? offsets) -> ()");
+  m.def("csr_matmul(Tensor row_offsets, Tensor col_index, Tensor values, Tensor dense) -> Tensor");
+  m.def(
+      "csr_transpose_matmul(Tensor row_offsets, Tensor col_index, Tensor values, Tensor dense, "
+      "int num_cols) -> (Tensor, Tensor)");
+  m.def("csr_moments(Tensor row_offsets, Tensor values, int num_cols) -> Tensor");
+}
+
+namespace {
+
+// The ops whose glue serves CPU and CUDA alike.
+void register_common(torch::stable::detail::StableLibrary& m) {
+  m.impl("cancer_cross_attention", TORCH_BOX(&histokit::cancer_cross_attention));
+  m.impl("cancer_cross_attention_backward", TORCH_BOX(&histokit::cancer_cross_attention_backward));
+  m.impl("prototype_attention", TORCH_BOX(&histokit::prototype_attention));
+  m.impl("prototype_attention_backward", TORCH_BOX(&histokit::prototype_attention_backward));
+  m.impl("pearson_update", TORCH_BOX(&histokit::pearson_update));
+  m.impl("csr_matmul", TORCH_BOX(&histokit::csr_matmul));
+}
+
+const char* instruction_set() {
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__SANITIZE_ADDRESS__)
+  if (__builtin_cpu_supports("x86-64-v4")) return "x86-64-v4 (AVX-512)";
+  if (__builtin_cpu_supports("x86-64-v3")) return "x86-64-v3 (AVX2)";
+#endif
+  return "baseline";
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(histokit, CPU, m) {
+  register_common(m);
+  m.impl("csr_transpose_matmul", TORCH_BOX(&histokit::csr_transpose_matmul));
+}
+
+#ifdef HISTOKIT_CUDA
+STABLE_TORCH_LIBRARY_IMPL(histokit, CUDA, m) {
+  register_common(m);
+  m.impl("csr_moments", TORCH_BOX(&histokit::csr_moments));
+}
+#endif
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled kernels of histokit; the ops are torch.ops.histokit.*";
+  m.def("build_info", [] {
+    pybind11::dict info;
+    info["compiler"] = "g++ " __VERSION__;
+    info["instruction_set"] = instruction_set();
+    info["cuda_architectures"] = HISTOKIT_BUILD_CUDA_ARCHS;
+    info["git_revision"] = HISTOKIT_BUILD_REVISION;
+    return info;
+  });
+}

@@ -1,0 +1,77 @@
+// Portable vectors of 64 bytes: one AVX-512 register, two AVX2 or four SSE2 ones.
+//
+// HK_CLONES compiles a function once per instruction set and picks one when the library is loaded.
+// Everything it calls must be HK_INLINE, so that it is compiled for the same set. Only loads,
+// stores and arithmetic survive as whole vectors: comparisons and conversions are taken apart
+// before the clones are made, so loops that need them are written for the compiler to vectorise.
+// The last bits of a sum differ between instruction sets.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+// An instrumented build has no clones: their resolvers would run before the sanitizer is ready.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_ADDRESS__)
+#define HK_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#else
+#define HK_CLONES
+#endif
+#define HK_INLINE inline __attribute__((always_inline))
+
+namespace histokit {
+
+template <typename T>
+struct Simd;
+
+template <>
+struct Simd<float> {
+  static constexpr int kLanes = 16;
+  typedef float Vec __attribute__((vector_size(64)));
+  typedef float Unaligned __attribute__((vector_size(64), aligned(4), may_alias));
+};
+
+template <>
+struct Simd<double> {
+  static constexpr int kLanes = 8;
+  typedef double Vec __attribute__((vector_size(64)));
+  typedef double Unaligned __attribute__((vector_size(64), aligned(8), may_alias));
+};
+
+template <typename T>
+using Vec = typename Simd<T>::Vec;
+
+template <typename T>
+HK_INLINE Vec<T> load(const T* p) {
+  return *reinterpret_cast<const typename Simd<T>::Unaligned*>(p);
+}
+
+template <typename T>
+HK_INLINE void store(T* p, Vec<T> v) {
+  *reinterpret_cast<typename Simd<T>::Unaligned*>(p) = v;
+}
+
+// The first `count` lanes; the others are zero.
+template <typename T>
+HK_INLINE Vec<T> load(const T* p, int64_t count) {
+  if (count >= Simd<T>::kLanes) return load(p);
+  T lanes[Simd<T>::kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) lanes[i] = p[i];
+  return load(lanes);
+}
+
+template <typename T>
+HK_INLINE void store(T* p, Vec<T> v, int64_t count) {
+  if (count >= Simd<T>::kLanes) return store(p, v);
+  T lanes[Simd<T>::kLanes];
+  store(lanes, v);
+  for (int64_t i = 0; i < count; ++i) p[i] = lanes[i];
+}
+
+template <typename T>
+HK_INLINE T sum(Vec<T> v) {
+  T total = 0;
+  for (int i = 0; i < Simd<T>::kLanes; ++i) total += v[i];
+  return total;
+}
+
+}  // namespace histokit

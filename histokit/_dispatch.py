@@ -1,0 +1,127 @@
+"""Which implementation serves an op, and the checks that all ops share."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+
+import torch
+from torch import Tensor
+
+# A library that is there but does not load is an error, not a fallback: the import says why.
+HAS_KERNELS = importlib.util.find_spec("histokit._C") is not None
+if HAS_KERNELS:
+    from histokit import _C  # noqa: F401  registers torch.ops.histokit
+HAS_CUDA = HAS_KERNELS and torch._C._dispatch_has_kernel_for_dispatch_key(
+    "histokit::csr_matmul", "CUDA"
+)
+BACKENDS = ("auto", "kernels", "reference")
+_backend = "auto"
+_told = set()
+
+
+class use:  # noqa: N801  reads as a verb: ops.use("reference")
+    """Choose the implementation of all ops: at once, and as a context until its end.
+
+    ``auto`` takes the kernels where they serve the device and the reference elsewhere, ``kernels``
+    raises RuntimeError instead of falling back, ``reference`` is plain PyTorch.
+    """
+
+    def __init__(self, backend: str):
+        global _backend
+        if backend not in BACKENDS:
+            raise ValueError(f"use: backend must be one of {BACKENDS}, got {backend!r}")
+        self._before = _backend
+        _backend = backend
+
+    def __enter__(self) -> use:
+        return self
+
+    def __exit__(self, *_) -> None:
+        global _backend
+        _backend = self._before
+
+
+def kernels_serve(op: str, tensor: Tensor) -> bool:
+    """Whether the kernels take this call; says once when the reference has to."""
+    if _backend == "reference":
+        return False
+    if tensor.device.type == "cpu":
+        missing = None if HAS_KERNELS else "histokit was installed without compiled kernels"
+    elif tensor.device.type == "cuda":
+        missing = None if HAS_CUDA else "histokit was built without CUDA (nvcc)"
+    else:
+        missing = f"there are no kernels for {tensor.device.type}"
+    if missing is None:
+        return True
+    if _backend == "kernels":
+        raise RuntimeError(f"{op}: {missing}; reinstall with a compiler or use('auto')")
+    if not torch.compiler.is_compiling() and missing not in _told:
+        _told.add(missing)
+        warnings.warn(f"{missing}; plain PyTorch serves its ops, slower", stacklevel=3)
+    return False
+
+
+def full_precision(tensor: Tensor):
+    """Autocast off for a block: kernels sum in float32 whatever the type of the data."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def acc_type(tensor: Tensor) -> torch.dtype:
+    """The type of sums and small parameters: float64 for float64 data, else float32."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def check_float(op: str, **tensors: Tensor | None) -> None:
+    """Raise ValueError unless all are floating tensors on one device; None is skipped."""
+    first = None
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if not tensor.dtype.is_floating_point or tensor.dtype.itemsize == 1:
+            raise ValueError(
+                f"{op}: {name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}"
+            )
+        first = first or (name, tensor.device)
+        if tensor.device != first[1]:
+            raise ValueError(
+                f"{op}: {name} must be on {first[1]} like {first[0]}, got {tensor.device}"
+            )
+
+
+def check_shape(op: str, name: str, tensor: Tensor | None, expected: tuple, symbols: str) -> None:
+    """Raise ValueError unless the shape is ``expected``, where None stands for any size."""
+    if tensor is None:
+        return
+    same = tensor.ndim == len(expected) and all(
+        want is None or want == got for want, got in zip(expected, tensor.shape, strict=True)
+    )
+    if not same:
+        sizes = ", ".join("any" if size is None else str(size) for size in expected)
+        sizes += "," if len(expected) == 1 else ""
+        raise ValueError(f"{op}: {name} must be {symbols} = ({sizes}), got {tuple(tensor.shape)}")
+
+
+def check_index(op: str, index: Tensor | None, rows: int, size: int, like: Tensor) -> None:
+    """Check a slide index: int64 (N,) with values in [0, size); needed when size is not 1."""
+    if index is None:
+        if size != 1:
+            raise ValueError(f"{op}: slide_index must be given with {size} slides, got None")
+        return
+    check_shape(op, "slide_index", index, (rows,), "(N,)")
+    if index.dtype != torch.int64:
+        raise ValueError(f"{op}: slide_index must be int64, got {index.dtype}")
+    if index.device != like.device:
+        raise ValueError(f"{op}: slide_index must be on {like.device}, got {index.device}")
+    if torch.compiler.is_compiling() or rows == 0:
+        return
+    low, high = index.aminmax()
+    if low < 0 or high >= size:
+        bad = int(low if low < 0 else high)
+        raise IndexError(f"{op}: slide_index must be in [0, {size}), got {bad}")
+
+
+def check_divides(op: str, name: str, parts: int, width: int) -> None:
+    """Raise ValueError unless ``parts`` divides ``width``."""
+    if parts < 1 or width % parts:
+        raise ValueError(f"{op}: {name} must divide the width {width}, got {parts}")

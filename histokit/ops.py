@@ -1,0 +1,294 @@
+"""Fused ops for other projects: ``from histokit import ops``; torch is all that they need.
+
+Every op has a twin of the same signature in :mod:`histokit.reference`, which documents it, and runs
+on the compiled kernels where they serve the device (:class:`use` chooses). Rules for all:
+
+- Types: sums are in float32, for float64 data in float64; the result has the type of the first
+  argument. Half types are read directly on CUDA and converted on CPU. Autocast does not change what
+  is computed, and mixed types are fine.
+- Determinism: on one machine and device, equal inputs give equal bits in every run and with any
+  number of threads, except that products done by torch's GEMM follow torch's own rules.
+- Errors: ValueError or IndexError in one sentence, naming op, argument, expectation and finding.
+- ``torch.compile(fullgraph=True)`` takes all of them, without recompiling for every N; the values
+  of an index are then checked by the CPU kernels alone (RuntimeError).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from histokit import _dispatch, reference
+from histokit._dispatch import check_divides, check_float, check_index, check_shape, use
+from histokit._linear import Csr, linear_mse, linear_pearson
+
+__all__ = [
+    "Csr",
+    "cancer_cross_attention",
+    "linear_mse",
+    "linear_pearson",
+    "pearson_update",
+    "prototype_attention",
+    "use",
+]
+
+
+# ---- cancer_cross_attention --------------------------------------------------------------------
+
+
+def cancer_cross_attention(
+    x: Tensor,
+    context: Tensor,
+    in_proj_weight: Tensor,
+    in_proj_bias: Tensor,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    *,
+    num_heads: int,
+    slide_index: Tensor | None = None,
+    dropout_mask: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """``LayerNorm(x + MultiheadAttention(x, context, context))``, each patch with its own slide.
+
+    x (N, D), context (S, T, D), dropout_mask (N, h T) -> (N, D); gradients to all but the mask. See
+    :func:`histokit.reference.cancer_cross_attention`. The projections are folded into the context
+    (2 N D h T operations instead of 4 N D^2), and the rest is one pass over x.
+    """
+    op = "cancer_cross_attention"
+    params = {
+        "in_proj_weight": in_proj_weight,
+        "in_proj_bias": in_proj_bias,
+        "out_proj_weight": out_proj_weight,
+        "out_proj_bias": out_proj_bias,
+        "norm_weight": norm_weight,
+        "norm_bias": norm_bias,
+    }
+    check_float(op, x=x, context=context, **params, dropout_mask=dropout_mask)
+    check_shape(op, "x", x, (None, None), "(N, D)")
+    rows, dim = x.shape
+    check_shape(op, "context", context, (None, None, dim), "(S, T, D)")
+    slides, tokens = context.shape[:2]
+    if slides < 1 or tokens < 1:
+        raise ValueError(f"{op}: context must hold a slide and a token, got {tuple(context.shape)}")
+    shapes = ((3 * dim, dim), (3 * dim,), (dim, dim), (dim,), (dim,), (dim,))
+    symbols = ("(3 D, D)", "(3 D,)", "(D, D)", "(D,)", "(D,)", "(D,)")
+    for (name, tensor), shape, text in zip(params.items(), shapes, symbols, strict=True):
+        check_shape(op, name, tensor, shape, text)
+    check_divides(op, "num_heads", num_heads, dim)
+    check_shape(op, "dropout_mask", dropout_mask, (rows, num_heads * tokens), "(N, h T)")
+    check_index(op, slide_index, rows, slides, x)
+    with _dispatch.full_precision(x):
+        acc = _dispatch.acc_type(x)
+        context, mask, *weights = (
+            None if t is None else t.to(acc) for t in (context, dropout_mask, *params.values())
+        )
+        if not _dispatch.kernels_serve(op, x):
+            return reference.cancer_cross_attention(
+                x.to(acc), context, *weights, num_heads=num_heads, slide_index=slide_index,
+                dropout_mask=mask, eps=eps,
+            ).to(x.dtype)  # fmt: skip
+        *folded, gamma, beta = _fold(context, *weights, num_heads, with_mask=mask is not None)
+        data = x.to(acc) if x.device.type == "cpu" else x
+        y = torch.ops.histokit.cancer_cross_attention(
+            data, *folded, gamma, beta, slide_index, mask, tokens, eps
+        )[0]
+        return y.to(x.dtype)
+
+
+def _fold(context, w_in, b_in, w_out, b_out, gamma, beta, num_heads: int, *, with_mask: bool):
+    """Projections folded into the context: score weight and bias, value, bias; K = h T."""
+    tokens, dim = context.shape[1:]
+    w_q, w_k, w_v = w_in.chunk(3)
+    b_q, b_k, b_v = b_in.chunk(3)
+    value = F.linear(context, w_v, b_v)  # (S, T, D)
+    if tokens == 1 and not with_mask:  # the softmax is 1 and the heads add up
+        return None, None, F.linear(value, w_out, b_out), None, gamma, beta
+    split = (num_heads, dim // num_heads)
+    w_o = w_out.unflatten(1, split)
+    value = torch.einsum("sthd,ehd->shte", value.unflatten(-1, split), w_o).flatten(1, 2)
+    if tokens == 1:
+        return None, None, value, b_out, gamma, beta
+    key = F.linear(context, w_k, b_k).unflatten(-1, split) * split[1] ** -0.5
+    score_weight = torch.einsum("sthd,hde->shte", key, w_q.unflatten(0, split)).flatten(1, 2)
+    score_bias = torch.einsum("sthd,hd->sht", key, b_q.unflatten(0, split)).flatten(1, 2)
+    return score_weight, score_bias, value, b_out, gamma, beta
+
+
+def _cca_fake(
+    x, score_weight, score_bias, value, bias, gamma, beta, slide_index, mask, tokens, eps
+):
+    rows, keys = x.shape[0], value.shape[1]
+    prob = value.new_empty((rows, keys) if tokens > 1 else (0,))
+    return x.new_empty(x.shape), prob, value.new_empty(rows), value.new_empty(rows)
+
+
+def _cca_backward_fake(
+    grad, x, prob, mean, rstd, value, bias, gamma, slide_index, mask, tokens
+):  # fmt: skip
+    score = value.new_empty((x.shape[0], value.shape[1]) if tokens > 1 else (0,))
+    return x.new_empty(x.shape), score, value.new_empty(2, x.shape[1])
+
+
+def _cca_setup(ctx, inputs, output):
+    x, score_weight, _, value, bias, gamma, _, slide_index, mask, ctx.tokens, _ = inputs
+    _, prob, mean, rstd = output
+    ctx.save_for_backward(x, prob, mean, rstd, score_weight, value, bias, gamma, slide_index, mask)
+
+
+def _cca_backward(ctx, grad_y, *_):
+    x, prob, mean, rstd, score_weight, value, bias, gamma, slide_index, mask = ctx.saved_tensors
+    scored = ctx.tokens > 1
+    slides, keys, dim = value.shape
+    with _dispatch.full_precision(x):
+        grad_z, grad_score, (grad_gamma, grad_beta) = (
+            torch.ops.histokit.cancer_cross_attention_backward(
+                grad_y, x, prob if scored else None, mean, rstd, value, bias, gamma,
+                slide_index, mask, ctx.tokens,
+            )
+        )  # fmt: skip
+        wide_z = grad_z.to(value.dtype)
+
+        def by_slide(weight):  # (N, K) -> (N, S K), zero for other slides than the patch's own
+            if slide_index is None:
+                return weight
+            own = F.one_hot(slide_index, slides).to(weight.dtype)
+            return (own[:, :, None] * weight[:, None, :]).flatten(1)
+
+        weight = prob if scored else value.new_ones(x.shape[0], keys)
+        weight = weight if mask is None else weight * mask
+        grad_value = (by_slide(weight).T @ wide_z).view(slides, keys, dim)
+        grad_bias = None if bias is None else wide_z.sum(0)
+        if not scored:
+            grads = (grad_z, None, None, grad_value, grad_bias)
+        else:
+            score = by_slide(grad_score)
+            grad_x = torch.addmm(wide_z, score, score_weight.flatten(0, 1)).to(x.dtype)
+            grad_a = (score.T @ x.to(value.dtype)).view(slides, keys, dim)
+            grads = (grad_x, grad_a, score.sum(0).view(slides, keys), grad_value, grad_bias)
+    return (*grads, grad_gamma, grad_beta, None, None, None, None)
+
+
+# ---- prototype_attention -----------------------------------------------------------------------
+
+
+def prototype_attention(
+    query: Tensor, key: Tensor, value: Tensor, gate: Tensor, *, num_heads: int
+) -> Tensor:
+    """Attention of patches to M shared prototypes, the gate inside the sum.
+
+    query (N, L), key (M, L), value (M, L), gate (M,) -> (N, L); gradients to all four. See
+    :func:`histokit.reference.prototype_attention`. Beyond the result it needs memory for N h
+    numbers: neither (N, M, L) nor (N, M) is formed.
+    """
+    op = "prototype_attention"
+    check_float(op, query=query, key=key, value=value, gate=gate)
+    check_shape(op, "query", query, (None, None), "(N, L)")
+    width = query.shape[1]
+    check_shape(op, "key", key, (None, width), "(M, L)")
+    num = key.shape[0]
+    if num < 1:
+        raise ValueError(f"{op}: key must hold at least one prototype, got {tuple(key.shape)}")
+    check_shape(op, "value", value, (num, width), "(M, L)")
+    check_shape(op, "gate", gate, (num,), "(M,)")
+    check_divides(op, "num_heads", num_heads, width)
+    with _dispatch.full_precision(query):
+        acc = _dispatch.acc_type(query)
+        key, value, gate = key.to(acc), value.to(acc), gate.to(acc)
+        if not _dispatch.kernels_serve(op, query):
+            out = reference.prototype_attention(
+                query.to(acc), key, value, gate, num_heads=num_heads
+            )
+            return out.to(query.dtype)
+        data = query.to(acc) if query.device.type == "cpu" else query
+        gated = value * gate[:, None]
+        out = torch.ops.histokit.prototype_attention(data, key, gated, num_heads)[0]
+        return out.to(query.dtype)
+
+
+def _prototype_fake(query, key, value, num_heads):
+    return query.new_empty(query.shape), key.new_empty(query.shape[0], num_heads)
+
+
+def _prototype_backward_fake(grad, query, key, value, out, logsumexp, num_heads):
+    return query.new_empty(query.shape), key.new_empty(key.shape), key.new_empty(key.shape)
+
+
+def _prototype_setup(ctx, inputs, output):
+    query, key, value, ctx.num_heads = inputs
+    ctx.save_for_backward(query, key, value, *output)
+
+
+def _prototype_backward(ctx, grad, _):
+    grads = torch.ops.histokit.prototype_attention_backward(grad, *ctx.saved_tensors, ctx.num_heads)
+    return (*grads, None)
+
+
+# ---- streaming_pearson -------------------------------------------------------------------------
+
+
+def pearson_update(
+    state: Tensor,
+    pred: Tensor,
+    target: Tensor,
+    mask: Tensor | None = None,
+    slide_index: Tensor | None = None,
+) -> None:
+    """Merge rows of predictions and targets into running moments (6, S, G) float64, in place.
+
+    pred and target (N, G) of any floating type, mask (N, G) or (G,) bool, slide_index (N,). See
+    :func:`histokit.reference.pearson_update`; ``histokit.metrics.StreamingPearson`` keeps a state.
+    Entries with a NaN on either side do not count; an infinite one makes its gene's answer NaN. One
+    read of both inputs; sums are in float64. No gradients.
+    """
+    op = "pearson_update"
+    check_float(op, state=state, pred=pred, target=target)
+    check_shape(op, "state", state, (reference.STATE_ROWS, None, None), "(6, S, G)")
+    if state.dtype != torch.float64:
+        raise ValueError(f"{op}: state must be float64, got {state.dtype}")
+    slides, genes = state.shape[1:]
+    check_shape(op, "pred", pred, (None, genes), "(N, G)")
+    check_shape(op, "target", target, tuple(pred.shape), "(N, G)")
+    if mask is not None:
+        if mask.dtype != torch.bool or mask.device != pred.device:
+            raise ValueError(
+                f"{op}: mask must be bool on {pred.device}, got {mask.dtype} on {mask.device}"
+            )
+        expected = (genes,) if mask.ndim == 1 else tuple(pred.shape)
+        check_shape(op, "mask", mask, expected, "(G,) or (N, G)")
+    check_index(op, slide_index, pred.shape[0], slides, pred)
+    if not _dispatch.kernels_serve(op, pred):
+        reference.pearson_update(state, pred.detach(), target.detach(), mask, slide_index)
+        return
+    kind = torch.promote_types(pred.dtype, target.dtype)
+    order = offsets = None
+    if slide_index is not None:
+        index, order = slide_index.sort(stable=True)
+        offsets = torch.searchsorted(index, torch.arange(slides + 1, device=index.device))
+    torch.ops.histokit.pearson_update(
+        state, pred.detach().to(kind), target.detach().to(kind), mask, order, offsets
+    )
+
+
+def _pearson_fake(state, pred, target, mask, order, offsets):
+    return None
+
+
+if _dispatch.HAS_KERNELS:
+    for _name, _fake in {
+        "cancer_cross_attention": _cca_fake,
+        "cancer_cross_attention_backward": _cca_backward_fake,
+        "prototype_attention": _prototype_fake,
+        "prototype_attention_backward": _prototype_backward_fake,
+        "pearson_update": _pearson_fake,
+    }.items():
+        torch.library.register_fake(f"histokit::{_name}", _fake)
+    torch.library.register_autograd(
+        "histokit::cancer_cross_attention", _cca_backward, setup_context=_cca_setup
+    )
+    torch.library.register_autograd(
+        "histokit::prototype_attention", _prototype_backward, setup_context=_prototype_setup
+    )

@@ -1,0 +1,124 @@
+"""Build histokit._C: CPU kernels always, CUDA kernels where nvcc is found.
+
+    pip install --no-build-isolation -e .
+
+HISTOKIT_BUILD=0        pure Python: histokit.reference serves every op
+HISTOKIT_CUDA=auto|0|1  auto: with nvcc yes, without it no
+HISTOKIT_NVCC           path of nvcc, when it is not on PATH
+HISTOKIT_CUDA_ARCHS     "80;90" by default; the last one also as PTX
+HISTOKIT_SANITIZE=1     AddressSanitizer and UndefinedBehaviorSanitizer in the CPU kernels
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).resolve().parent
+os.chdir(ROOT)
+VERSION = re.search(r'__version__ = "(.+)"', Path("histokit/__init__.py").read_text())[1]
+TORCH_TARGET = "0x020b000000000000"  # torch 2.11: one library for it and everything later
+
+
+def find_nvcc():
+    """Path of nvcc, or None where the CUDA half is not wanted or cannot be built."""
+    wanted = os.environ.get("HISTOKIT_CUDA", "auto")
+    if wanted not in ("auto", "0", "1"):
+        sys.exit(f"error: HISTOKIT_CUDA must be auto, 0 or 1, got {wanted!r}")
+    nvcc = shutil.which(os.environ.get("HISTOKIT_NVCC", "nvcc"))
+    if wanted == "1" and nvcc is None:
+        sys.exit("error: HISTOKIT_CUDA=1 but no nvcc was found; set HISTOKIT_NVCC to its path")
+    return None if wanted == "0" else nvcc
+
+
+def cuda_objects(nvcc, archs, folder):
+    """Compile csrc/cuda/*.cu side by side, those that are out of date; returns the objects."""
+    folder.mkdir(parents=True, exist_ok=True)
+    flags = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
+    flags.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+    headers = [*ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cuda/*.cuh"), Path(__file__)]
+    newest = max(path.stat().st_mtime for path in headers)
+
+    def compile_one(source):
+        out = folder / f"{source.stem}-{'-'.join(archs)}.o"
+        if not out.exists() or out.stat().st_mtime < max(newest, source.stat().st_mtime):
+            command = [nvcc, "-O3", "-std=c++17", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+            subprocess.run([*command, *flags, "-c", source, "-o", out], check=True)
+        return str(out)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(compile_one, sorted(ROOT.glob("csrc/cuda/*.cu"))))
+
+
+def write_build_info(folder, archs):
+    """What build_info() tells, as a header that changes only when its content does."""
+    revision = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True
+    ).stdout.strip()
+    text = (
+        f'#define HISTOKIT_BUILD_CUDA_ARCHS "{";".join(archs)}"\n'
+        f'#define HISTOKIT_BUILD_REVISION "{revision or "unknown"}"\n'
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    header = folder / "build_info.h"
+    if not header.exists() or header.read_text() != text:
+        header.write_text(text)
+
+
+def extension():
+    """Arguments of setup() for the compiled module; empty for a pure Python install."""
+    if os.environ.get("HISTOKIT_BUILD", "1") == "0":
+        return {}
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        print("histokit: no C++ compiler (g++ or $CXX); installing without kernels")
+        return {}
+    try:
+        from torch.utils.cpp_extension import BuildExtension, CppExtension
+    except ImportError:
+        sys.exit(
+            "error: torch is needed to build the kernels; install it first, then "
+            "pip install --no-build-isolation . (or set HISTOKIT_BUILD=0)"
+        )
+    nvcc = find_nvcc()
+    archs = os.environ.get("HISTOKIT_CUDA_ARCHS", "80;90").split(";") if nvcc else []
+    write_build_info(ROOT / "build", archs)
+    flags = ["-O3", "-std=c++17", "-fvisibility=hidden", "-fopenmp-simd", "-Wno-psabi"]
+    flags += ["-fno-math-errno", "-fno-trapping-math"]  # errno and FP traps: nobody reads them
+    link = []
+    objects = []
+    if os.environ.get("HISTOKIT_SANITIZE", "0") == "1":
+        flags += ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+        link += ["-fsanitize=address,undefined"]
+    if nvcc:
+        objects = cuda_objects(nvcc, archs, ROOT / "build" / "cuda")
+        flags.append("-DHISTOKIT_CUDA")
+        toolkit = Path(nvcc).resolve().parent.parent
+        folders = [toolkit / "lib64", *toolkit.glob("targets/*/lib"), toolkit / "lib"]
+        link += [f"-L{folder}" for folder in folders if folder.exists()]
+        link += ["-lcudart_static", "-lrt", "-ldl", "-lpthread"]
+    module = CppExtension(
+        "histokit._C",
+        sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.cpp")),
+        include_dirs=[str(ROOT / "build")],
+        define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET)],
+        extra_compile_args=flags,
+        extra_link_args=link,
+        extra_objects=objects,
+    )
+    suffix = "+cpu"
+    if nvcc:
+        release = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+        suffix = "+cu" + "".join(re.search(r"release (\d+)\.(\d+)", release).groups())
+    return {
+        "version": VERSION + suffix,
+        "ext_modules": [module],
+        "cmdclass": {"build_ext": BuildExtension.with_options(no_python_abi_suffix=False)},
+    }
+
+
+setup(**{"version": VERSION, **extension()})
