@@ -21,7 +21,7 @@ _ROWS = 256  # pathways whose resamples are in memory at once
 
 
 def membership(gene_sets: Mapping[str, Collection[str]], genes: pd.Index) -> sp.csr_matrix:
-    """Which genes belong to which set: (M, G) CSR of ones; genes that are not there are left out."""
+    """Which genes belong to which set: (M, G) CSR of ones; a gene not in ``genes`` is left out."""
     columns = [genes.get_indexer(list(dict.fromkeys(members))) for members in gene_sets.values()]
     columns = [own[own >= 0] for own in columns]
     ends = np.cumsum([0, *map(len, columns)])
@@ -130,8 +130,7 @@ def levels_of(variance: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
 
 
 def intervals(values: np.ndarray, resamples: int = 10_000) -> tuple[np.ndarray, np.ndarray]:
-    """95 % percentile bootstrap intervals of means over slides, a row each, slides drawn once for
-    all rows.
+    """95 % percentile bootstrap intervals of means over slides, with one draw for all rows.
 
     Args:
         values: (M, S), NaN where a slide has no value.
@@ -139,7 +138,7 @@ def intervals(values: np.ndarray, resamples: int = 10_000) -> tuple[np.ndarray, 
 
     Returns:
         Two (M,) arrays; NaN where fewer than two slides have a value.
-    """  # noqa: D205
+    """
     draws = _draws(values.shape[1], resamples)
     ends = np.full((2, len(values)), np.nan)
     enough = np.flatnonzero((~np.isnan(values)).sum(axis=1) > 1)

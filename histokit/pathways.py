@@ -228,8 +228,12 @@ def curate_with_table(
     max_jaccard: float = 0.1,
     keep: str = "larger",
 ) -> tuple[dict[str, list[str]], pd.DataFrame]:
-    """As ``curate``, with one row a set: name, size, size_in_universe, kept, reason, conflict (the
-    kept set most like it), jaccard (with that set)."""  # noqa: D205, D209
+    """As ``curate``, with a table of reasons.
+
+    Returns:
+        The sets that stay, and one row a set given: name, size, size_in_universe, kept, reason
+        why not, conflict (the kept set most like it), jaccard (with that set).
+    """
     threshold = _check_limits(min_size, max_size, max_jaccard, keep)
     sets = _within(gene_sets, universe)
     rows = {}
@@ -311,6 +315,28 @@ def _drop_redundant(
     return kept, conflicts
 
 
+def curate_for_panel(
+    gene_sets: Mapping[str, Iterable[str]], genes: pd.DataFrame, curated: bool = True, **limits
+) -> tuple[dict[str, list[str]], pd.DataFrame, Match]:
+    """Name the genes of sets as a panel does, and curate within it.
+
+    Args:
+        gene_sets: in symbols or Ensembl ids.
+        genes: gene, gene_id, symbol, a row for each gene of the panel.
+        curated: False, or sets that are all Hallmark, intersect them with the panel and no more.
+        limits: of ``curate``.
+
+    Returns:
+        As ``curate_with_table``, sizes before the panel, and how genes were found.
+    """
+    renamed, match = rename(gene_sets, genes)
+    if not curated or is_hallmark(gene_sets):
+        limits = {"min_size": 1, "max_size": None, "max_jaccard": 1}
+    kept, table = curate_with_table(renamed, genes["gene"], **limits)
+    table["size"] = [len(set(members)) for members in gene_sets.values()]
+    return kept, table, match
+
+
 def read_universe(path: str | Path) -> pd.DataFrame:
     """A panel as gene, gene_id, symbol, from a genes.csv of a run or a list of one gene a line."""
     path = Path(path)
@@ -343,21 +369,22 @@ class Options:
 
 def main(cfg: Options) -> None:
     """Curate one file of gene sets."""
-    gene_sets, universe = load_gene_sets(cfg.gene_sets), None
-    sizes = {name: len(set(genes)) for name, genes in gene_sets.items()}
+    gene_sets = load_gene_sets(cfg.gene_sets)
     if cfg.universe:
-        panel = read_universe(cfg.universe)
-        universe = list(panel["gene"])
-        gene_sets, match = rename(gene_sets, panel)
+        genes = read_universe(cfg.universe)
+    else:
+        names = list(dict.fromkeys(chain.from_iterable(gene_sets.values())))
+        genes = pd.DataFrame({"gene": names, "gene_id": "", "symbol": ""})
+    limits = {key: getattr(cfg, key) for key in ("min_size", "max_size", "max_jaccard", "keep")}
+    kept, table, match = curate_for_panel(gene_sets, genes, **limits)
+    if cfg.universe:
         found = match.named - len(match.lost)
-        print(f"{found:,} of {match.named:,} genes of the sets are in the universe, by its "
-              f"column {match.column}")  # fmt: skip
-    limits = (cfg.min_size, cfg.max_size, cfg.max_jaccard)
+        print(
+            f"{found:,} of {match.named:,} genes of the sets are in the universe, by its column "
+            f"{match.column}"
+        )
     if is_hallmark(gene_sets):
         print("Hallmark sets are intersected with the universe and not filtered")
-        limits = (1, None, 1)
-    kept, table = curate_with_table(gene_sets, universe, *limits, cfg.keep)
-    table["size"] = table["name"].map(sizes)
     out = Path(cfg.out)
     make_folder(out.parent)
     reasons = out.with_name(f"{out.stem}_curation.csv")
