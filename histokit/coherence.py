@@ -71,8 +71,10 @@ def coherence(
     Returns:
         One row a pathway, in the order given: ``score``, its 95 % interval ``low`` and ``high``,
         ``genes`` of the panel, ``genes_scored`` on at least one slide, ``genes_per_slide`` behind
-        the mean on a slide, ``slides``, ``variance`` and ``variance_level`` as in appendix C, and
-        ``mean_level``, the mean of its genes' levels.
+        the mean on a slide, ``slides``, ``variance`` and ``variance_level`` as in appendix C,
+        ``mean_level``, the mean of its genes' levels, and ``expected``, the score with each r
+        replaced by the slide's mean over all genes of the same variance level: what any genes as
+        variable would reach.
     """
     by_slide, counts = pathway_by_slide(gene_sets, pcc)
     members = membership(gene_sets, pcc.index)
@@ -88,6 +90,8 @@ def coherence(
     table["variance"] = _mean_of_members(members, variance.to_numpy(dtype=float))
     table["variance_level"] = levels_of(table["variance"].to_numpy(), thresholds)
     gene_levels = levels_of(variance.to_numpy(dtype=float), thresholds)
+    alike = pcc.groupby(gene_levels).transform("mean").where(pcc.notna())
+    table["expected"] = pathway_by_slide(gene_sets, alike)[0].mean(axis=1)
     gene_levels = np.where(gene_levels > 0, gene_levels, np.nan)
     table["mean_level"] = _mean_of_members(members, gene_levels)
     return table

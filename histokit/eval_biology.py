@@ -9,23 +9,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from histokit.coherence import (
-    WinRate,
-    coherence,
-    gene_variance,
-    intervals,
-    paired,
-    pathway_by_slide,
-    scores_by_level,
-    win_rate,
-)
+from histokit.coherence import coherence, gene_variance, pathway_by_slide, scores_by_level
 from histokit.cohort import Cohort
 from histokit.errors import InputError
 from histokit.evaluate import SlideScore
-from histokit.pathways import Match, curate_for_panel, is_hallmark, load_gene_sets
+from histokit.gene_sets import Match, is_hallmark, load_gene_sets
+from histokit.pathways import curate_for_panel
 from histokit.runs import Run
-from histokit.signatures import Signature, find_genes, read_signature, score_signature
-from histokit.summary import pcc_matrix
+from histokit.signatures import (
+    Signature,
+    find_genes,
+    random_genes,
+    read_signature,
+    score_signature,
+)
+from histokit.summary import mean_or_nan, pcc_matrix
+
+_RANDOM_LISTS = 20  # lists of random genes beside each signature
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,15 +165,22 @@ class SignatureScores:
             if key not in self._places:
                 self._places[key] = find_genes(signature, score.genes).to_numpy()
             places = self._places[key]
-            measured = target[:, places].toarray().astype(float)
-            measured[:, ~score.measured[places]] = np.nan
             row = {"signature": signature.name, "fold": fold.name, "slide_id": slide.slide_id}
-            self.rows.append(row | score_signature(prediction[:, places].numpy(), measured))
+            row |= _score_genes(places, prediction, target, score)
+            draws = random_genes(places, score.variance, _RANDOM_LISTS)
+            null = [_score_genes(draw, prediction, target, score)["pcc"] for draw in draws]
+            self.rows.append(row | {"random_pcc": mean_or_nan(null)})
 
     def table(self) -> pd.DataFrame:
-        """signature, fold, slide_id, pcc, genes."""
-        columns = ["signature", "fold", "slide_id", "pcc", "genes"]
+        """signature, fold, slide_id, pcc, genes, and random_pcc: of random genes as variable."""
+        columns = ["signature", "fold", "slide_id", "pcc", "genes", "random_pcc"]
         return pd.DataFrame(self.rows, columns=columns)
+
+
+def _score_genes(places: np.ndarray, prediction, target, score: SlideScore) -> dict:
+    measured = target[:, places].toarray().astype(float)
+    measured[:, ~score.measured[places]] = np.nan
+    return score_signature(prediction[:, places].numpy(), measured)
 
 
 def score_run_clusters(run: Run, cohort: Cohort, folder: Path) -> pd.DataFrame | None:
@@ -185,44 +192,3 @@ def score_run_clusters(run: Run, cohort: Cohort, folder: Path) -> pd.DataFrame |
     table = score_clusters(lambda: predicted_blocks(run, cohort))
     table.to_csv(folder / "clusters.csv", index=False, float_format="%.6g")
     return table
-
-
-@dataclasses.dataclass(frozen=True)
-class Duel:
-    """Two runs on one collection, over genes and slides that both could be scored on.
-
-    Attributes:
-        table: by pathway, score, other, gain with gain_low and gain_high, genes, variance_level.
-        levels: gain by variance level.
-    """
-
-    collection: str
-    transform: str
-    run: str
-    other: str
-    wins: WinRate
-    table: pd.DataFrame
-    levels: pd.DataFrame
-
-
-def compare_pathways(
-    collection: Collection, names: tuple[str, str], runs: tuple[Genes, Genes], transform: str,
-    resamples: int,
-) -> Duel | None:  # fmt: skip
-    """Compare two runs pathway by pathway; None where no pathway is scored in both."""
-    pcc, pcc_other = paired(runs[0].pcc, runs[1].pcc)
-    panel = runs[0].panel[runs[0].panel["gene"].isin(pcc.index)]
-    kept, _, _ = within(collection, panel)
-    by_slide, other = pathway_by_slide(kept, pcc)[0], pathway_by_slide(kept, pcc_other)[0]
-    gains = by_slide - other
-    if gains.isna().all(axis=None):
-        return None
-    table = coherence(kept, pcc, runs[0].variance, resamples)
-    table = table[["score", "genes", "slides", "variance", "variance_level"]]
-    low, high = intervals(gains.to_numpy(), resamples)
-    table = table.assign(
-        other=other.mean(axis=1), gain=gains.mean(axis=1), gain_low=low, gain_high=high
-    )
-    levels = scores_by_level(table, gains, resamples)
-    wins = win_rate(gains, resamples)
-    return Duel(collection.name, transform, *names, wins, table, levels)

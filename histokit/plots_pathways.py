@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from histokit.coherence import LEVELS
 from histokit.plots import INK, PALE, STYLE, new_figure
 
-_SHOWN = 25  # pathways of each end where there are too many to name
+SHOWN = 25  # pathways of each end where there are too many to name
 _LEVEL_MAP = matplotlib.colormaps["viridis"].resampled(LEVELS)
 _LEVEL_NORM = matplotlib.colors.BoundaryNorm(np.arange(0.5, LEVELS + 1), LEVELS)
 
@@ -35,26 +35,31 @@ def _level_bar(figure: Figure, axis) -> None:
 
 
 def pathway_dots(table: pd.DataFrame, mean_pcc: float) -> Figure:
-    """Score of each pathway with its interval, best on top; the line is the mean over all genes.
+    """Score of each pathway with its interval, best on top; a tick is what genes as variable reach.
+
+    The dashed line is the mean over all genes.
 
     Args:
-        table: of ``histokit.coherence.coherence``; of many pathways the best and the worst.
+        table: of ``histokit.coherence.coherence``; of many pathways the ends are drawn, apart.
         mean_pcc: of all genes.
     """
     table = table.dropna(subset="score").sort_values("score", ascending=False, kind="stable")
-    if len(table) > 2 * _SHOWN:
-        table = pd.concat([table.head(_SHOWN), table.tail(_SHOWN)])
+    place = np.arange(min(len(table), 2 * SHOWN), dtype=float)
+    if len(table) > 2 * SHOWN:
+        table = pd.concat([table.head(SHOWN), table.tail(SHOWN)])
+        place[SHOWN:] += 1.5
     with matplotlib.rc_context(STYLE):
         figure = new_figure(9.5, 1.2 + 0.2 * len(table))
         axis = figure.subplots()
-        place, colours = np.arange(len(table)), _colour(table["variance_level"])
+        colours = _colour(table["variance_level"])
         axis.hlines(place, table["low"], table["high"], color=PALE, lw=1.2, zorder=1)
         axis.scatter(table["score"], place, c=colours, s=34, zorder=2)
+        axis.plot(table["expected"], place, "|", color=INK, markersize=8, zorder=3)
         axis.axvline(mean_pcc, color=INK, linewidth=1, linestyle="--")
         axis.axvline(0, color=PALE, linewidth=0.8, linestyle=":")
         axis.set_yticks(place, [short_name(name) for name in table.index])
         axis.tick_params(axis="y", length=0, labelsize=8)
-        axis.set_ylim(len(table) - 0.4, -0.6)
+        axis.set_ylim(place.max() + 0.6, -0.6)
         axis.set_xlabel("pathway coherence: mean PCC of its genes, mean over test slides")
         _level_bar(figure, axis)
     return figure
@@ -112,12 +117,13 @@ def pathway_scatter(x: pd.Series, y: pd.Series, levels: pd.Series, names: tuple)
     return figure
 
 
-def signature_bars(genes: pd.DataFrame, score: float, mean_pcc: float) -> Figure:
+def signature_bars(genes: pd.DataFrame, score: float, random: float, mean_pcc: float) -> Figure:
     """PCC of each gene of a signature, best first.
 
     Args:
         genes: index the gene's name; columns pcc, pcc_lowest, pcc_highest over slides.
         score: PCC of the signature's score, a solid line.
+        random: of the score of random genes, a thin one.
         mean_pcc: of all genes, a dashed line.
     """
     genes = genes.dropna(subset="pcc").sort_values("pcc", ascending=False, kind="stable")
@@ -127,11 +133,12 @@ def signature_bars(genes: pd.DataFrame, score: float, mean_pcc: float) -> Figure
         place = np.arange(len(genes))
         axis.vlines(place, genes["pcc_lowest"], genes["pcc_highest"], color=PALE, lw=1.4)
         axis.plot(place, genes["pcc"], "o", color="#0072B2", markersize=6, label="a gene")
-        axis.axhline(score, color="#D55E00", linewidth=1.6, label="the signature's score")
+        axis.axhline(score, color="#D55E00", linewidth=1.6, label="signature's score")
+        axis.axhline(random, color="#D55E00", linewidth=1, linestyle=":", label="of random genes")
         axis.axhline(mean_pcc, color=INK, linewidth=1, linestyle="--", label="mean of all genes")
         axis.axhline(0, color=PALE, linewidth=0.8, linestyle=":")
         axis.set_xticks(place, genes.index, rotation=90, fontsize=8)
         axis.set_xlim(-0.7, len(genes) - 0.3)
         axis.set_ylabel("PCC, mean over test slides")
-        figure.legend(loc="outside upper center", ncols=3)
+        figure.legend(loc="outside upper center", ncols=4)
     return figure

@@ -111,3 +111,30 @@ def score_signature(prediction: np.ndarray, target: np.ndarray) -> dict:
     if not all(score.std() > 1e-12 for score in scores):  # z-scores that cancel in every spot
         return {"pcc": float("nan"), "genes": int(both.sum())}
     return {"pcc": float(np.corrcoef(*scores)[0, 1]), "genes": int(both.sum())}
+
+
+def random_genes(places: np.ndarray, variance: np.ndarray, num_lists: int) -> list[np.ndarray]:
+    """Lists of other genes that vary as much as those of a signature: its null.
+
+    Args:
+        places: (K,) int, genes of the signature.
+        variance: (G,) of the measured expression on a slide, NaN where not measured.
+        num_lists: how many; the draw is seeded.
+
+    Returns:
+        Each (K',) int: for every measured gene of the signature one of the genes next to it in
+        the order of variance that are not in the signature, none twice in a list.
+    """
+    order = np.argsort(variance, kind="stable")[: np.count_nonzero(~np.isnan(variance))]
+    others = order[~np.isin(order, places)]
+    wanted = np.searchsorted(variance[others], variance[places[~np.isnan(variance[places])]])
+    rng, lists = np.random.default_rng(0), []
+    near = max(50, 2 * len(places))
+    for _ in range(num_lists):
+        taken: set[int] = set()
+        for at in wanted:
+            pool = [g for g in others[max(0, at - near) : at + near] if g not in taken]
+            if pool:
+                taken.add(int(rng.choice(pool)))
+        lists.append(np.array(sorted(taken), dtype=int))
+    return lists

@@ -1,0 +1,161 @@
+"""Two runs compared pathway by pathway."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from histokit import plots
+from histokit.coherence import (
+    WinRate,
+    coherence,
+    intervals,
+    paired,
+    pathway_by_slide,
+    scores_by_level,
+    win_rate,
+)
+from histokit.eval_biology import Biology, Collection, Genes, within
+from histokit.files import safe_name
+from histokit.plots_pathways import by_level, pathway_scatter
+from histokit.report import Picture, Section, Table, with_interval
+
+_DRAWN = 3  # pairs of runs with pictures
+DUEL_TEXT = (
+    "Both runs are scored on the genes and slides that both allow, pathway by pathway. The win "
+    "rate is the share of pathways that the first run scores higher, its interval comes from "
+    "resampling slides. Pathways share genes, so they are no independent witnesses: a win rate "
+    "near 100 % can come from one small advantage on every gene, and the p value (Wilcoxon's "
+    "signed ranks over pathways) is too small. Read the gain and its interval first."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Duel:
+    """Two runs on one collection, over genes and slides that both could be scored on.
+
+    Attributes:
+        table: by pathway, score, other, gain with gain_low and gain_high, genes, variance_level.
+        levels: gain by variance level.
+    """
+
+    collection: str
+    transform: str
+    run: str
+    other: str
+    wins: WinRate
+    table: pd.DataFrame
+    levels: pd.DataFrame
+
+
+def compare_pathways(
+    collection: Collection, names: tuple[str, str], runs: tuple[Genes, Genes], transform: str,
+    resamples: int,
+) -> Duel | None:  # fmt: skip
+    """Compare two runs pathway by pathway; None where no pathway is scored in both."""
+    pcc, pcc_other = paired(runs[0].pcc, runs[1].pcc)
+    panel = runs[0].panel[runs[0].panel["gene"].isin(pcc.index)]
+    kept, _, _ = within(collection, panel)
+    by_slide, other = pathway_by_slide(kept, pcc)[0], pathway_by_slide(kept, pcc_other)[0]
+    gains = by_slide - other
+    if gains.isna().all(axis=None):
+        return None
+    table = coherence(kept, pcc, runs[0].variance, resamples)
+    table = table[["score", "genes", "slides", "variance", "variance_level"]]
+    low, high = intervals(gains.to_numpy(), resamples)
+    table = table.assign(
+        other=other.mean(axis=1), gain=gains.mean(axis=1), gain_low=low, gain_high=high
+    )
+    levels = scores_by_level(table, gains, resamples)
+    wins = win_rate(gains, resamples)
+    return Duel(collection.name, transform, *names, wins, table, levels)
+
+
+def duel_sections(
+    biology: Biology, runs: Mapping[str, Genes], order: Mapping[str, Sequence[str]], folder: Path,
+    resamples: int,
+) -> list[Section]:  # fmt: skip
+    """The best run against each other one, collection by collection; empty without a pair.
+
+    Args:
+        biology: its collections.
+        runs: by name.
+        order: names of the runs on each target, best first.
+        folder: of the comparison; gets pathways.csv and pictures.
+        resamples: of the bootstrap over slides.
+    """
+    duels = [
+        duel
+        for transform, names in order.items()
+        for collection in biology.collections
+        for duel in _duels(collection, names, runs, transform, resamples)
+    ]
+    if not duels:
+        return []
+    whole = [
+        duel.table.reset_index().assign(
+            collection=duel.collection, target=duel.transform, run=duel.run, other_run=duel.other
+        )
+        for duel in duels
+    ]
+    pd.concat(whole).to_csv(folder / "pathways.csv", index=False, float_format="%.6g")
+    rows = [_duel_row(duel) for duel in duels]
+    columns = ["gene sets", "target", "run", "against", "higher on", "win rate", "gain", "p"]
+    tables = [Table("", columns, rows, text_columns=4)]
+    pictures = [picture for duel in duels[: _DRAWN * len(biology.collections)]
+                for picture in _duel_pictures(duel, folder)]  # fmt: skip
+    return [Section("Pathway by pathway", DUEL_TEXT, tables, pictures)]
+
+
+def _duels(collection: Collection, names, runs, transform, resamples) -> list[Duel]:
+    able = [name for name in names if runs[name].pcc.notna().any(axis=None)]
+    pairs = [
+        compare_pathways(
+            collection, (able[0], other), (runs[able[0]], runs[other]), transform, resamples
+        )
+        for other in able[1:]
+    ]
+    return [duel for duel in pairs if duel is not None]
+
+
+def _duel_row(duel: Duel) -> list:
+    wins = duel.wins
+    ends = [] if np.isnan(wins.low) else [f" [{wins.low:.0%}, {wins.high:.0%}]"]
+    return [
+        duel.collection,
+        duel.transform,
+        duel.run,
+        duel.other,
+        f"{wins.wins} of {wins.pathways}",
+        "".join([f"{wins.rate:.0%}", *ends]),
+        with_interval(wins.gain, wins.gain_low, wins.gain_high, 3),
+        f"{wins.p_value:.1g}",
+    ]
+
+
+def _duel_pictures(duel: Duel, folder: Path) -> list[Picture]:
+    stem = safe_name(f"{duel.collection}_{duel.transform}_{duel.run}_{duel.other}")
+    scatter, gains = folder / f"scatter_{stem}.png", folder / f"gain_{stem}.png"
+    table, names = duel.table, (duel.other, duel.run)
+    figure = pathway_scatter(table["other"], table["score"], table["variance_level"], names)
+    plots.save(figure, scatter)
+    label = f"gain of {duel.run}\nover {duel.other}"
+    plots.save(by_level(table["gain"], table["variance_level"], duel.levels, label), gains)
+    return [
+        Picture(
+            scatter,
+            f"{duel.collection}: each point is a pathway; above the diagonal {duel.run} predicts "
+            "it better. Colour is the variance level of its genes.",
+            60,
+        ),
+        Picture(
+            gains,
+            f"{duel.collection}: gain in coherence by variance level; diamonds are the mean of a "
+            "level and its 95 % interval.",
+            65,
+        ),
+    ]
