@@ -28,6 +28,22 @@ class Options:
     )
     num_hvg: int = option(50, "genes of the headline PCC, most variable on training slides first")
     hvg_file: str | None = option(None, "file with one gene a line that replaces that choice")
+    gene_sets: list[str] = option(
+        [],
+        "pathways to score: GMT files, plain or gzipped, or names of libraries for gseapy",
+        shown="none",
+    )
+    curate: bool = option(
+        True,
+        "take of each file sets of 50 to 100 genes of the panel that overlap little, as GPC does; "
+        "Hallmark is never filtered; other limits: python -m histokit.pathways",
+    )
+    signature: list[str] = option(
+        [], "signatures to score: files with one gene a line, or pam50", shown="none"
+    )
+    clusters: bool = option(
+        False, "compare clusters of predicted expression with the cancer types (AMI, ARI)"
+    )
     bootstrap: int = option(10_000, "resamples of slides behind each interval")
     predictions: bool = option(True, "write predicted expression as .h5ad")
     predict_genes: str = option(

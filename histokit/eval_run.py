@@ -18,6 +18,9 @@ import histokit
 from histokit import plots
 from histokit.cohort import Cohort
 from histokit.errors import InputError
+from histokit.eval_biology import SignatureScores, check_biology, genes_of, read_biology
+from histokit.eval_biology_sections import biology_sections
+from histokit.eval_duels import duel_sections
 from histokit.eval_pictures import draw_maps, draw_overview
 from histokit.eval_sections import (
     COMPARISON_TEXT,
@@ -66,6 +69,7 @@ def prepare(cfg) -> list[Job]:
         cohort = Cohort(cfg.data or run.config["options"]["data"], run.config["options"]["encoder"])
         tests = [slide for _, members in check_run(run, cohort) for slide in members]
         out = Path(cfg.out) if cfg.out and len(cfg.run) == 1 else run.folder / "eval"
+        check_biology(read_biology(cfg), run)
         check_replaceable(out)
         jobs.append(Job(name, run, cohort, out, tests))
     if len(jobs) > 1:
@@ -124,11 +128,13 @@ def evaluate(job: Job, cfg) -> dict:
     """
     options = job.run.config["options"]
     listed = read_gene_list(cfg.hvg_file) if cfg.hvg_file else None
-    provenance = _provenance(job, cfg)
+    provenance, biology = _provenance(job, cfg), read_biology(cfg)
+    signatures = SignatureScores(biology.signatures)
     with whole_folder(job.out) as folder:
         bar = tqdm(total=len(job.tests), desc=job.name, unit="slide", delay=2)
 
         def keep(fold, slide, prediction, target, score):
+            signatures.add(fold, slide, prediction, target, score)
             if not cfg.predictions:
                 return
             path = make_folder(folder / "predictions" / safe_name(fold.name))
@@ -156,6 +162,10 @@ def evaluate(job: Job, cfg) -> dict:
         maps = []
         if cfg.pictures:
             maps = draw_maps(job.run, job.cohort, scores, genes, folder, cfg.max_pictures)
+        behind = genes_of(scores)
+        asked = biology_sections(
+            biology, job.run, job.cohort, behind, signatures, genes, folder, cfg.bootstrap
+        )
         transform = options["target"]
         render(
             folder / "report.html",
@@ -163,7 +173,7 @@ def evaluate(job: Job, cfg) -> dict:
             f"Run {job.run.folder} · encoder {options['encoder']} · "
             f"{plural(len(job.run.folds), 'fold')} · data {job.cohort.folder}",
             verdict(slides, summary, transform),
-            run_sections(slides, genes, summary, overview, maps),
+            [*run_sections(slides, genes, summary, overview, maps), *asked],
             {
                 "evaluation": dataclasses.asdict(cfg),
                 "training": job.run.config,
@@ -180,6 +190,7 @@ def evaluate(job: Job, cfg) -> dict:
         "table": result_table(summary, int(slides["hvgs"].max())),
         "hvg_sets": {s.slide_id: frozenset(s.genes["gene"][s.hvg]) for s in scores},
         "panel": frozenset(genes.index),
+        "genes": behind,
         "training": _training(job.run),
     }
 
@@ -237,12 +248,15 @@ def compare_runs(results: Mapping[str, dict], out: Path, cfg) -> list[Table]:
                 caption = f"Target {transform}: mean over test slides and its 95 % interval."
                 pictures.append(Picture(path, caption, width=75))
         table.to_csv(folder / "comparison.csv", index=False)
+        genes = {name: result["genes"] for name, result in results.items()}
+        order = table[table["by"] == "all"].groupby("transform", sort=False)["run"].agg(list)
+        duels = duel_sections(read_biology(cfg), genes, order, folder, cfg.bootstrap)
         render(
             folder / "report.html",
             "Runs side by side",
             f"{plural(len(results), 'run')} on the same test slides",
             [*said, *comparison_notes(results)],
-            [Section("Results", COMPARISON_TEXT, tables, pictures)],
+            [Section("Results", COMPARISON_TEXT, tables, pictures), *duels],
             {"evaluation": dataclasses.asdict(cfg), "versions": _versions()},
         )
     return tables
