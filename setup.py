@@ -36,6 +36,15 @@ def find_nvcc():
     return None if wanted == "0" else nvcc
 
 
+def toolkit_libraries(nvcc):
+    """Library folders of the toolkit; nvcc itself is asked, for it may be a wrapper script."""
+    plan = subprocess.run(
+        [nvcc, "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True
+    ).stderr
+    top = Path(re.search(r"^#\$ TOP=(.+)$", plan, re.MULTILINE)[1].strip())
+    return [f for f in (top / "lib64", *top.glob("targets/*/lib"), top / "lib") if f.exists()]
+
+
 def cuda_objects(nvcc, archs, folder):
     """Compile csrc/cuda/*.cu side by side, those that are out of date; returns the objects."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -97,9 +106,7 @@ def extension():
     if nvcc:
         objects = cuda_objects(nvcc, archs, ROOT / "build" / "cuda")
         flags.append("-DHISTOKIT_CUDA")
-        toolkit = Path(nvcc).resolve().parent.parent
-        folders = [toolkit / "lib64", *toolkit.glob("targets/*/lib"), toolkit / "lib"]
-        link += [f"-L{folder}" for folder in folders if folder.exists()]
+        link += [f"-L{folder}" for folder in toolkit_libraries(nvcc)]
         link += ["-lcudart_static", "-lrt", "-ldl", "-lpthread"]
     module = CppExtension(
         "histokit._C",
