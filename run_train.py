@@ -93,17 +93,25 @@ class Options:
     )
     cache_gb: float = option(4.0, "memory for slides kept between epochs, in GB", group="machine")
     device: str = option("cpu", "torch device, such as cpu or cuda", group="machine")
+    kernels: str = option(
+        "auto",
+        "auto (compiled kernels where they serve the device), kernels (fail without), or reference "
+        "(plain PyTorch)",
+        choices=("auto", "kernels", "reference"),
+        group="machine",
+    )
     checkpoint_seconds: float = option(30.0, "seconds between checkpoints", group="machine")
     tensorboard: bool = option(False, "also write TensorBoard events", group="machine")
 
 
 def main(cfg: Options) -> None:
     """Train every fold that is not trained yet."""
-    from histokit import audit, controls
+    from histokit import audit, controls, ops
     from histokit.cohort import Cohort
     from histokit.files import folder_lock, make_folder
     from histokit.splits import make_folds
 
+    ops.use(cfg.kernels)
     values = {k: v for k, v in dataclasses.asdict(cfg).items() if v is not None}
     cfg = dataclasses.replace(cfg, **(PRESETS[cfg.preset] | values))
     cohort = Cohort(cfg.data, cfg.encoder)

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from histokit import ops
 from histokit.errors import InputError
 from histokit.files import atomic_path
 from histokit.models.base import Model
-from histokit.reference import linear_mse
 
 WARM_UP = 0.05  # share of all steps, the authors'
 
@@ -78,7 +78,7 @@ def step_loss(model: Model, slides: list[TrainingSlide]) -> torch.Tensor:
     packed = index.to(x.device) if len(slides) > 1 else None
     hidden = model.hidden(x, torch.tensor([s.cancer for s in slides]), packed)
     losses = [
-        linear_mse(part, model.head.weight, model.head.bias, s.target, s.measured)
+        ops.linear_mse(part, model.head.weight, model.head.bias, s.target, s.measured)
         for part, s in zip(hidden.split(sizes), slides, strict=True)
     ]
     return torch.stack(losses).mean()

@@ -13,6 +13,7 @@ from cohorts import write_cohort
 from safetensors.torch import load_file
 
 import run_train
+from histokit import ops
 from histokit.errors import InputError
 from histokit.runs import Run
 
@@ -209,3 +210,13 @@ def test_two_trainings_into_one_folder(data, tmp_path):
 def test_diverging_loss_is_named(data, tmp_path):
     with pytest.raises(InputError, match="lower --lr"):
         train(data, tmp_path / "run", model="mlp", lr=1e30, epochs=60)
+
+
+def test_kernels_and_plain_pytorch_give_the_same_curves(data, tmp_path, one_fold):
+    curves = {}
+    for kernels in ("auto", "reference"):
+        run = train(data, tmp_path / kernels, kernels=kernels, folds=one_fold, epochs=10)
+        curves[kernels] = pd.read_csv(run.folds[0].folder / "metrics.csv")
+    ops.use("auto")
+    for column in ("train_loss", "val_loss"):
+        np.testing.assert_allclose(curves["auto"][column], curves["reference"][column], rtol=1e-4)

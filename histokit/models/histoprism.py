@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from histokit import ops
 from histokit.errors import InputError
 from histokit.models.base import Model
-from histokit.reference import cancer_cross_attention
 from histokit.weights import load_weights, read_state_dict
 
 # The authors' order of oncotree codes, the same in both published splits.
@@ -110,7 +110,7 @@ class HistoPrism(Model):
         if self.training and self.dropout > 0:
             keep = x.new_full((len(x), self.cross_heads), 1 - self.dropout)
             mask = torch.bernoulli(keep) / (1 - self.dropout)
-        return cancer_cross_attention(
+        return ops.cancer_cross_attention(
             x,
             context,
             attention.in_proj_weight,
