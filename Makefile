@@ -26,7 +26,7 @@ demo: $(READY)
 	$(if $(DATA),,$(PY) -m histokit.synthetic --out $(DEMO)/cohort)
 	$(PY) run_extract.py --source $(or $(DATA),$(DEMO)/cohort) --out $(DEMO)/data
 	for model in $(MODELS); do \
-	  $(PY) run_train.py --data $(DEMO)/data --model $$model --preset small --folds $(FOLDS) \
+	  $(PY) run_train.py --data $(DEMO)/data --model $$model --preset small --epochs 50 --folds $(FOLDS) \
 	    --run $(DEMO)/runs/$$model || exit; \
 	done
 	$(PY) run_eval.py --run $(MODELS:%=$(DEMO)/runs/%) --out $(DEMO)/report

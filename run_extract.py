@@ -88,9 +88,9 @@ def choose(slides: list, cfg: Options) -> list:
 def extract(slide, encoder, provenance: dict, cfg: Options, out: Path) -> bool:
     """Extract one slide; returns False when it was finished already."""
     import numpy as np
-    from tqdm import tqdm
 
     from histokit import extraction, patches
+    from histokit.progress import progress_bar
     from histokit.slides import join_spots
 
     name = slide.slide_id
@@ -134,7 +134,7 @@ def extract(slide, encoder, provenance: dict, cfg: Options, out: Path) -> bool:
     batches = extraction.slide_batches(
         slide, spots, side, cfg.patch_um, encoder.size, cfg.batch_size
     )
-    with tqdm(total=spots.n_obs, unit="patch", desc=name, leave=False) as progress:
+    with progress_bar(total=spots.n_obs, unit="patch", desc=name) as progress:
         for batch in batches:
             features[progress.n : progress.n + len(batch)] = encoder.encode(batch)
             progress.update(len(batch))

@@ -8,9 +8,9 @@ import h5py
 import numpy as np
 import pandas as pd
 from scipy.spatial import cKDTree
-from tqdm import tqdm
 
 from histokit.cohort import Cohort, Slide
+from histokit.progress import progress_bar
 
 # Codes of HEST's metadata, of HEST-Bench and of TCGA, then those HistoPrism fills gaps with.
 CANCER_CODES = frozenset(
@@ -56,7 +56,7 @@ def measure_slides(cohort: Cohort, slides: Sequence[str], genes: Sequence[str]) 
     """
     dropped = _dropped(cohort)
     rows = []
-    for slide_id in tqdm(slides, desc="auditing", unit="slide", leave=False, delay=2):
+    for slide_id in progress_bar(slides, desc="auditing", unit="slide"):
         row = {"slide_id": slide_id} | _described(cohort.slides.loc[slide_id])
         row["spots_dropped"] = dropped.get(slide_id, np.nan)
         row |= feature_statistics(_features(cohort, slide_id))

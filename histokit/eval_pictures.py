@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from histokit import plots
 from histokit.cohort import Cohort
@@ -16,6 +15,7 @@ from histokit.files import safe_name
 from histokit.genes import normalise
 from histokit.metrics import mean_or_nan
 from histokit.predictions import read_tissue
+from histokit.progress import progress_bar
 from histokit.report import UNITS, Picture, number
 from histokit.runs import Run
 
@@ -69,7 +69,7 @@ def draw_maps(
     folds = {fold.name: fold for fold in run.folds}
     transform = run.config["options"]["target"]
     pictures = []
-    for score in tqdm(representative_slides(scores, limit), "pictures", delay=2, leave=False):
+    for score in progress_bar(representative_slides(scores, limit), desc="pictures"):
         chosen = telling_genes(score, genes["pcc"])
         if not chosen:
             continue

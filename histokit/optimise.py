@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from histokit import ops
 from histokit.errors import InputError
 from histokit.files import atomic_path
 from histokit.models.base import Model
+from histokit.progress import progress_bar
 
 WARM_UP = 0.05  # share of all steps, the authors'
 
@@ -123,9 +123,7 @@ def train_network(
         torch.manual_seed(settings.seed)
     last = settings.stop_after or settings.epochs
     saved = time.monotonic()
-    progress = tqdm(
-        total=last, initial=len(state["history"]), desc="epochs", unit="epoch", leave=False, delay=2
-    )
+    progress = progress_bar(total=last, initial=len(state["history"]), desc="epochs", unit="epoch")
     while not _finished(state, last, settings.patience, bool(val)):
         row = {"epoch": len(state["history"]) + 1, "lr": schedule.get_last_lr()[0]}
         row["train_loss"] = _train_epoch(model, train, slides, settings, row["epoch"], parts)

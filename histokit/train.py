@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
-from tqdm import tqdm
 
 from histokit import controls, fit, models
 from histokit.cohort import Cohort
@@ -18,6 +17,7 @@ from histokit.files import atomic_path
 from histokit.genes import moments, normalise, rank_hvgs, select_panel
 from histokit.models.base import Standardizer
 from histokit.network import fit_network
+from histokit.progress import progress_bar
 from histokit.splits import Split
 
 
@@ -34,7 +34,7 @@ def train_fold(cohort: Cohort, split: Split, cfg, folder) -> None:
     members = split.train + split.val  # test slides are never read here
     tables = {s: cohort.gene_table(s) for s in members}
     panel = select_panel(tables, cfg.panel)
-    loaded = tqdm(members, desc=f"fold {split.name}: reading", unit="slide", leave=False, delay=2)
+    loaded = progress_bar(members, desc=f"fold {split.name}: reading", unit="slide")
     pooled = _pool([cohort.load(s, list(panel["gene"])) for s in loaded], cfg.target)
     panel["hvg_rank"] = pd.array(
         rank_hvgs(pooled["counts"], pooled["library_size"], pooled["slide"], cfg.hvg),
