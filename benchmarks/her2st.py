@@ -81,7 +81,7 @@ def _measure(cfg: Options, data: Path, encoder: str, target: str, name: str) -> 
         )
     )
     if not (folder / "eval" / "summary.csv").is_file():
-        run_eval.main(run_eval.Options(run=[str(folder)], predictions=False))
+        run_eval.main(run_eval.Options(run=[str(folder)], predictions=False, pictures=False))
     summary = pd.read_csv(folder / "eval" / "summary.csv", dtype={"group": str})
     summary = summary[summary["average"] == "micro"].set_index(["by", "group", "metric"])
     row = {}
