@@ -56,7 +56,7 @@ def curate(
         min_size: genes of a set within the universe, at least.
         max_size: the same, at most; None for no limit.
         max_jaccard: in [0, 1], read as the decimal it prints as and compared in integers, so that
-            0.1 means one tenth; 1 keeps every set.
+            0.1 means one tenth; 1 keeps every set, in the order given.
         keep: ``larger`` or ``smaller``.
 
     Returns:
@@ -96,10 +96,11 @@ def curate_with_table(
             reason = ""
         size = len(set(gene_sets[name]))
         rows[name] = [name, size, len(genes), not reason, reason, "", float("nan")]
-    sign = -1 if keep == "larger" else 1
-    candidates = [name for name in sets if not rows[name][4]]
-    candidates.sort(key=lambda name: sign * len(sets[name]))
-    kept, conflicts = _drop_redundant(candidates, sets, threshold)
+    kept, conflicts = [name for name in sets if not rows[name][4]], {}
+    if threshold < 1:
+        sign = -1 if keep == "larger" else 1
+        order = sorted(kept, key=lambda name: sign * len(sets[name]))
+        kept, conflicts = _drop_redundant(order, sets, threshold)
     for name, (other, jaccard) in conflicts.items():
         rows[name][3:] = [False, f"Jaccard index over {max_jaccard}", other, jaccard]
     columns = ["name", "size", "size_in_universe", "kept", "reason", "conflict", "jaccard"]

@@ -1,0 +1,67 @@
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from histokit.clusters import ROWS, Block, _first_pass, score_clusters
+
+
+def blocks(signal, slides=9, spots=40, genes=50, cancers="ABC"):
+    """Slides of three cancers in parts, with a mean per cancer of the given size."""
+
+    def make():
+        rng = np.random.default_rng(0)
+        means = signal * rng.normal(size=(len(cancers), genes))
+        for slide in range(slides):
+            kind = slide % len(cancers)
+            for _ in range(2):
+                values = means[kind] + rng.normal(size=(spots // 2, genes))
+                yield Block(f"s{slide}", cancers[kind], values.astype(np.float32))
+
+    return make
+
+
+def test_cancers_that_differ_are_found_and_noise_is_not():
+    clear = score_clusters(blocks(2.0), components=10, seeds=2).set_index(["level", "method"])
+    assert clear.index.tolist() == [
+        ("slide", "k-means"), ("slide", "leiden"), ("spot", "k-means"), ("spot", "leiden"),
+    ]  # fmt: skip
+    assert clear["items"].tolist() == [9, 9, 360, 360]
+    assert (clear.loc[[("slide", "k-means"), ("spot", "k-means")], "ami"] > 0.99).all()
+    assert clear.loc[("spot", "leiden"), "ami"] > 0.7
+    noise = score_clusters(blocks(0.0), components=10, seeds=1).set_index(["level", "method"])
+    assert (noise.loc["spot", ["ami", "ari"]].abs() < 0.05).all(axis=None)
+
+
+def test_one_cancer_cannot_be_scored():
+    with pytest.raises(ValueError, match="at least two cancer types"):
+        score_clusters(blocks(1.0, cancers="A"))
+
+
+def test_constant_predictions_agree_with_nothing():
+    def constant():
+        for slide in range(4):
+            yield Block(f"s{slide}", "AB"[slide % 2], np.ones((20, 12), np.float32))
+
+    assert (score_clusters(constant, seeds=1)["ami"] == 0).all()
+
+
+def test_memory_does_not_grow_with_spots():
+    def peak(slides):
+        def many():
+            for slide in range(slides):
+                rng = np.random.default_rng(slide)
+                for _ in range(2):
+                    values = rng.normal(slide % 2, 1, (ROWS, 1000)).astype(np.float32)
+                    yield Block(f"s{slide % 4}", "AB"[slide % 2], values)
+
+        tracemalloc.start()
+        _first_pass(many(), 10)
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return used
+
+    peak(2)  # imports
+    few, many = peak(3), peak(12)
+    assert many < 1.1 * few
+    assert few < 20 * ROWS * 1000 * 4
