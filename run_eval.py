@@ -28,6 +28,15 @@ class Options:
     )
     num_hvg: int = option(50, "genes of the headline PCC, most variable on training slides first")
     hvg_file: str | None = option(None, "file with one gene a line that replaces that choice")
+    protocol: str = option(
+        "histokit",
+        "also score as a paper does: hest-bench, histoprism, stpath or stem-topk, which fix "
+        "target, genes, pooling and what is undefined; --hvg-file replaces its genes",
+        choices=("histokit", "hest-bench", "histoprism", "stpath", "stem-topk"),
+    )
+    published: str | None = option(
+        None, "set published figures of this task beside, such as IDC, and say which compare"
+    )
     gene_sets: list[str] = option(
         [],
         "pathways to score: GMT files, plain or gzipped, or names of libraries for gseapy",
@@ -57,22 +66,25 @@ class Options:
 
 def main(cfg: Options) -> None:
     """Evaluate each run, then compare them."""
-    from histokit import eval_run
+    from histokit import eval_compare, eval_run
     from histokit.eval_sections import text_table
 
     jobs = eval_run.prepare(cfg)
     results = {}
     for job in jobs:
-        results[job.name] = eval_run.evaluate(job, cfg)
-        table = results[job.name]["table"]
-        if len(jobs) == 1:
-            print(text_table(table))
+        controls = {name: results[name] for name in job.controls}
+        results[job.name] = eval_run.evaluate(job, cfg, controls)
+        if len(cfg.run) == 1 and not job.control:
+            print(text_table(results[job.name]["table"]))
+            if controls:
+                print(f"\n{text_table(results[job.name]['controls'])}\n")
         print(f"wrote the evaluation of {job.run.folder} to {job.out}, see {job.out}/report.html")
-    if len(jobs) > 1:
+    results = eval_compare.without_repeats(results)
+    if len(cfg.run) > 1:
         out = eval_run.comparison_folder(cfg)
-        for table in eval_run.compare_runs(results, out, cfg):
+        for table in eval_compare.compare_runs(results, out, cfg):
             print(f"{table.title}\n{text_table(table)}\n")
-        print(f"wrote the comparison of {len(jobs)} runs to {out}, see {out}/report.html")
+        print(f"wrote the comparison of {len(cfg.run)} runs to {out}, see {out}/report.html")
 
 
 if __name__ == "__main__":

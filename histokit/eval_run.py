@@ -12,34 +12,35 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 import histokit
-from histokit import plots
 from histokit.cohort import Cohort
+from histokit.controls import controls_of, open_cohort
 from histokit.errors import InputError
 from histokit.eval_biology import SignatureScores, check_biology, genes_of, read_biology
 from histokit.eval_biology_sections import biology_sections
-from histokit.eval_duels import duel_sections
 from histokit.eval_pictures import draw_maps, draw_overview
 from histokit.eval_sections import (
-    COMPARISON_TEXT,
-    SEEN_GROUPS,
-    comparison_notes,
-    comparison_rows,
-    comparison_verdict,
     result_table,
     run_sections,
+)
+from histokit.eval_trust import (
+    audit_parts,
+    control_parts,
+    control_section,
+    protocol_parts,
 )
 from histokit.evaluate import check_run, score_run
 from histokit.files import make_folder, safe_name, write_json
 from histokit.genes import read_gene_list
 from histokit.predictions import read_tissue, write_prediction
-from histokit.report import Picture, Section, Table, plural, render, verdict
+from histokit.progress import progress_bar
+from histokit.protocols import PROTOCOLS, check_protocol
+from histokit.published import read_published
+from histokit.report import plural, render, verdict
 from histokit.runs import Run
 from histokit.summary import (
     check_same_slides,
-    compare,
     gene_table,
     pcc_matrix,
     slide_table,
@@ -49,33 +50,56 @@ from histokit.summary import (
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A run to evaluate: its short name, its slides, the folder to write, its test slides."""
+    """A run to evaluate.
+
+    Attributes:
+        name: its short name.
+        cohort: its slides.
+        out: the folder to write.
+        tests: its test slides.
+        controls: jobs that are its controls, by name; they come before it.
+        control: what it is a control of, such as ``shuffled spots``; empty for a run of its own.
+    """
 
     name: str
     run: Run
     cohort: Cohort
     out: Path
     tests: list[str]
+    controls: tuple[str, ...] = ()
+    control: str = ""
 
 
 def prepare(cfg) -> list[Job]:
     """Open every run and refuse what cannot be scored or compared before any work is done."""
     if cfg.num_hvg < 1 or cfg.bootstrap < 1:
         raise InputError("--num-hvg and --bootstrap must be at least 1")
+    if cfg.published:
+        read_published(cfg.published)  # an unknown task ends here
     names = _short_names(cfg.run)
     jobs = []
     for name, folder in zip(names, cfg.run, strict=True):
         run = Run(folder)
-        cohort = Cohort(cfg.data or run.config["options"]["data"], run.config["options"]["encoder"])
-        tests = [slide for _, members in check_run(run, cohort) for slide in members]
+        controls = []
+        for label, control in controls_of(run).items():
+            out = control.folder / "eval"
+            controls.append(_job(f"{name}, {label}", control, cfg, out, control=label))
         out = Path(cfg.out) if cfg.out and len(cfg.run) == 1 else run.folder / "eval"
-        check_biology(read_biology(cfg), run)
-        check_replaceable(out)
-        jobs.append(Job(name, run, cohort, out, tests))
-    if len(jobs) > 1:
+        job = _job(name, run, cfg, out, tuple(control.name for control in controls))
+        jobs += [*controls, job]
+    if len(cfg.run) > 1:
         check_same_slides({job.name: set(job.tests) for job in jobs})
         check_replaceable(comparison_folder(cfg))
     return jobs
+
+
+def _job(name: str, run: Run, cfg, out: Path, controls=(), control: str = "") -> Job:
+    cohort = open_cohort(run, cfg.data)
+    tests = [slide for _, members in check_run(run, cohort) for slide in members]
+    check_protocol(run, PROTOCOLS[cfg.protocol])
+    check_biology(read_biology(cfg), run)
+    check_replaceable(out)
+    return Job(name, run, cohort, out, tests, controls, control)
 
 
 def _short_names(folders: list[str]) -> list[str]:
@@ -119,19 +143,26 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def evaluate(job: Job, cfg) -> dict:
+def evaluate(job: Job, cfg, controls: Mapping[str, dict]) -> dict:
     """Score one run and write its folder.
+
+    Args:
+        job: the run.
+        cfg: options of run_eval.py.
+        controls: results of its controls, by name.
 
     Returns:
         What a comparison needs: slides, summary, model, encoder, transform, table, and the genes
         and slides behind the figures.
     """
     options = job.run.config["options"]
+    if job.control:
+        cfg = dataclasses.replace(cfg, predictions=False, pictures=False)
     listed = read_gene_list(cfg.hvg_file) if cfg.hvg_file else None
     provenance, biology = _provenance(job, cfg), read_biology(cfg)
     signatures = SignatureScores(biology.signatures)
     with whole_folder(job.out) as folder:
-        bar = tqdm(total=len(job.tests), desc=job.name, unit="slide", delay=2)
+        bar = progress_bar(total=len(job.tests), desc=job.name, unit="slide")
 
         def keep(fold, slide, prediction, target, score):
             signatures.add(fold, slide, prediction, target, score)
@@ -166,33 +197,54 @@ def evaluate(job: Job, cfg) -> dict:
         asked = biology_sections(
             biology, job.run, job.cohort, behind, signatures, genes, folder, cfg.bootstrap
         )
-        transform = options["target"]
+        result = {
+            "slides": slides,
+            "summary": summary,
+            "model": options["model"],
+            "encoder": options["encoder"],
+            "transform": options["target"],
+            "control": job.control,
+            "table": result_table(summary, int(slides["hvgs"].max())),
+            "hvg_sets": {s.slide_id: frozenset(s.genes["gene"][s.hvg]) for s in scores},
+            "panel": frozenset(genes.index),
+            "genes": behind,
+            "training": _training(job.run),
+        }
+        said = verdict(slides, summary, options["target"])
+        sections = [*run_sections(slides, genes, summary, overview, maps), *asked]
+        _add_trust(job, cfg, result, controls, listed, folder, said, sections)
         render(
             folder / "report.html",
             f"How well {options['model']} predicts expression from tissue",
             f"Run {job.run.folder} · encoder {options['encoder']} · "
             f"{plural(len(job.run.folds), 'fold')} · data {job.cohort.folder}",
-            verdict(slides, summary, transform),
-            [*run_sections(slides, genes, summary, overview, maps), *asked],
+            said,
+            sections,
             {
                 "evaluation": dataclasses.asdict(cfg),
                 "training": job.run.config,
                 "features": job.cohort.provenance(job.tests[0]),
-                "versions": _versions(),
+                "versions": versions(),
             },
         )
-    return {
-        "slides": slides,
-        "summary": summary,
-        "model": options["model"],
-        "encoder": options["encoder"],
-        "transform": options["target"],
-        "table": result_table(summary, int(slides["hvgs"].max())),
-        "hvg_sets": {s.slide_id: frozenset(s.genes["gene"][s.hvg]) for s in scores},
-        "panel": frozenset(genes.index),
-        "genes": behind,
-        "training": _training(job.run),
-    }
+    return result
+
+
+def _add_trust(job: Job, cfg, result: dict, controls, listed, folder, said, sections) -> None:
+    """Controls, protocol, published figures and audit: into the verdict and the sections."""
+    extra = []
+    if controls:
+        sentences, result["controls"] = control_parts(job.name, result, controls, cfg.bootstrap)
+        said += sentences
+        extra.append(control_section(result["controls"]))
+    task = None if job.control else cfg.published
+    result["protocol"], more = protocol_parts(
+        job.run, job.cohort, cfg.protocol, listed, task, folder
+    )
+    sections[1:1] = extra + more
+    sentences, more = audit_parts(job.run)
+    said += sentences
+    sections += more
 
 
 def _provenance(job: Job, cfg) -> dict:
@@ -202,13 +254,25 @@ def _provenance(job: Job, cfg) -> dict:
         "model": options["model"],
         "encoder": options["encoder"],
         "transform": options["target"],
+        "knobs": _knobs(job, cfg),
         "hvgs": cfg.hvg_file or f"top {cfg.num_hvg} of the training slides of each fold",
         "bootstrap": cfg.bootstrap,
         "config": job.run.config,
     }
 
 
-def _versions() -> dict:
+def _knobs(job: Job, cfg) -> dict:
+    """The choices behind every figure of summary.csv."""
+    genes = f"top {cfg.num_hvg} of the training slides of each fold"
+    return PROTOCOLS["histokit"].knobs() | {
+        "gene_rule": f"the list {cfg.hvg_file}" if cfg.hvg_file else genes,
+        "target": job.run.config["options"]["target"],
+        "model": job.run.config["options"]["model"],
+    }
+
+
+def versions() -> dict:
+    """Of what shapes a figure."""
     names = ("torch", "numpy", "pandas", "anndata", "matplotlib")
     return {"histokit": histokit.__version__} | {name: version(name) for name in names}
 
@@ -225,38 +289,6 @@ def _training(run: Run) -> dict:
 
 
 def _write_summary(folder: Path, summary: pd.DataFrame, provenance: Mapping) -> None:
-    summary.to_csv(folder / "summary.csv", index=False)
+    summary.assign(**provenance["knobs"]).to_csv(folder / "summary.csv", index=False)
     rows = summary.astype(object).where(summary.notna(), None).to_dict("records")
-    write_json(folder / "summary.json", {**provenance, "versions": _versions(), "results": rows})
-
-
-def compare_runs(results: Mapping[str, dict], out: Path, cfg) -> list[Table]:
-    """Write the folder that sets runs side by side; returns its tables."""
-    table = compare(results, cfg.bootstrap)
-    num_hvg = max(int(result["slides"]["hvgs"].max()) for result in results.values())
-    tables, said, pictures = [], [], []
-    with whole_folder(out) as folder:
-        for (transform, by, group), rows in table.groupby(["transform", "by", "group"], sort=False):
-            count = plural(int(rows["slides"].iloc[0]), "test slide")
-            which = "" if by == "all" else f" of {SEEN_GROUPS[group]}"
-            tables.append(comparison_rows(rows, num_hvg, f"{count}{which}, target {transform}"))
-            if by == "all":
-                said.append(comparison_verdict(rows, transform))
-                path = folder / f"runs_{transform}.png"
-                label = f"PCC, mean over {num_hvg} highly variable genes ({transform})"
-                plots.save(plots.run_dots(rows, label), path)
-                caption = f"Target {transform}: mean over test slides and its 95 % interval."
-                pictures.append(Picture(path, caption, width=75))
-        table.to_csv(folder / "comparison.csv", index=False)
-        genes = {name: result["genes"] for name, result in results.items()}
-        order = table[table["by"] == "all"].groupby("transform", sort=False)["run"].agg(list)
-        duels = duel_sections(read_biology(cfg), genes, order, folder, cfg.bootstrap)
-        render(
-            folder / "report.html",
-            "Runs side by side",
-            f"{plural(len(results), 'run')} on the same test slides",
-            [*said, *comparison_notes(results)],
-            [Section("Results", COMPARISON_TEXT, tables, pictures), *duels],
-            {"evaluation": dataclasses.asdict(cfg), "versions": _versions()},
-        )
-    return tables
+    write_json(folder / "summary.json", {**provenance, "versions": versions(), "results": rows})

@@ -9,6 +9,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from histokit.errors import InputError
+from histokit.files import read_json
 
 TRANSFORMS = ("counts10k-log1p", "log1p", "log2")
 
@@ -45,13 +46,19 @@ def normalise(counts: sp.csr_matrix, library_size: np.ndarray, transform: str) -
 def read_gene_list(path: str | Path) -> list[str]:
     """Gene names from a text file: one a line, or a YAML list; ``#`` starts a comment.
 
+    A ``.json`` file is read as HEST-Bench's ``{"genes": [...]}``.
+
     Raises:
         InputError: no such file, no gene in it, or a gene listed twice.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"the gene list {path} does not exist")
-    lines = [line.split("#")[0].strip() for line in path.read_text("utf-8-sig").splitlines()]
+    if path.suffix == ".json":
+        text = "\n".join(map(str, read_json(path).get("genes", [])))
+    else:
+        text = path.read_text("utf-8-sig")
+    lines = [line.split("#")[0].strip() for line in text.splitlines()]
     genes = [line.removeprefix("- ").strip("'\" ") for line in lines]
     genes = [gene for gene in genes if gene and not gene.endswith(":")]
     if not genes:

@@ -196,7 +196,13 @@ def compare(runs: Mapping[str, Mapping], resamples: int = 10_000) -> pd.DataFram
 
 def _block(runs: Mapping, by: str, group: str, slides: pd.Index, resamples: int) -> list[dict]:
     block = [_compared(name, run, by, group) for name, run in runs.items()]
-    block.sort(key=lambda row: -np.nan_to_num(row["pcc_hvg"], nan=-2))
+    # Controls come last: nobody chooses one, however high it scores.
+    block.sort(
+        key=lambda row: (
+            bool(runs[row["run"]].get("control")),
+            -np.nan_to_num(row["pcc_hvg"], nan=-2),
+        )
+    )
     values = {name: _by_slide(run["slides"], "pcc_hvg")[slides] for name, run in runs.items()}
     for row in block[1:]:
         paired = (values[row["run"]] - values[block[0]["run"]]).to_numpy()

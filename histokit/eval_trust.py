@@ -1,0 +1,200 @@
+"""The part of a report that says how far its figures can be trusted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from histokit.controls import LABELS, MEANING, SHUFFLED
+from histokit.eval_sections import comparison_rows
+from histokit.protocols import PROTOCOLS, Protocol, score_protocol
+from histokit.published import beside_published
+from histokit.report import NONE, Section, Table, number, with_interval
+from histokit.runs import Run
+from histokit.summary import compare
+
+_POOLS = 12  # rows by pool in a report; protocol.csv has all
+_FINDINGS = 30
+
+
+def control_parts(
+    name: str, result: Mapping, controls: Mapping[str, Mapping], resamples: int
+) -> tuple[list[str], Table]:
+    """Sentences on what a run's controls say, and the table that holds them beside it.
+
+    Args:
+        name: of the run.
+        result: of ``histokit.eval_run.evaluate``.
+        controls: results of its controls, by name; not empty.
+        resamples: of the bootstrap.
+    """
+    table = compare({name: result, **controls}, resamples)
+    rows = table[table["by"] == "all"].reset_index(drop=True)
+    shown = comparison_rows(rows, int(result["slides"]["hvgs"].max()), "")
+    shown = Table("", [*shown.columns[:-1], "to the run"], shown.rows, shown.note, 3)
+    own = rows["pcc_hvg"].iloc[0]
+    sentences = []
+    for row in rows.iloc[1:].to_dict("records"):
+        if math.isnan(row["pcc_hvg"]) or math.isnan(own):
+            continue
+        figure = with_interval(row["pcc_hvg"], row["pcc_hvg_low"], row["pcc_hvg_high"])
+        apart = row["difference_high"] < 0
+        if controls[row["run"]]["control"] == LABELS[SHUFFLED]:
+            said = f"Trained on shuffled spots, the same model has a mean PCC of {figure}"
+            end = ": that is chance, and the run is above it."
+            if not apart:
+                end = ": these slides do not tell the run from chance."
+        else:
+            said = f"A line on each spot's library size, without any image, has {figure}"
+            end = ", less than the run."
+            if not apart:
+                end = ": so much of the PCC may be how many molecules were caught."
+        sentences.append(said + end)
+    return sentences, shown
+
+
+def control_section(table: Table) -> Section:
+    """The table of controls with what they are."""
+    return Section("Against controls", MEANING, [table])
+
+
+def audit_parts(run: Run) -> tuple[list[str], list[Section]]:
+    """A sentence on errors of the audit that training wrote, and the section of its findings."""
+    folder = run.folder / "audit"
+    if not (folder / "audit.json").is_file():
+        return [], []
+    findings = pd.read_csv(folder / "findings.csv", keep_default_na=False)
+    slides = pd.read_csv(folder / "slides.csv", keep_default_na=True, dtype={"slide_id": str})
+    errors = findings[findings["severity"] == "error"]
+    said = []
+    if len(errors):
+        first = errors.iloc[0]
+        more = f", and {len(errors) - 1} more like it" if len(errors) > 1 else ""
+        said = [f"The audit found an error: in {first['where']} {first['finding']}{more}."]
+    order = findings["severity"].map(["error", "warning", "note"].index)
+    rows = findings.loc[order.sort_values(kind="stable").index, ["severity", "where", "finding"]]
+    note = f"The gravest {_FINDINGS} of {len(rows)}; audit/findings.csv has all."
+    tables = [
+        Table(
+            "",
+            ["", "where", "finding"],
+            rows.head(_FINDINGS).to_numpy().tolist(),
+            note if len(rows) > _FINDINGS else "",
+            3,
+        ),
+        _audited(slides),
+    ]
+    text = (
+        "Errors make scores untrue; warnings may; notes are worth knowing. Library size is the "
+        "number of molecules caught at a spot; zeros are those among measured targets; cosine and "
+        "spread tell whether the patches of a slide look different to the encoder."
+    )
+    return said, [Section("What to distrust", text, tables if len(rows) else tables[1:])]
+
+
+def _audited(slides: pd.DataFrame) -> Table:
+    columns = ["slide", "spots", "dropped", "panel measured", "zeros", "constant", "library size"]
+    columns += ["median", "um per px", "pitch, um", "cosine", "spread", "repeated"]
+    rows = []
+    for s in slides.itertuples():
+        dropped = NONE if math.isnan(s.spots_dropped) else int(s.spots_dropped)
+        if s.features_bad:
+            rows.append([s.slide_id, int(s.spots), dropped, *[NONE] * (len(columns) - 3)])
+            continue
+        row = [s.slide_id, int(s.spots), dropped, f"{s.panel_measured:,.0f} of {s.panel:,}"]
+        row += [f"{s.zeros:.0%}", int(s.genes_constant)]
+        row += [f"{s.library_min:,.0f} to {s.library_max:,.0f}", int(s.library_median)]
+        row += [number(float(s.mpp), 3), number(float(s.pitch_um), 0)]
+        row += [float(s.features_cosine), float(s.features_spread)]
+        rows.append([*row, f"{s.features_duplicated:.0%}"])
+    return Table("Slides", columns, rows)
+
+
+def protocol_parts(
+    run: Run, cohort, name: str, listed: list[str] | None, task: str | None, folder: Path
+) -> tuple[pd.DataFrame, list[Section]]:
+    """Figures of a run under a published protocol and beside published ones, written and shown.
+
+    Args:
+        run: the run.
+        cohort: its slides.
+        name: of the protocol; ``histokit`` has its figures elsewhere.
+        listed: a gene list in place of the protocol's rule.
+        task: whose published rows to set beside, or None.
+        folder: takes protocol.csv and published.csv.
+    """
+    protocol, figures, sections = PROTOCOLS[name], pd.DataFrame(), []
+    if name != "histokit":
+        figures = score_protocol(run, cohort, protocol, listed)
+        figures.to_csv(folder / "protocol.csv", index=False)
+        sections.append(_protocol_section(protocol, figures))
+    if task is not None:
+        rows = beside_published(run, task, name, figures, listed is not None)
+        rows.to_csv(folder / "published.csv", index=False)
+        sections.append(_published_section(task, rows))
+    return figures, sections
+
+
+def _protocol_section(protocol: Protocol, figures: pd.DataFrame) -> Section:
+    columns = ["figure", "of", "value", "deviation", "genes", "undefined", "pools of spots"]
+    keys = ["figure", "group", "value", "deviation", "genes", "genes_undefined", "pools"]
+    whole = figures["group"] == "all"
+    parts = figures[~whole]
+    rows = pd.concat([figures[whole], parts if len(parts) <= _POOLS else parts.iloc[:0]])
+    cells = [[*row[:2], *(number(float(v), 4) for v in row[2:4]), *row[4:]]
+             for row in rows[keys].astype(object).to_numpy().tolist()]  # fmt: skip
+    first = figures.iloc[0]
+    knobs = [
+        ["target", first["target"]],
+        ["genes", first["gene_rule"]],
+        ["spots behind one correlation", f"all of a {protocol.pooling}"],
+        ["average", protocol.average],
+        [
+            "undefined correlations",
+            "left out and counted" if protocol.nan == "skip" else "spoil the mean, as there",
+        ],
+        ["regression of the protocol", protocol.regressor],
+        ["regression of this run", first["regressor"]],
+        ["source", protocol.source],
+    ]
+    return Section(
+        f"Under the protocol {protocol.name}",
+        f"{protocol.meaning} {protocol.warning}",
+        [Table("", columns, cells, text_columns=2), Table("Its choices", ["", ""], knobs, "", 2)],
+    )
+
+
+def _published_section(task: str, rows: pd.DataFrame) -> Section:
+    rows = rows.sort_values(["comparable", "metric", "value"], ascending=[False, True, False])
+    cells = [
+        [r.model, r.encoder or NONE, r.metric, number(r.value, 4), number(r.run, 4),
+         "yes" if r.comparable else "no", r.source, r.note]
+        for r in rows.itertuples()
+    ]  # fmt: skip
+    reasons = dict.fromkeys(reason for reason in rows["reason"] if reason)
+    said = " ".join(f"Not comparable: {reason}." for reason in reasons)
+    columns = ["model", "encoder", "figure", "published", "this run", "comparable"]
+    table = Table("", [*columns, "source", "note"], cells, "", 2)
+    text = f"Figures that papers print for {task}. {said or 'All were made as this run was.'}"
+    return Section(f"Beside published figures: {task}", text, [table])
+
+
+def protocol_comparison(results: Mapping[str, Mapping], name: str, folder: Path) -> list[Section]:
+    """The figures of several runs under one published protocol, in protocol.csv and a section."""
+    protocol = PROTOCOLS[name]
+    tables = {run: r["protocol"] for run, r in results.items() if len(r["protocol"])}
+    if not tables:
+        return []
+    whole = pd.concat(
+        [t[t["group"] == "all"].assign(run=run) for run, t in tables.items()], ignore_index=True
+    )
+    whole.to_csv(folder / "protocol.csv", index=False)
+    wide = whole.pivot(index="run", columns="figure", values="value").loc[list(tables)]
+    wide = wide[list(dict.fromkeys(whole["figure"]))]
+    rows = [[run, *(number(float(v), 4) for v in row)] for run, row in wide.iterrows()]
+    title = f"Under the protocol {name}"
+    text = f"{protocol.meaning} {protocol.warning}"
+    return [Section(title, text, [Table(title, ["run", *wide.columns], rows)])]

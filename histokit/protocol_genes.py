@@ -1,0 +1,104 @@
+"""The gene lists of published protocols; test slides have their say, as they had there."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+
+from histokit.cohort import Cohort
+from histokit.errors import InputError
+from histokit.runs import Run
+
+HEST_GENES = 50
+STEM_HVGS, STEM_TOP = 2000, 241
+_CONTROLS = ("BLANK", "Control")
+_PREFIXES = ("MT-", "RPS", "RPL")
+
+
+def choose_genes(
+    run: Run, cohort: Cohort, protocol: str, listed: list[str] | None
+) -> dict[str, list[str]]:
+    """Gene list by cancer, or under ``""`` where all slides share one.
+
+    Args:
+        run: its slides of every split take part.
+        cohort: of the run.
+        protocol: hest-bench, histoprism, stpath or stem-topk.
+        listed: genes that replace the rule.
+    """
+    if listed is not None:
+        return {"": listed}
+    slides = list(dict.fromkeys(s for fold in run.folds for s in fold.split["slide_id"]))
+    if protocol == "hest-bench":
+        return {"": hest_genes(cohort, slides)}
+    if protocol == "stem-topk":
+        return {"": stem_genes(cohort, slides)}
+    cancers = cohort.slides.loc[slides, "cancer"]
+    return {name: hest_genes(cohort, list(own.index)) for name, own in cancers.groupby(cancers)}
+
+
+def hest_genes(cohort: Cohort, slides: list[str], num_genes: int = HEST_GENES) -> list[str]:
+    """HEST-Bench's list: highly variable genes of a task's slides, in the order of the genes.
+
+    Genes detected in at least 10 % of the spots of every slide, control probes dropped; scanpy's
+    highly variable genes (Seurat flavour) of log1p of the raw counts of all slides together.
+    """
+    import anndata
+    import scanpy
+
+    kept = None
+    for slide_id in slides:
+        slide, names = _own_genes(cohort, slide_id)
+        enough = slide.counts.getnnz(axis=0) >= np.ceil(0.1 * slide.counts.shape[0])
+        own = {name for name, keep in zip(names, enough, strict=True) if keep}
+        kept = [n for n in (names if kept is None else kept) if n in own]
+    kept = [name for name in kept if not any(word in name for word in _CONTROLS)]
+    if len(kept) < 3:
+        raise InputError(
+            f"only {len(kept)} genes are detected in 10 % of the spots of each of the "
+            f"{len(slides)} slides; give a gene list with --hvg-file"
+        )
+    data = anndata.AnnData(sp.vstack([cohort.load(s, kept).counts for s in slides], format="csr"))
+    data.var_names = kept
+    scanpy.pp.log1p(data)
+    scanpy.pp.highly_variable_genes(data, n_top_genes=min(num_genes, len(kept)))
+    return list(data.var_names[data.var["highly_variable"]][:num_genes])
+
+
+def stem_genes(
+    cohort: Cohort, slides: list[str], num_hvgs: int = STEM_HVGS, top: int = STEM_TOP
+) -> list[str]:
+    """Stem's HMHVG: genes of high mean and high deviation of the raw counts of all slides.
+
+    Union of each slide's highly variable genes (genes with a count; counts normalised to the
+    median total, log1p, scanpy), without mitochondrial and ribosomal ones; of those measured on
+    every slide the ``top`` by mean that are also among the ``top`` by standard deviation.
+    """
+    import anndata
+    import scanpy
+
+    union, common = {}, None
+    for slide_id in slides:
+        slide, names = _own_genes(cohort, slide_id)
+        common = set(names) if common is None else common & set(names)
+        data = anndata.AnnData(slide.counts.copy())
+        data.var_names = names
+        data = data[:, slide.counts.getnnz(axis=0) > 0].copy()
+        scanpy.pp.normalize_total(data)
+        scanpy.pp.log1p(data)
+        scanpy.pp.highly_variable_genes(data, n_top_genes=min(num_hvgs, data.n_vars))
+        union |= dict.fromkeys(data.var_names[data.var["highly_variable"]])
+    kept = [n for n in union if n in common and not n.startswith(_PREFIXES)]
+    counts = sp.vstack([cohort.load(s, kept).counts for s in slides], format="csc")
+    mean = np.asarray(counts.mean(axis=0, dtype=np.float64)).ravel()
+    square = np.asarray(counts.multiply(counts).mean(axis=0, dtype=np.float64)).ravel()
+    both = np.zeros(len(kept), int)
+    for values in (mean, square - mean**2):
+        both[np.argsort(-values, kind="stable")[:top]] += 1
+    return [name for name, votes in zip(kept, both, strict=True) if votes == 2]
+
+
+def _own_genes(cohort: Cohort, slide_id: str):
+    """A slide with the genes it measured, and their names."""
+    names = list(cohort.gene_table(slide_id).index)
+    return cohort.load(slide_id, names), names

@@ -1,0 +1,307 @@
+"""Evaluations as the papers do them: every choice behind a figure fixed, named and stored."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import torch
+
+from histokit.cohort import Cohort
+from histokit.errors import InputError
+from histokit.evaluate import check_run, predict
+from histokit.genes import normalise
+from histokit.metrics import StreamingPearson, mean_or_nan
+from histokit.protocol_genes import choose_genes
+from histokit.runs import Fold, Run
+
+_SPOTS = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """One way to turn predictions into figures.
+
+    Attributes:
+        source: whose it is and where it is written down.
+        target: scale that runs must be trained on; None takes any.
+        genes: rule of the gene list, and which slides have a say in it.
+        pooling: the spots behind one correlation: those of a ``slide``, of a ``fold``, or of all
+            test slides of a ``cancer``.
+        nan: ``skip`` leaves an undefined correlation out, ``propagate`` spoils the mean.
+        average: from correlations to the figure.
+        regressor: intercept and penalty of the protocol's own regression, where it has one.
+        top: sizes of gene lists ranked by the correlation that was reached.
+        meaning: the figure in a sentence.
+        warning: what it must not be set beside.
+    """
+
+    name: str
+    source: str
+    target: str | None
+    genes: str
+    pooling: str
+    nan: str
+    average: str
+    regressor: str
+    meaning: str
+    warning: str
+    top: tuple[int, ...] = ()
+
+    def knobs(self) -> dict[str, str]:
+        """What is written beside every number."""
+        return {
+            "protocol": self.name,
+            "gene_rule": self.genes,
+            "pooling": self.pooling,
+            "nan": self.nan,
+            "average": self.average,
+            "protocol_regressor": self.regressor,
+        }
+
+
+_HEST_GENES = "50 by scanpy's dispersion, detected in 10 % of the spots of every slide, test too"
+PROTOCOLS = {
+    p.name: p
+    for p in (
+        Protocol(
+            "histokit",
+            "this project",
+            None,
+            "most variable on the training slides of each fold",
+            "slide",
+            "skip",
+            "mean over genes, then over slides",
+            "as the run's",
+            "How well the pattern within one new slide is predicted, for genes chosen without it.",
+            "Papers choose genes with the test slides, or pool slides; both give other figures.",
+        ),
+        Protocol(
+            "hest-bench",
+            "HEST-Bench, hest.bench",
+            "log1p",
+            _HEST_GENES,
+            "fold",
+            "propagate",
+            "mean over genes, then over folds; deviation over folds (ddof 0)",
+            "StandardScaler, PCA 256, ridge without intercept, alpha 100 / (components x genes)",
+            "The correlation over all test spots of a fold together, so that differences between "
+            "slides count as well as the pattern within one.",
+            "Raw counts: much of it is the number of molecules caught. Genes were chosen with the "
+            "test slides. Without an intercept the MSE holds the level of expression too: it says "
+            "nothing beside the MSE of models that have one.",
+        ),
+        Protocol(
+            "histoprism",
+            "HistoPrism, section 4 and its inference.py",
+            "log1p",
+            f"{_HEST_GENES}, of each cancer apart; and all genes of the model",
+            "slide",
+            "skip",
+            "mean over genes, then over slides (micro), or over the slides of a cancer and then "
+            "over cancers (macro)",
+            "none",
+            "The correlation within each slide, averaged over slides or over cancers.",
+            "Raw counts: much of it is the number of molecules caught. Genes were chosen with the "
+            "test slides. Macro and micro differ, and neither pools spots as HEST-Bench does.",
+        ),
+        Protocol(
+            "stpath",
+            "STPath, gene_exp_prediction/metric.py",
+            "log1p",
+            f"{_HEST_GENES}, of each cancer apart",
+            "cancer",
+            "propagate",
+            "mean over genes, then over cancers; deviation over genes (ddof 0)",
+            "none",
+            "The correlation over the spots of all test slides of a cancer together, so that "
+            "differences between slides and between patients count as well.",
+            "A model that only knows each slide's mean already has a high figure here. Not "
+            "comparable with any correlation within slides.",
+        ),
+        Protocol(
+            "stem-topk",
+            "Stem (Zhu et al. 2025), its HMHVG genes and PCC-10/50/200",
+            "log2",
+            "in both the 241 highest means and deviations of raw counts, among each slide's 2,000 "
+            "highly variable genes, test slides too",
+            "slide",
+            "skip",
+            "mean over the k genes with the highest correlation reached, then over slides",
+            "none",
+            "The correlation of the genes that turned out best on each test slide.",
+            "Genes are ranked by the figure itself: PCC-10 of noise is far above zero. The MSE is "
+            "on the log2 scale, 2.08 times that of log1p. Compare equal k only.",
+            (10, 50, 200),
+        ),
+    )
+}
+REGRESSORS = {
+    "ridge-hest": "StandardScaler, PCA 256, ridge without intercept, alpha 100 / (components x 50)",
+    "ridge": "StandardScaler, PCA 256, ridge with intercept, alpha by grouped cross-validation",
+    "mean": "intercept only",
+    "library-size": "line on log library size, with intercept",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """Correlations of one pool of spots.
+
+    Attributes:
+        name: of the slide, fold or cancer.
+        cancer: of its slides.
+        chosen: (G,) bool, genes of the protocol's list.
+        pcc: (G,), NaN where undefined.
+        mse: (G,), NaN where not measured.
+    """
+
+    name: str
+    cancer: str
+    chosen: np.ndarray
+    pcc: np.ndarray
+    mse: np.ndarray
+
+
+def check_protocol(run: Run, protocol: Protocol) -> None:
+    """Raise InputError where a run was trained on a scale that the protocol does not score.
+
+    Nothing turns one scale into another afterwards: the image does not tell a spot's library size.
+    """
+    target = run.config["options"]["target"]
+    if protocol.target not in (None, target):
+        raise InputError(
+            f"{run.folder} was trained on --target {target}, but the protocol {protocol.name} "
+            f"scores {protocol.target}; train a run with --target {protocol.target}"
+        )
+
+
+def score_protocol(
+    run: Run, cohort: Cohort, protocol: Protocol, listed: list[str] | None = None
+) -> pd.DataFrame:
+    """The figures of a run under a protocol, one pass over its test slides.
+
+    Args:
+        run: a finished run.
+        cohort: its slides.
+        protocol: not ``histokit``, whose figures ``histokit.summary.summarise`` gives.
+        listed: a published gene list in place of the protocol's rule on these slides.
+
+    Returns:
+        One row a figure: figure, group (all, or the fold, slide or cancer), value, deviation,
+        genes, genes_undefined, pools (how many pools of spots), and every knob.
+    """
+    check_protocol(run, protocol)
+    units = _units(run, cohort, protocol, choose_genes(run, cohort, protocol.name, listed))
+    rows = _figures(protocol, units)
+    knobs = protocol.knobs() | {"target": run.config["options"]["target"]}
+    if listed is not None:
+        knobs["gene_rule"] = f"a list of {len(listed)} genes"
+    model = run.config["options"]["model"]
+    knobs |= {"model": model, "regressor": REGRESSORS.get(model, "a network with a linear head")}
+    columns = ["figure", "group", "value", "deviation", "genes", "genes_undefined", "pools"]
+    return pd.DataFrame(rows, columns=columns).assign(**knobs)
+
+
+def _units(run: Run, cohort: Cohort, protocol: Protocol, lists: Mapping) -> list[Unit]:
+    pools: dict[str, tuple] = {}
+    for fold, test in check_run(run, cohort):
+        model, genes = fold.load_model(), list(fold.genes["gene"])
+        for slide_id in test:
+            slide = cohort.load(slide_id, genes)
+            chosen = _positions(fold, protocol, lists, slide.cancer)
+            name = {"slide": slide_id, "fold": fold.name, "cancer": slide.cancer}[protocol.pooling]
+            if protocol.name == "histoprism":
+                columns, flags = np.arange(len(genes)), np.isin(np.arange(len(genes)), chosen)
+            else:
+                columns, flags = chosen, np.ones(len(chosen), bool)
+            if protocol.pooling == "slide":  # a slide tested in several folds counts once in each
+                name = f"{fold.name}/{slide_id}"
+            if name not in pools:
+                missing = np.zeros(len(columns), bool)
+                pools[name] = (StreamingPearson(len(columns)), missing, flags, slide.cancer)
+            moments, missing, *_ = pools[name]
+            target = normalise(slide.counts, slide.library_size, run.config["options"]["target"])
+            target = target[:, columns]
+            prediction = predict(run, fold, model, slide)[:, torch.from_numpy(columns)]
+            missing |= ~slide.measured[columns]
+            for start in range(0, len(prediction), _SPOTS):
+                rows = slice(start, start + _SPOTS)
+                moments.update(prediction[rows], torch.from_numpy(target[rows].toarray()))
+    units = []
+    for name, (moments, missing, flags, cancer) in pools.items():
+        pcc, mse = moments.compute()[0].numpy(), moments.mse()[0].numpy()
+        pcc, mse = np.where(missing, np.nan, pcc), np.where(missing, np.nan, mse)
+        units.append(Unit(name.rpartition("/")[2], cancer, flags, pcc, mse))
+    return units
+
+
+def _positions(fold: Fold, protocol: Protocol, lists: Mapping, cancer: str) -> np.ndarray:
+    """Columns of the model, in the order of the protocol's list."""
+    wanted = pd.Index(lists.get(cancer, lists.get("")))
+    names = fold.genes[["gene", "gene_id", "symbol"]]
+    places = np.full(len(wanted), -1)
+    for column in names:
+        known = pd.Index(names[column])
+        first = pd.Series(np.arange(len(known)), index=known)[~known.duplicated()]
+        places = np.where(places >= 0, places, first.reindex(wanted).fillna(-1).astype(int))
+    if (places < 0).any():
+        lost = wanted[places < 0]
+        raise InputError(
+            f"the model of fold {fold.name} does not predict {len(lost)} of the {len(wanted)} "
+            f"genes that the protocol {protocol.name} scores, such as {lost[0]}; train with "
+            "--panel union or a panel that holds them"
+        )
+    return places
+
+
+def _figures(protocol: Protocol, units: list[Unit]) -> list[tuple]:
+    if protocol.name == "stem-topk":
+        return _top_figures(protocol, units)
+    figures = {"pcc": lambda u: u.chosen}
+    if protocol.name == "histoprism":
+        figures = {"pcc-top50": lambda u: u.chosen, "pcc-all": lambda u: np.ones_like(u.chosen)}
+    rows = []
+    for figure, choose in figures.items():
+        values = [_mean(u.pcc[choose(u)], protocol.nan) for u in units]
+        genes = [int(choose(u).sum()) for u in units]
+        undefined = [int(np.isnan(u.pcc[choose(u)]).sum()) for u in units]
+        spread = float(np.std(values)) if protocol.pooling == "fold" else np.nan
+        if protocol.name == "histoprism":
+            by_cancer = pd.Series(values).groupby([u.cancer for u in units]).mean()
+            head = [("macro", mean_or_nan(by_cancer)), ("micro", mean_or_nan(values))]
+        else:
+            head = [("", float(np.mean(values)))]
+        for suffix, value in head:
+            name = f"{figure}-{suffix}" if suffix else figure
+            rows.append((name, "all", value, spread, max(genes), sum(undefined), len(units)))
+        for unit, *row in zip(units, values, genes, undefined, strict=True):
+            own = float(np.std(unit.pcc[choose(unit)])) if protocol.name == "stpath" else np.nan
+            rows.append((figure, unit.name, row[0], own, *row[1:], 1))
+    if protocol.name == "hest-bench":
+        errors = [float(np.mean(u.mse)) for u in units]
+        shape = (len(units[0].mse), sum(int(np.isnan(u.mse).sum()) for u in units), len(units))
+        rows.append(("mse", "all", float(np.mean(errors)), float(np.std(errors)), *shape))
+    return rows
+
+
+def _top_figures(protocol: Protocol, units: list[Unit]) -> list[tuple]:
+    rows = []
+    for k in protocol.top:
+        best = [np.sort(u.pcc[~np.isnan(u.pcc)])[::-1][:k] for u in units]
+        values = [mean_or_nan(b) for b in best]
+        undefined = [int(np.isnan(u.pcc).sum()) for u in units]
+        head = (mean_or_nan(values), np.nan, max(map(len, best)), sum(undefined), len(units))
+        rows.append((f"pcc-{k}", "all", *head))
+        for unit, value, taken, lost in zip(units, values, best, undefined, strict=True):
+            rows.append((f"pcc-{k}", unit.name, value, np.nan, len(taken), lost, 1))
+    errors = [mean_or_nan(u.mse) for u in units]
+    lost = sum(int(np.isnan(u.mse).sum()) for u in units)
+    rows.append(("mse", "all", mean_or_nan(errors), np.nan, len(units[0].mse), lost, len(units)))
+    return rows
+
+
+def _mean(values: np.ndarray, nan: str) -> float:
+    return float(np.mean(values)) if nan == "propagate" else mean_or_nan(values)
