@@ -2,8 +2,9 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from sklearn.decomposition import PCA
 
-from histokit.clusters import ROWS, Block, _first_pass, score_clusters
+from histokit.clusters import ROWS, Block, StreamingPCA, _first_pass, score_clusters
 
 
 def blocks(signal, slides=9, spots=40, genes=50, cancers="ABC"):
@@ -31,6 +32,21 @@ def test_cancers_that_differ_are_found_and_noise_is_not():
     assert clear.loc[("spot", "leiden"), "ami"] > 0.7
     noise = score_clusters(blocks(0.0), components=10, seeds=1).set_index(["level", "method"])
     assert (noise.loc["spot", ["ami", "ari"]].abs() < 0.05).all(axis=None)
+
+
+def test_streaming_components_are_those_of_all_rows_together():
+    rng = np.random.default_rng(0)
+    size = 3.0 ** -np.arange(12)
+    rows = (rng.normal(size=(500, 12)) * size) @ rng.normal(size=(12, 80)) + 5 + np.arange(80)
+    rows = rows.astype(np.float32)
+    pca = StreamingPCA(6)
+    for part in np.split(rows, [3, 100, 101, 350]):
+        pca.update(part)
+    scores, exact = pca.transform(rows), PCA(6).fit_transform(rows)
+    for k in range(3):
+        assert abs(np.corrcoef(scores[:, k], exact[:, k])[0, 1]) > 0.9999
+    np.testing.assert_allclose(scores.std(0)[:3], exact.std(0)[:3], rtol=1e-3)
+    np.testing.assert_allclose(pca.mean, rows.mean(0), rtol=1e-5)
 
 
 def test_one_cancer_cannot_be_scored():
