@@ -84,17 +84,16 @@ def _measure(cfg: Options, data: Path, encoder: str, target: str, name: str) -> 
         run_eval.main(run_eval.Options(run=[str(folder)], predictions=False, pictures=False))
     summary = pd.read_csv(folder / "eval" / "summary.csv", dtype={"group": str})
     summary = summary[summary["average"] == "micro"].set_index(["by", "group", "metric"])
+    summary = summary[["value", "low", "high"]]
     row = {}
     for group, seen in (("C, one section held out", "yes"), ("C -> B4", "no")):
         for metric, digits in (("pcc_hvg", 3), ("pcc_all", 3), ("mse", 3)):
-            value = summary.loc[("patient_seen", seen, metric)]
-            row[group, metric] = _cell(value["value"], value["low"], value["high"], digits)
+            key = ("patient_seen", seen, metric)  # a constant prediction has no correlation
+            row[group, metric] = _cell(*summary.loc[key], digits) if key in summary.index else "-"
     return row
 
 
 def _cell(value: float, low: float, high: float, digits: int) -> str:
-    if pd.isna(value):
-        return "-"
     interval = "" if pd.isna(low) else f" [{low:.{digits}f}, {high:.{digits}f}]"
     return f"{value:.{digits}f}{interval}"
 
