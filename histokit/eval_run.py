@@ -79,8 +79,8 @@ def prepare(cfg) -> list[Job]:
     names = _short_names(cfg.run)
     jobs = []
     for name, folder in zip(names, cfg.run, strict=True):
-        run = Run(folder)
-        controls = []
+        run, controls = Run(folder), []
+        check_protocol(run, PROTOCOLS[cfg.protocol])
         for label, control in controls_of(run).items():
             out = control.folder / "eval"
             controls.append(_job(f"{name}, {label}", control, cfg, out, control=label))
@@ -96,7 +96,6 @@ def prepare(cfg) -> list[Job]:
 def _job(name: str, run: Run, cfg, out: Path, controls=(), control: str = "") -> Job:
     cohort = open_cohort(run, cfg.data)
     tests = [slide for _, members in check_run(run, cohort) for slide in members]
-    check_protocol(run, PROTOCOLS[cfg.protocol])
     check_biology(read_biology(cfg), run)
     check_replaceable(out)
     return Job(name, run, cohort, out, tests, controls, control)

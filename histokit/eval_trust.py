@@ -12,7 +12,7 @@ from histokit.controls import LABELS, MEANING, SHUFFLED
 from histokit.eval_sections import comparison_rows
 from histokit.protocols import PROTOCOLS, Protocol, score_protocol
 from histokit.published import beside_published
-from histokit.report import NONE, Section, Table, number, with_interval
+from histokit.report import NONE, Section, Table, number, plural, with_interval
 from histokit.runs import Run
 from histokit.summary import compare
 
@@ -33,8 +33,10 @@ def control_parts(
     """
     table = compare({name: result, **controls}, resamples)
     rows = table[table["by"] == "all"].reset_index(drop=True)
-    shown = comparison_rows(rows, int(result["slides"]["hvgs"].max()), "")
-    shown = Table("", [*shown.columns[:-1], "to the run"], shown.rows, shown.note, 3)
+    full = comparison_rows(rows, int(result["slides"]["hvgs"].max()), "")
+    names = ["this run", *(controls[name]["control"] for name in rows["run"].iloc[1:])]
+    cells = [[first, *row[3:]] for first, row in zip(names, full.rows, strict=True)]
+    shown = Table("", ["", *full.columns[3:-1], "to this run"], cells)
     own = rows["pcc_hvg"].iloc[0]
     sentences = []
     for row in rows.iloc[1:].to_dict("records"):
@@ -72,8 +74,8 @@ def audit_parts(run: Run) -> tuple[list[str], list[Section]]:
     said = []
     if len(errors):
         first = errors.iloc[0]
-        more = f", and {len(errors) - 1} more like it" if len(errors) > 1 else ""
-        said = [f"The audit found an error: in {first['where']} {first['finding']}{more}."]
+        found = f"{plural(len(errors), 'error')}{', such as' if len(errors) > 1 else ''}"
+        said = [f"The audit found {found}: in {first['where']}, {first['finding']}."]
     order = findings["severity"].map(["error", "warning", "note"].index)
     rows = findings.loc[order.sort_values(kind="stable").index, ["severity", "where", "finding"]]
     note = f"The gravest {_FINDINGS} of {len(rows)}; audit/findings.csv has all."
@@ -89,28 +91,29 @@ def audit_parts(run: Run) -> tuple[list[str], list[Section]]:
     ]
     text = (
         "Errors make scores untrue; warnings may; notes are worth knowing. Library size is the "
-        "number of molecules caught at a spot; zeros are those among measured targets; cosine and "
-        "spread tell whether the patches of a slide look different to the encoder."
+        "number of molecules caught at a spot; zeros are those among measured targets; a cosine "
+        "near 1 means that all patches of a slide look the same to the encoder."
     )
     return said, [Section("What to distrust", text, tables if len(rows) else tables[1:])]
 
 
 def _audited(slides: pd.DataFrame) -> Table:
-    columns = ["slide", "spots", "dropped", "panel measured", "zeros", "constant", "library size"]
-    columns += ["median", "um per px", "pitch, um", "cosine", "spread", "repeated"]
+    columns = ["slide", "spots", "dropped", "panel measured", "zeros", "constant genes"]
+    columns += ["library: least, median, most", "um per px", "pitch, um", "cosine", "repeated"]
     rows = []
-    for s in slides.itertuples():
+    for s in slides.head(_FINDINGS).itertuples():
         dropped = NONE if math.isnan(s.spots_dropped) else int(s.spots_dropped)
+        row = [s.slide_id, int(s.spots), dropped]
         if s.features_bad:
-            rows.append([s.slide_id, int(s.spots), dropped, *[NONE] * (len(columns) - 3)])
+            rows.append(row + [NONE] * (len(columns) - len(row)))
             continue
-        row = [s.slide_id, int(s.spots), dropped, f"{s.panel_measured:,.0f} of {s.panel:,}"]
-        row += [f"{s.zeros:.0%}", int(s.genes_constant)]
-        row += [f"{s.library_min:,.0f} to {s.library_max:,.0f}", int(s.library_median)]
-        row += [number(float(s.mpp), 3), number(float(s.pitch_um), 0)]
-        row += [float(s.features_cosine), float(s.features_spread)]
-        rows.append([*row, f"{s.features_duplicated:.0%}"])
-    return Table("Slides", columns, rows)
+        library = f"{s.library_min:,.0f}, {s.library_median:,.0f}, {s.library_max:,.0f}"
+        row += [f"{s.panel_measured:,.0f} of {s.panel:,}", f"{s.zeros:.0%}", int(s.genes_constant)]
+        row += [library, number(float(s.mpp), 3), number(float(s.pitch_um), 0)]
+        rows.append([*row, float(s.features_cosine), f"{s.features_duplicated:.0%}"])
+    more = len(slides) - len(rows)
+    note = f"{plural(more, 'more slide')} in audit/slides.csv." if more else ""
+    return Table("Slides", columns, rows, note)
 
 
 def protocol_parts(
@@ -163,22 +166,25 @@ def _protocol_section(protocol: Protocol, figures: pd.DataFrame) -> Section:
     return Section(
         f"Under the protocol {protocol.name}",
         f"{protocol.meaning} {protocol.warning}",
-        [Table("", columns, cells, text_columns=2), Table("Its choices", ["", ""], knobs, "", 2)],
+        [
+            Table("", columns, cells, text_columns=2),
+            Table("Its choices", ["choice", "here"], knobs, "", 2),
+        ],
     )
 
 
 def _published_section(task: str, rows: pd.DataFrame) -> Section:
     rows = rows.sort_values(["comparable", "metric", "value"], ascending=[False, True, False])
     cells = [
-        [r.model, r.encoder or NONE, r.metric, number(r.value, 4), number(r.run, 4),
-         "yes" if r.comparable else "no", r.source, r.note]
+        [r.model, r.encoder or NONE, r.source, r.note, r.metric, number(r.value, 4),
+         number(r.run, 4), "yes" if r.comparable else "no"]
         for r in rows.itertuples()
     ]  # fmt: skip
-    reasons = dict.fromkeys(reason for reason in rows["reason"] if reason)
-    said = " ".join(f"Not comparable: {reason}." for reason in reasons)
-    columns = ["model", "encoder", "figure", "published", "this run", "comparable"]
-    table = Table("", [*columns, "source", "note"], cells, "", 2)
-    text = f"Figures that papers print for {task}. {said or 'All were made as this run was.'}"
+    reasons = "; ".join(dict.fromkeys(r for row in rows["reason"] if row for r in row.split("; ")))
+    columns = ["model", "encoder", "source", "note", "figure"]
+    table = Table("", [*columns, "published", "this run", "comparable"], cells, "", 5)
+    said = f"What sets them apart from this run: {reasons}; published.csv says which by row."
+    text = f"Figures that papers print for {task}. {said if reasons else ''}".strip()
     return Section(f"Beside published figures: {task}", text, [table])
 
 

@@ -57,7 +57,7 @@ class Protocol:
             "gene_rule": self.genes,
             "pooling": self.pooling,
             "nan": self.nan,
-            "average": self.average,
+            "averaging": self.average,
             "protocol_regressor": self.regressor,
         }
 
