@@ -39,8 +39,8 @@ class Options:
     )
     panel: str = option(
         "common",
-        "genes to predict: common (measured on all training slides), union (on any), or a file "
-        "with one gene a line",
+        "genes to predict: common (measured on all training slides), detected (and seen in at "
+        "least 10 % of the spots of each), union (measured on any), or a file, one gene a line",
     )
     hvg: str = option(
         "variance",

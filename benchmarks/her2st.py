@@ -29,8 +29,7 @@ MODELS = {
     "mean": {"model": "mean"},
     "ridge-hest": {"model": "ridge-hest"},
     "ridge": {"model": "ridge"},
-    "mlp, paper": {"model": "mlp"},
-    "mlp, small": {"model": "mlp", "preset": "small"},
+    "mlp": {"model": "mlp", "preset": "small"},
     "histoprism, paper": {"model": "histoprism"},
     "histoprism, small": {"model": "histoprism", "preset": "small"},
 }
@@ -74,6 +73,7 @@ def _measure(cfg: Options, data: Path, encoder: str, target: str, name: str) -> 
             data=str(data),
             encoder=encoder,
             target=target,
+            panel="detected",
             run=str(folder),
             folds=str(ROOT / "benchmarks/her2st_folds.csv"),
             allow_leakage=True,  # sections of patient C test one another; B4 is apart

@@ -74,7 +74,8 @@ def select_panel(tables: dict[str, pd.DataFrame], panel: str) -> pd.DataFrame:
 
     Args:
         tables: gene table (index gene, columns gene_id, symbol) of every training slide.
-        panel: ``common`` (measured on all of them), ``union`` (on at least one; the loss skips
+        panel: ``common`` (measured on all of them), ``detected`` (the same here; what the spots
+            detect is seen when they are read), ``union`` (on at least one; the loss skips
             what a slide did not measure), or a file of gene names, Ensembl ids or symbols.
 
     Returns:
@@ -84,7 +85,7 @@ def select_panel(tables: dict[str, pd.DataFrame], panel: str) -> pd.DataFrame:
     union = union[~union.index.duplicated()]
     if panel == "union":
         chosen = union.index
-    elif panel == "common":
+    elif panel in ("common", "detected"):
         chosen = union.index
         for table in tables.values():
             chosen = chosen[chosen.isin(table.index)]
@@ -107,12 +108,29 @@ def select_panel(tables: dict[str, pd.DataFrame], panel: str) -> pd.DataFrame:
     return frame.rename_axis("gene").reset_index()[["gene", "gene_id", "symbol"]]
 
 
+def detected(counts: sp.csr_matrix, slide: np.ndarray) -> np.ndarray:
+    """Whether a gene is seen in at least 10 % of the spots of every slide, HEST-Bench's rule.
+
+    Args:
+        counts: (N, G) CSR raw counts.
+        slide: (N,) the slide of each spot.
+
+    Returns:
+        (G,) bool.
+    """
+    seen = np.ones(counts.shape[1], bool)
+    for name in np.unique(slide):
+        rows = counts[slide == name]
+        seen &= rows.getnnz(axis=0) >= np.ceil(0.1 * rows.shape[0])
+    return seen
+
+
 def rank_hvgs(
     counts: sp.csr_matrix, library_size: np.ndarray, slide: np.ndarray, rule: str
 ) -> np.ndarray:
     """Rank genes by how variable they are over the training spots, on counts10k-log1p.
 
-    Only genes detected in at least 10 % of the spots of every slide take part, HEST-Bench's rule.
+    Only genes that :func:`detected` finds take part.
 
     Args:
         counts: (N, G) CSR raw counts of the training spots.
@@ -124,10 +142,7 @@ def rank_hvgs(
     Returns:
         (G,) float; 1 is the most variable gene, NaN a gene that takes no part.
     """
-    eligible = np.ones(counts.shape[1], bool)
-    for name in np.unique(slide):
-        rows = counts[slide == name]
-        eligible &= rows.getnnz(axis=0) >= np.ceil(0.1 * rows.shape[0])
+    eligible = detected(counts, slide)
     ranks = np.full(counts.shape[1], np.nan)
     y = normalise(counts, library_size, "counts10k-log1p")[:, eligible]
     if rule == "variance":

@@ -14,7 +14,7 @@ from histokit import controls, fit, models
 from histokit.cohort import Cohort
 from histokit.errors import InputError
 from histokit.files import atomic_path
-from histokit.genes import moments, normalise, rank_hvgs, select_panel
+from histokit.genes import detected, moments, normalise, rank_hvgs, select_panel
 from histokit.models.base import Standardizer
 from histokit.network import fit_network
 from histokit.progress import progress_bar
@@ -36,6 +36,15 @@ def train_fold(cohort: Cohort, split: Split, cfg, folder) -> None:
     panel = select_panel(tables, cfg.panel)
     loaded = progress_bar(members, desc=f"fold {split.name}: reading", unit="slide")
     pooled = _pool([cohort.load(s, list(panel["gene"])) for s in loaded], cfg.target)
+    if cfg.panel == "detected":
+        seen = detected(pooled["counts"], pooled["slide"])
+        if not seen.any():
+            raise InputError(
+                f"no gene is detected in 10 % of the spots of every training slide of fold "
+                f"{split.name}; use --panel common"
+            )
+        panel = panel[seen].reset_index(drop=True)
+        pooled |= {key: pooled[key][:, seen] for key in ("counts", "y", "measured")}
     panel["hvg_rank"] = pd.array(
         rank_hvgs(pooled["counts"], pooled["library_size"], pooled["slide"], cfg.hvg),
         dtype="Int64",

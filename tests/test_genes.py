@@ -6,7 +6,7 @@ import scanpy as sc
 import scipy.sparse as sp
 
 from histokit.errors import InputError
-from histokit.genes import moments, normalise, rank_hvgs, read_gene_list, select_panel
+from histokit.genes import detected, moments, normalise, rank_hvgs, read_gene_list, select_panel
 
 
 @pytest.fixture
@@ -51,6 +51,14 @@ def test_hvgs_are_scanpys_among_detected_genes(counts):
     sc.pp.highly_variable_genes(data, n_top_genes=10, flavor="seurat")
     top = np.flatnonzero(eligible)[data.var["highly_variable"].to_numpy()]
     assert set(top) == set(np.flatnonzero(ranks <= 10))
+
+
+def test_detected_in_every_slide():
+    counts = np.zeros((30, 3))
+    counts[:2, 0] = counts[:1, 1] = counts[:, 2] = 1  # of 20 and 10 spots
+    counts[20:, :2] = 1
+    slide = np.repeat(["a", "b"], [20, 10])
+    assert list(detected(sp.csr_matrix(counts), slide)) == [True, False, True]
 
 
 def test_hvgs_by_variance(counts):

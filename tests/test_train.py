@@ -220,3 +220,11 @@ def test_kernels_and_plain_pytorch_give_the_same_curves(data, tmp_path, one_fold
     ops.use("auto")
     for column in ("train_loss", "val_loss"):
         np.testing.assert_allclose(curves["auto"][column], curves["reference"][column], rtol=1e-4)
+
+
+def test_detected_panel(data, tmp_path, one_fold):
+    common = train(data, tmp_path / "common", model="ridge", folds=one_fold).folds[0]
+    rare = train(data, tmp_path / "rare", model="ridge", folds=one_fold, panel="detected").folds[0]
+    ranked = common.genes[common.genes.hvg_rank.notna()]
+    assert list(rare.genes.gene) == list(ranked.gene)
+    np.testing.assert_allclose(rare.genes.train_mean, ranked.train_mean)

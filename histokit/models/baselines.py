@@ -41,7 +41,7 @@ class LinearMap(Model):
 class MLP(Model):
     """Three layers on each patch alone."""
 
-    def __init__(self, input_dim: int, num_genes: int, hidden_dim: int = 512, dropout: float = 0.1):
+    def __init__(self, input_dim: int, num_genes: int, hidden_dim: int = 256, dropout: float = 0.1):
         super().__init__()
         self.input_dim = input_dim
         self.body = nn.Sequential(
