@@ -171,7 +171,7 @@ def evaluate(job: Job, cfg, controls: Mapping[str, dict]) -> dict:
             write_prediction(
                 path / f"{safe_name(slide.slide_id)}.h5ad",
                 slide,
-                prediction.numpy(),
+                prediction,
                 target,
                 score,
                 read_tissue(job.cohort, slide),

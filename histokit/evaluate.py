@@ -7,16 +7,17 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import torch
 
+from histokit import ops
 from histokit.cohort import Cohort, Slide
 from histokit.errors import InputError
-from histokit.genes import normalise
-from histokit.metrics import StreamingPearson
+from histokit.genes import moments, normalise
+from histokit.reference import is_constant
 from histokit.runs import Fold, Run
+from histokit.sparse import csr_tensor
 
-# Targets become dense for so many spots at once: 160 MB for 38,982 genes.
-_SPOTS = 1024
 # What makes features interchangeable: a run trained on one kind cannot predict from another.
 _FEATURE_KEYS = ("encoder", "weights_sha256", "transform", "pooling", "patch_um", "dimension")
 
@@ -131,10 +132,27 @@ def patient_seen(split: pd.DataFrame, slide_id: str) -> str:
     return "yes" if patient in set(split.loc[split["split"] != "test", "patient"]) else "no"
 
 
-def predict(run: Run, fold: Fold, model, slide: Slide) -> torch.Tensor:
-    """Predicted expression of a slide, (N, G) float32; raises InputError if it is not finite."""
-    prediction = model.predict(slide.features, slide.cancer)
-    if not prediction.isfinite().all():
+class Prediction:
+    """A slide's predictions through a linear head: the (N, G) matrix is never formed.
+
+    ``prediction[:, genes]`` computes those columns, float32.
+    """
+
+    def __init__(self, hidden: torch.Tensor, head: torch.nn.Linear):
+        self.hidden, self.head = hidden, head
+        self.shape = (len(hidden), head.out_features)
+
+    @torch.inference_mode()
+    def __getitem__(self, key: tuple[slice, object]) -> torch.Tensor:
+        rows, genes = key
+        return self.hidden[rows] @ self.head.weight[genes].T + self.head.bias[genes]
+
+
+def predict(run: Run, fold: Fold, model, slide: Slide) -> Prediction:
+    """Predicted expression of a slide; raises InputError if it is not finite."""
+    prediction = Prediction(model.embed(slide.features, slide.cancer), model.head)
+    parts = (prediction.hidden, model.head.weight, model.head.bias)
+    if not all(part.isfinite().all() for part in parts):
         raise InputError(
             f"the model of fold {fold.name} of {run.folder} predicts values that are not finite "
             f"on slide {slide.slide_id}; train it again with a smaller learning rate"
@@ -142,29 +160,37 @@ def predict(run: Run, fold: Fold, model, slide: Slide) -> torch.Tensor:
     return prediction
 
 
-def score_slide(fold: Fold, hvg: np.ndarray, slide: Slide, prediction, target) -> SlideScore:
-    """Correlate and compare; prediction: (N, G) tensor; target: (N, G) CSR float32."""
-    moments = StreamingPearson(prediction.shape[1])
-    measured = torch.from_numpy(slide.measured)
-    for start in range(0, prediction.shape[0], _SPOTS):
-        rows = slice(start, start + _SPOTS)
-        moments.update(prediction[rows], torch.from_numpy(target[rows].toarray()), measured)
+def score_slide(
+    fold: Fold, hvg: np.ndarray, slide: Slide, prediction: Prediction, target: sp.csr_matrix
+) -> SlideScore:
+    """Correlate and compare in closed form; target: (N, G) CSR float32."""
+    head, spots = prediction.head, target.shape[0]
+    with torch.inference_mode():
+        pcc, mse = ops.linear_pearson(prediction.hidden, head.weight, head.bias, csr_tensor(target))
+    mean, variance = moments(target, np.ones((1, target.shape[1])), np.zeros(spots, int))
+    squares, centre = torch.from_numpy(variance * spots), torch.from_numpy(mean)
+    constant = is_constant(squares, centre, spots, torch.float32).numpy()
+    pcc = np.where(slide.measured & ~constant, pcc.double().numpy(), np.nan)
+    mse, variance, mean = (
+        np.where(slide.measured, values, np.nan)
+        for values in (mse.double().numpy(), variance, mean)
+    )
     return SlideScore(
         fold=fold.name,
         slide_id=slide.slide_id,
         cancer=slide.cancer,
         patient=slide.patient,
         patient_seen=patient_seen(fold.split, slide.slide_id),
-        num_spots=prediction.shape[0],
+        num_spots=spots,
         genes=fold.genes,
         hvg=hvg,
         measured=slide.measured,
-        constant_target=moments.constant_target()[0].numpy(),
-        constant_pred=moments.constant_pred()[0].numpy(),
-        pcc=moments.compute()[0].numpy(),
-        mse=moments.mse()[0].numpy(),
-        variance=moments.target_variance()[0].numpy(),
-        target_mean=moments.target_mean()[0].numpy(),
+        constant_target=slide.measured & constant,
+        constant_pred=slide.measured & ~constant & np.isnan(pcc),
+        pcc=pcc,
+        mse=mse,
+        variance=variance,
+        target_mean=mean,
     )
 
 

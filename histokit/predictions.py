@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from PIL import Image
 
 from histokit.cohort import Cohort, Slide
-from histokit.evaluate import SlideScore
+from histokit.evaluate import Prediction, SlideScore
 from histokit.files import atomic_path
 from histokit.plots import Tissue, spot_diameter
 
@@ -39,7 +39,7 @@ def read_tissue(cohort: Cohort, slide: Slide) -> Tissue:
 def write_prediction(
     path: Path,
     slide: Slide,
-    prediction: np.ndarray,
+    prediction: Prediction,
     target: sp.csr_matrix,
     score: SlideScore,
     tissue: Tissue,
@@ -55,7 +55,7 @@ def write_prediction(
     Args:
         path: the .h5ad.
         slide: its barcodes and coordinates.
-        prediction: (N, G) float32.
+        prediction: of the slide.
         target: (N, G) CSR float32.
         score: of the same slide.
         tissue: of the same slide.
@@ -67,7 +67,7 @@ def write_prediction(
     measured = target[:, np.flatnonzero(chosen)].toarray()
     measured[:, ~score.measured[chosen]] = np.nan
     data = anndata.AnnData(
-        np.ascontiguousarray(prediction[:, chosen]),
+        prediction[:, np.flatnonzero(chosen)].numpy(),
         obs=pd.DataFrame(index=pd.Index(slide.barcodes, name="barcode")),
         var=var[chosen],
         layers={"target": measured},
