@@ -67,11 +67,16 @@ HK_INLINE void store(T* p, Vec<T> v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) p[i] = lanes[i];
 }
 
+// Sum of the lanes, pairwise: a chain of additions would wait for every one of them.
 template <typename T>
 HK_INLINE T sum(Vec<T> v) {
-  T total = 0;
-  for (int i = 0; i < Simd<T>::kLanes; ++i) total += v[i];
-  return total;
+  T lanes[Simd<T>::kLanes];
+  store(lanes, v);
+#pragma GCC unroll 4
+  for (int width = Simd<T>::kLanes / 2; width > 0; width /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  return lanes[0];
 }
 
 }  // namespace histokit
