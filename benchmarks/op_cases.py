@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from histokit import ops
+from histokit.encoders import import_timm
 from histokit.metrics import StreamingPearson
 
 
@@ -103,6 +104,7 @@ def streaming(device: str, scale: float) -> Case:
         return (p * t).sum(0) / ((p * p).sum(0) * (t * t).sum(0)).sqrt()
 
     def torchmetrics():
+        import_timm()  # torchmetrics imports torchvision, which may not match this torch
         from torchmetrics.regression import PearsonCorrCoef
 
         return PearsonCorrCoef(num_outputs=genes).to(device)(pred, target)
