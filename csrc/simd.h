@@ -67,11 +67,49 @@ HK_INLINE void store(T* p, Vec<T> v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) p[i] = lanes[i];
 }
 
+struct Whole {};  // all lanes of a vector are inside the row
+struct Tail {
+  int64_t count;  // only the first ones are
+};
+
+template <typename T>
+HK_INLINE Vec<T> load(const T* p, Whole) {
+  return load(p);
+}
+template <typename T>
+HK_INLINE Vec<T> load(const T* p, Tail tail) {
+  return load(p, tail.count);
+}
+template <typename T>
+HK_INLINE void store(T* p, Vec<T> v, Whole) {
+  store(p, v);
+}
+template <typename T>
+HK_INLINE void store(T* p, Vec<T> v, Tail tail) {
+  store(p, v, tail.count);
+}
+
+// body(j, Whole()) for every whole vector of a row, then body(j, Tail{rest}) for what is left. The
+// body, a generic lambda, must be HK_INLINE_LAMBDA.
+#define HK_INLINE_LAMBDA __attribute__((always_inline))
+template <typename T, typename Body>
+HK_INLINE void by_vector(int64_t size, const Body& body) {
+  constexpr int W = Simd<T>::kLanes;
+  int64_t j = 0;
+  for (; j + W <= size; j += W) body(j, Whole());
+  if (j < size) body(j, Tail{size - j});
+}
+
+// Sum of the lanes, pairwise: a chain of additions would wait for every one of them.
 template <typename T>
 HK_INLINE T sum(Vec<T> v) {
-  T total = 0;
-  for (int i = 0; i < Simd<T>::kLanes; ++i) total += v[i];
-  return total;
+  T lanes[Simd<T>::kLanes];
+  store(lanes, v);
+#pragma GCC unroll 4
+  for (int width = Simd<T>::kLanes / 2; width > 0; width /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  return lanes[0];
 }
 
 }  // namespace histokit

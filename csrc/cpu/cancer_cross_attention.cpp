@@ -26,25 +26,30 @@ HK_INLINE void softmax(T* score, int64_t keys, int64_t tokens) {
   }
 }
 
+// LayerNorm of one row from its sum.
 template <typename T>
-HK_INLINE void normalise(const Params& p, const T* z, int64_t n) {
+HK_INLINE void normalise(const Params& p, const T* z, T total, int64_t n) {
   constexpr int W = Simd<T>::kLanes;
   const int64_t dim = p.dim;
-  Vec<T> sums = {}, squares = {};
-  for (int64_t j = 0; j < dim; j += W) sums += load(z + j, dim - j);
-  const T mean = sum<T>(sums) / dim;
-  const int64_t whole = dim / W * W;
-  for (int64_t j = 0; j < whole; j += W) squares += (load(z + j) - mean) * (load(z + j) - mean);
-  T second = sum<T>(squares);
+  const T mean = total / dim;
+  Vec<T> squares[4] = {};
+  const int64_t whole = dim / (4 * W) * (4 * W);
+  for (int64_t j = 0; j < whole; j += 4 * W) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const Vec<T> d = load(z + j + i * W) - mean;
+      squares[i] += d * d;
+    }
+  }
+  T second = sum<T>(squares[0] + squares[1] + (squares[2] + squares[3]));
   for (int64_t j = whole; j < dim; ++j) second += (z[j] - mean) * (z[j] - mean);
   const T rstd = 1 / std::sqrt(second / dim + static_cast<T>(p.eps));
   T* y = static_cast<T*>(p.y) + n * dim;
-  for (int64_t j = 0; j < dim; j += W) {
-    const Vec<T> hat = (load(z + j, dim - j) - mean) * rstd;
-    store(y + j,
-          hat * load(as<T>(p.norm_weight) + j, dim - j) + load(as<T>(p.norm_bias) + j, dim - j),
-          dim - j);
-  }
+  const T *gamma = as<T>(p.norm_weight), *beta = as<T>(p.norm_bias);
+  by_vector<T>(dim, [&](int64_t j, auto part) HK_INLINE_LAMBDA {
+    const Vec<T> hat = (load(z + j, part) - mean) * rstd;
+    store(y + j, hat * load(gamma + j, part) + load(beta + j, part), part);
+  });
   static_cast<T*>(p.mean)[n] = mean;
   static_cast<T*>(p.rstd)[n] = rstd;
 }
@@ -57,6 +62,7 @@ HK_CLONES void forward(const Params& p, int64_t begin, int64_t end) {
     count = group(p, n, end);
     const int64_t slide = p.slide_index ? p.slide_index[n] : 0;
     const T* x[kRows];
+    T total[kRows];
     for (int r = 0; r < count; ++r) x[r] = as<T>(p.x) + (n + r) * p.x_stride;
     T* prob = p.tokens > 1 ? static_cast<T*>(p.prob) + n * keys : nullptr;
     if (prob) {
@@ -68,9 +74,9 @@ HK_CLONES void forward(const Params& p, int64_t begin, int64_t end) {
       }
     }
     weights(p, n, count, prob, weight.data());
-    attend(x, count, as<T>(p.value) + slide * keys * dim, as<T>(p.bias), weight.data(), keys, dim,
-           z.data());
-    for (int r = 0; r < count; ++r) normalise(p, z.data() + r * dim, n + r);
+    attend(x, p.x_stride, count, as<T>(p.value) + slide * keys * dim, as<T>(p.bias), weight.data(),
+           keys, dim, z.data(), total);
+    for (int r = 0; r < count; ++r) normalise(p, z.data() + r * dim, total[r], n + r);
   }
 }
 

@@ -20,50 +20,63 @@ HK_INLINE const T* as(const void* p) {
 template <typename T>
 HK_INLINE void dot_rows(const T* const* a, int count, const T* b, int64_t keys, int64_t dim,
                         T* out) {
-  constexpr int W = Simd<T>::kLanes;
   const T* rows[kRows];
   for (int r = 0; r < kRows; ++r) rows[r] = a[r < count ? r : 0];
   for (int64_t k = 0; k < keys; k += kRows) {
     const T* key[kRows];
     for (int i = 0; i < kRows; ++i) key[i] = b + std::min(k + i, keys - 1) * dim;
     Vec<T> acc[kRows][kRows] = {};
-    for (int64_t j = 0; j < dim; j += W) {
+    by_vector<T>(dim, [&](int64_t j, auto part) HK_INLINE_LAMBDA {
       Vec<T> x[kRows];
 #pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) x[r] = load(rows[r] + j, dim - j);
+      for (int r = 0; r < kRows; ++r) x[r] = load(rows[r] + j, part);
 #pragma GCC unroll 4
       for (int i = 0; i < kRows; ++i) {
-        const Vec<T> v = load(key[i] + j, dim - j);
+        const Vec<T> v = load(key[i] + j, part);
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) acc[r][i] += x[r] * v;
       }
-    }
+    });
     for (int r = 0; r < count; ++r)
       for (int i = 0; i < kRows && k + i < keys; ++i) out[r * keys + k + i] = sum<T>(acc[r][i]);
   }
 }
 
-// z[r] = x[r] + bias + sum_k weight[r, k] value[k].
+// z[r] = x[r] + bias + sum_k weight[r, k] value[k]; z has room for four rows. Their sums too.
+// Fetches the next rows, which the hardware, starting anew in each page, would bring late.
 template <typename T>
-HK_INLINE void attend(const T* const* x, int count, const T* value, const T* bias, const T* weight,
-                      int64_t keys, int64_t dim, T* z) {
-  constexpr int W = Simd<T>::kLanes;
-  const T* rows[kRows];
-  for (int r = 0; r < kRows; ++r) rows[r] = x[r < count ? r : 0];
-  for (int64_t j = 0; j < dim; j += W) {
+HK_INLINE void attend(const T* const* x, int64_t stride, int count, const T* value, const T* bias,
+                      const T* weight, int64_t keys, int64_t dim, T* z, T* total) {
+  const T *rows[kRows], *next[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    rows[r] = x[r < count ? r : 0];
+    next[r] = rows[r] + kRows * stride;
+  }
+  Vec<T> sums[kRows] = {};
+  by_vector<T>(dim, [&](int64_t j, auto part) HK_INLINE_LAMBDA {
     Vec<T> acc[kRows];
-    const Vec<T> offset = bias ? load(bias + j, dim - j) : Vec<T>{};
 #pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) acc[r] = load(rows[r] + j, dim - j) + offset;
+    for (int r = 0; r < kRows; ++r) {
+      acc[r] = load(rows[r] + j, part);
+      __builtin_prefetch(next[r] + j);
+    }
+    if (bias) {
+      const Vec<T> offset = load(bias + j, part);
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) acc[r] += offset;
+    }
     for (int64_t k = 0; k < keys; ++k) {
-      const Vec<T> v = load(value + k * dim + j, dim - j);
+      const Vec<T> v = load(value + k * dim + j, part);
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) acc[r] += weight[r * keys + k] * v;
     }
 #pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r)
-      if (r < count) store(z + r * dim + j, acc[r], dim - j);
-  }
+    for (int r = 0; r < kRows; ++r) {
+      store(z + r * dim + j, acc[r], part);
+      sums[r] += acc[r];
+    }
+  });
+  for (int r = 0; r < kRows; ++r) total[r] = sum<T>(sums[r]);
 }
 
 // The attention weights of up to four rows: prob (when given) times the dropout mask, or ones.

@@ -11,7 +11,7 @@
 namespace histokit {
 namespace {
 
-constexpr int kRows = 8;         // rows per visit of a gene's sums
+constexpr int kRows = 8;        // rows per visit of a gene's sums
 constexpr int64_t kTile = 512;  // genes whose sums are kept at a time
 enum { kCount, kPred, kTarget, kPredPred, kTargetTarget, kPredTarget, kPivotPred, kPivotTarget };
 constexpr int kSums = 8;  // the first six about the pivots, the last two

@@ -1,6 +1,7 @@
 // Eight patches at a time against all prototypes of one head: scores, softmax and weighted sum are
 // register-blocked products over packed keys and values, with the scores in the L1 cache.
 #include <cmath>
+#include <limits>
 
 #include "../math.h"
 #include "prototype_attention_tiles.h"
@@ -15,16 +16,16 @@ template <typename T>
 HK_INLINE void softmax(T* score, const Head<T>& key, T* largest, T* total) {
   for (int r = 0; r < kRows; ++r) {
     T* row = score + r * key.num_padded;
-    T high = row[0], sums = 0;
+    T high = row[0];
 #pragma omp simd reduction(max : high)
     for (int64_t m = 0; m < key.num; ++m) high = row[m] > high ? row[m] : high;
-#pragma omp simd reduction(+ : sums)
-    for (int64_t m = 0; m < key.num; ++m) {
-      row[m] = exp(row[m] - high);
-      sums += row[m];
-    }
+    for (int64_t m = key.num; m < key.num_padded; ++m) row[m] = -std::numeric_limits<T>::infinity();
+#pragma omp simd
+    for (int64_t m = 0; m < key.num_padded; ++m) row[m] = exp(row[m] - high);
+    Vec<T> sums = {};
+    for (int64_t m = 0; m < key.num_padded; m += Simd<T>::kLanes) sums += load(row + m);
     largest[r] = high;
-    total[r] = sums;
+    total[r] = sum<T>(sums);
   }
 }
 
@@ -41,8 +42,13 @@ HK_CLONES void forward(const PrototypeAttentionParams& p, int64_t begin, int64_t
       const Head<T>&key = keys[i], &value = values[i];
       for (int64_t n = block; n < last; n += kRows) {
         const int64_t count = std::min<int64_t>(kRows, last - n);
-        gather(static_cast<const T*>(p.query) + n * p.query_stride + i * dim, p.query_stride, count,
-               dim, scale, query.data(), padded);
+        const T* source = static_cast<const T*>(p.query) + n * p.query_stride + i * dim;
+        gather(source, p.query_stride, count, dim, scale, query.data(), padded);
+        if (n + kBlock + kRows <=
+            end)  // one head of a row is too short for the hardware to foresee
+          for (int r = 0; r < kRows; ++r)
+            for (int64_t c = 0; c < dim; c += 64 / sizeof(T))
+              __builtin_prefetch(source + (kBlock + r) * p.query_stride + c);
         multiply(query.data(), padded, key.columns.data(), score.data(), dim, key.num_padded);
         softmax(score.data(), key, largest, total);
         multiply(score.data(), key.num_padded, value.rows.data(), out.data(), key.num, padded);

@@ -63,14 +63,16 @@ HK_INLINE void multiply(const T* a, int64_t stride, const T* b, T* out, int64_t 
   }
 }
 
-// One head of `count` rows, times factor, into block (8, width) with zeros around.
+// One head of `count` rows, times factor, into block (8, width); rows past the end are zero, and
+// columns past dim stay what they are.
 template <typename T>
 HK_INLINE void gather(const void* data, int64_t stride, int64_t count, int64_t dim, T factor,
                       T* block, int64_t width) {
   const T* source = static_cast<const T*>(data);
-  for (int64_t i = 0; i < kRows * width; ++i) block[i] = 0;
   for (int64_t r = 0; r < count; ++r)
     for (int64_t c = 0; c < dim; ++c) block[r * width + c] = source[r * stride + c] * factor;
+  for (int64_t r = count; r < kRows; ++r)
+    for (int64_t c = 0; c < dim; ++c) block[r * width + c] = 0;
 }
 
 }  // namespace

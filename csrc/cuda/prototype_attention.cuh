@@ -4,6 +4,8 @@
 // head_dim split over 1 to 32 neighbouring lanes of kDim elements each; the other side passes by in
 // tiles of shared memory, read by all lanes at once.
 #pragma once
+#include <type_traits>
+
 #include "../prototype_attention.h"
 #include "common.cuh"
 

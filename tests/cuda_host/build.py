@@ -1,4 +1,4 @@
-"""Compile the kernels of csrc/cuda for the host, and call their launchers on CPU tensors."""
+"""Compile the kernels of csrc/cuda for the host; call their launchers, or their ops, on the CPU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import subprocess
-import tempfile
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,10 +18,18 @@ from torch.utils.cpp_extension import include_paths
 SHIM = Path(__file__).resolve().parent
 CSRC = SHIM.parents[1] / "csrc"
 SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
+KIND = os.environ.get("CUDA_HOST_SANITIZE")
+SANITIZE = ["-g", f"-fsanitize={KIND}"] if KIND else []
 FLAGS = [
-    *("-x", "c++", "-std=c++20", "-O1", "-g", "-fPIC", "-pthread", "-fno-strict-aliasing"),
+    *("-x", "c++", "-std=c++20", "-O1", "-fPIC", "-pthread", "-fno-strict-aliasing"),
     *("-Wall", "-Werror", "-Wno-unknown-pragmas", "-DHK_BLOCK_WARPS=2", f"-I{SHIM}"),
     *(f"-isystem{path}" for path in include_paths()),
+]
+GLUE_FLAGS = [
+    f"-isystem{sysconfig.get_path('include')}",
+    "-DTORCH_TARGET_VERSION=0x020b000000000000",
+    '-DHISTOKIT_BUILD_CUDA_ARCHS="host"',
+    '-DHISTOKIT_BUILD_REVISION="tests"',
 ]
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 FIELD_TYPES = {
@@ -33,30 +41,52 @@ FIELD_TYPES = {
 
 
 def build(cache: Path) -> Path:
-    """The shared library of all kernels, compiled again only when a source has changed."""
-    sanitize = os.environ.get("CUDA_HOST_SANITIZE", "")
-    flags = [*FLAGS, *([f"-fsanitize={sanitize}"] if sanitize else [])]
-    read = [*SOURCES, *(CSRC / "cuda").glob("*.cuh"), *CSRC.glob("*.h"), *SHIM.glob("*.h")]
-    digest = hashlib.sha256(" ".join(flags).encode())
-    for path in sorted(read):
+    """The shared library of all kernels."""
+    return _link(cache, "kernels", SOURCES, [])
+
+
+def build_extension(cache: Path) -> Path:
+    """histokit._C with the CUDA branches of the glue on CPU tensors, over these kernels."""
+    glue = [*sorted(CSRC.glob("*.cpp")), *sorted((CSRC / "cpu").glob("*.cpp"))]
+    torch_libraries = Path(torch.__file__).parent / "lib"
+    link = [f"-L{torch_libraries}", "-ltorch_cpu", "-lc10"]
+    return _link(cache, "extension", [*SOURCES, *glue], link)
+
+
+def _link(cache: Path, name: str, sources: list[Path], extra: list[str]) -> Path:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(lambda source: _compile(cache, source), sources))
+    return _make(cache, name, ["g++", "-shared", "-pthread", *SANITIZE, *objects, *extra], objects)
+
+
+def _compile(cache: Path, source: Path) -> Path:
+    folders = {CSRC, source.parent, SHIM}
+    headers = sorted(path for folder in folders for path in folder.glob("*.*h"))
+    flags = [*FLAGS, *SANITIZE]
+    if source.parent.name == "cpu":  # linked because the glue names them; not run
+        flags += ["-O0", "-fopenmp-simd", "-Wno-psabi"]
+    elif source.name == "glue.cpp":  # its stream is torch's; pretend.h has the one to use
+        flags += [*GLUE_FLAGS, "-Dcurrent_stream=torch_stream"]
+    elif source.parent == CSRC:
+        flags += [*GLUE_FLAGS, "-include", str(SHIM / "pretend.h")]
+    command = ["g++", *flags, "-c", str(source)]
+    return _make(cache, f"{source.parent.name}-{source.stem}", command, [source, *headers])
+
+
+def _make(cache: Path, name: str, command: list, read: list[Path]) -> Path:
+    """Run a command that writes one file, unless it has run before on files of this content."""
+    digest = hashlib.sha256(" ".join(map(str, command)).encode())
+    for path in read:
         digest.update(path.read_bytes())
-    library = cache / f"kernels-{digest.hexdigest()[:16]}.so"
-    if library.exists():
-        return library
-    plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-
-    with tempfile.TemporaryDirectory(dir=cache) as folder, ThreadPoolExecutor(2) as pool:
-
-        def compile_one(source: Path) -> Path:
-            target = Path(folder, f"{source.stem}.o")
-            subprocess.run(["g++", *flags, "-c", source, "-o", target], check=True, env=plain)
-            return target
-
-        objects = list(pool.map(compile_one, SOURCES))
-        link = ["g++", "-shared", "-pthread", *flags[len(FLAGS) :], *objects]
-        subprocess.run([*link, "-o", Path(folder, library.name)], check=True, env=plain)
-        os.replace(Path(folder, library.name), library)
-    return library
+    target = cache / f"{name}-{digest.hexdigest()[:16]}"
+    if not target.exists():
+        plain = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
+        part = Path(f"{target}.part")
+        subprocess.run([*command, "-o", part], check=True, env=plain)
+        for stale in cache.glob(f"{name}-{'?' * 16}"):
+            stale.unlink()
+        part.rename(target)
+    return target
 
 
 def params_type(header: str, name: str) -> type[ctypes.Structure]:
@@ -93,17 +123,14 @@ class Launcher:
 
 
 def nvcc_check(cache: Path) -> None:
-    """Compile every .cu for sm_80 and sm_90 with warnings as errors, unless it passed before."""
+    """Compile every .cu for sm_80 and sm_90, warnings as errors."""
     headers = [*sorted((CSRC / "cuda").glob("*.cuh")), *sorted(CSRC.glob("*.h"))]
     archs = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in (80, 90)]
     flags = ["-O3", "-std=c++17", "-Werror=all-warnings", "-Xcompiler=-Wall,-Werror", *archs]
 
     def check_one(source: Path) -> None:
-        text = b"".join(path.read_bytes() for path in (source, *headers))
-        passed = cache / f"nvcc-{source.stem}-{hashlib.sha256(text).hexdigest()[:16]}"
-        if not passed.exists():
-            subprocess.run(["nvcc", *flags, "-c", source, "-o", os.devnull], check=True)
-            passed.touch()
+        command = ["nvcc", *flags, "-c", str(source)]
+        _make(cache, f"nvcc-{source.stem}", command, [source, *headers])
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(check_one, SOURCES))

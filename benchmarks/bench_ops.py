@@ -1,0 +1,202 @@
+"""Verify, then time every op against what people write today: one run, one table.
+
+    python benchmarks/bench_ops.py                      # all ops on CPU, two threads
+    python benchmarks/bench_ops.py --device cuda        # beside torch.compile of the reference
+    python benchmarks/bench_ops.py --only linear_mse    # one op
+
+Times are medians. Peak memory is what a call needs beyond its inputs, measured in a child process
+of its own. Writes benchmarks/results/ops-<device>.csv, one row for each op and provider.
+"""
+
+import csv
+import datetime
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from op_cases import CASES, compiled
+
+from histokit import _C, ops
+from histokit.files import atomic_path
+from histokit.options import option, run
+
+HERE = Path(__file__).resolve()
+
+
+@dataclass(frozen=True)
+class Options:
+    """Command line."""
+
+    device: str = option("cpu", "where to measure", choices=("cpu", "cuda"))
+    threads: int = option(2, "CPU threads")
+    only: str = option("", "one op of the table; empty for all")
+    repeat: int = option(9, "timed calls of each provider")
+    scale: float = option(1.0, "size of the inputs as a fraction of the table's")
+    memory: bool = option(True, "measure peak memory too")
+    child: str = option("", "internal: measure the memory of this provider and print it")
+
+
+def synchronise(device: str) -> None:
+    """Wait for the device."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def times(call, repeat: int, device: str) -> list[float]:
+    """Seconds of each call after a first one that is not counted, ascending."""
+    if repeat > 1:
+        call()
+    found = []
+    for _ in range(repeat):
+        synchronise(device)
+        start = time.perf_counter()
+        call()
+        synchronise(device)
+        found.append(time.perf_counter() - start)
+    return sorted(found)
+
+
+def rates(device: str) -> dict[str, float]:
+    """The machine's measured limits: GB/s of a copy and of a read, GFLOP/s of a float32 product."""
+    a = torch.randn(100_000_000, device=device)
+    b = torch.empty_like(a)
+    m = torch.randn(4096, 4096, device=device)
+    best = lambda call: times(call, 9, device)[0]  # noqa: E731
+    return {
+        "copy": 2 * a.nbytes / best(lambda: b.copy_(a)) / 1e9,
+        "read": a.nbytes / best(a.sum) / 1e9,
+        "matrix": 2 * 4096**3 / best(lambda: m @ m) / 1e9,
+    }
+
+
+def peak_memory(call, device: str) -> float:
+    """MB that a call needs beyond what was there before it."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    field = lambda name: next(  # noqa: E731
+        int(line.split()[1])
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(name)
+    )
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    before = field("VmRSS")
+    call()
+    return (field("VmHWM") - before) / 1024
+
+
+def in_child(cfg: Options, name: str, provider: str) -> float:
+    """Peak memory of one provider in a process of its own."""
+    command = [sys.executable, str(HERE), "--only", name, "--child", provider]
+    command += ["--device", cfg.device, "--threads", str(cfg.threads), "--scale", str(cfg.scale)]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return json.loads(out.splitlines()[-1])
+
+
+def providers(cfg: Options, name: str):
+    """The case and all its calls by name."""
+    case = CASES[name](cfg.device, cfg.scale)
+    calls = {"histokit": case.ours, **case.others}
+    if cfg.device == "cuda":
+        calls["torch.compile of the reference"] = compiled(name, cfg.device, cfg.scale)
+    return case, calls
+
+
+def measure(cfg: Options, name: str, limits: dict[str, float]) -> list[dict]:
+    """Rows of one op: verified first, then timed."""
+    case, calls = providers(cfg, name)
+    ours = case.ours()
+    for provider, call in case.others.items():
+        if provider in case.once and cfg.device == "cpu" and provider.startswith("scipy"):
+            continue  # compared by the tests; here it takes longer than all the others
+        torch.testing.assert_close(
+            ours, call(), rtol=case.tolerance, atol=case.tolerance, msg=f"{name}: {provider}"
+        )
+    del ours
+    rows, first = [], None
+    for provider, call in calls.items():
+        found = times(call, 1 if provider in case.once else cfg.repeat, cfg.device)
+        median = found[len(found) // 2]
+        first = first or median
+        rate = case.work / median / 1e9
+        target = case.at_least.get(provider)
+        rows.append(
+            {
+                "op": name,
+                "size": case.size,
+                "provider": provider,
+                "ms_p20": round(found[len(found) // 5] * 1e3, 3),
+                "ms_p50": round(median * 1e3, 3),
+                "ms_p80": round(found[len(found) * 4 // 5] * 1e3, 3),
+                "ratio": round(median / first, 2),
+                "ratio_wanted": target or "",
+                "rate": round(rate, 1) if provider == "histokit" else "",
+                "rate_unit": "GFLOP/s" if case.limit == "matrix" else "GB/s",
+                "fraction": round(rate / limits[case.limit], 2) if provider == "histokit" else "",
+                "fraction_of": f"{case.limit} {limits[case.limit]:.0f}",
+                "fraction_wanted": (case.fraction or "") if provider == "histokit" else "",
+            }
+        )
+    del case, calls
+    if cfg.memory:
+        for row in rows:
+            row["peak_mb"] = round(in_child(cfg, name, row["provider"]), 1)
+            row["memory_ratio"] = round(row["peak_mb"] / max(rows[0]["peak_mb"], 0.1), 1)
+    return rows
+
+
+def show(rows: list[dict]) -> None:
+    """Print the table."""
+    for row in rows:
+        wanted = f"(wanted {row['ratio_wanted']})" if row["ratio_wanted"] else ""
+        rate = f"{row['rate']} {row['rate_unit']} = {row['fraction']} of {row['fraction_of']}"
+        memory = f"{row.get('peak_mb', '')} MB x{row.get('memory_ratio', '')}"
+        print(
+            f"{row['op']:26} {row['provider']:32} {row['ms_p50']:10.2f} ms  x{row['ratio']:<7} "
+            f"{wanted:14} {memory:20} {rate if row['rate'] else ''}"
+        )
+
+
+def main(cfg: Options) -> None:
+    """Measure what was asked for, print it and write the CSV."""
+    torch.set_num_threads(cfg.threads)
+    torch.manual_seed(0)
+    with torch.no_grad(), ops.use("kernels"):
+        if cfg.child:
+            call = providers(cfg, cfg.only)[1][cfg.child]
+            print(json.dumps(peak_memory(call, cfg.device)))
+            return
+        limits = rates(cfg.device)
+        print("  ".join(f"{key} {value:.1f}" for key, value in limits.items()), "(GB/s, GFLOP/s)")
+        rows = []
+        for name in [cfg.only] if cfg.only else CASES:
+            found = measure(cfg, name, limits)
+            show(found)
+            rows += found
+    device = torch.cuda.get_device_name() if cfg.device == "cuda" else f"{cfg.threads} threads"
+    common = {
+        "device": device,
+        "instruction_set": _C.build_info()["instruction_set"],
+        "torch": torch.__version__,
+        "revision": _C.build_info()["git_revision"],
+        "date": datetime.date.today().isoformat(),
+    }
+    if cfg.only or cfg.scale != 1:
+        return
+    out = HERE.parent / "results" / f"ops-{cfg.device}.csv"
+    out.parent.mkdir(exist_ok=True)
+    with atomic_path(out) as temporary, open(temporary, "w", newline="") as handle:
+        writer = csv.DictWriter(handle, {**rows[0], **common})
+        writer.writeheader()
+        writer.writerows({**row, **common} for row in rows)
+    print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    run(main, Options, __doc__)

@@ -1,0 +1,209 @@
+"""The cases of bench_ops.py: inputs, our call, what it is measured against, and its arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from histokit import ops
+from histokit.encoders import import_timm
+from histokit.metrics import StreamingPearson
+
+
+@dataclass
+class Case:
+    """One op at one size: callables without arguments, ``ours`` first."""
+
+    size: str
+    ours: Callable
+    others: dict[str, Callable]
+    at_least: dict[str, float]  # time of the other over ours
+    limit: str  # the machine's rate that bounds ours: copy, read or matrix
+    work: float  # bytes moved, or operations for matrix
+    memory_at_least: dict[str, float] = field(default_factory=dict)
+    tolerance: float = 1e-4
+    once: tuple[str, ...] = ()  # so slow that they are timed once
+    fraction: float | None = None  # of the limit
+
+
+def attention(tokens: int, device: str, scale: float) -> Case:
+    """HistoPrism's conditioning block, forward."""
+    rows, dim, heads = int(10_000 * scale), 1024, 4
+    block = nn.MultiheadAttention(dim, heads, batch_first=True, device=device).eval()
+    norm = nn.LayerNorm(dim, device=device)
+    x = torch.randn(rows, dim, device=device)
+    context = torch.randn(1, tokens, dim, device=device)
+    arguments = (
+        x, context, block.in_proj_weight, block.in_proj_bias, block.out_proj.weight,
+        block.out_proj.bias, norm.weight, norm.bias,
+    )  # fmt: skip
+
+    def eager():
+        return norm(x + block(x[None], context, context, need_weights=False)[0][0])
+
+    return Case(
+        f"N {rows}, D {dim}, h {heads}, T {tokens}",
+        lambda: ops.cancer_cross_attention(*arguments, num_heads=heads),
+        {"MultiheadAttention + LayerNorm": eager},
+        {"MultiheadAttention + LayerNorm": 30 if tokens == 1 else 12},
+        "copy",
+        2 * x.nbytes,
+        fraction=0.5 if tokens == 1 else None,
+    )
+
+
+def prototypes(device: str, scale: float) -> Case:
+    """BP-Booster's attention, forward."""
+    rows, num, width, heads = int(10_000 * scale), 64, 256, 8
+    query = torch.randn(rows, width, device=device)
+    key, value = (torch.randn(num, width, device=device) for _ in range(2))
+    gate = torch.rand(num, device=device)
+
+    def expanded():
+        weight = torch.einsum(
+            "nhd,mhd->nmh", *(t.view(-1, heads, width // heads) for t in (query, key))
+        )
+        weight = (weight * (width // heads) ** -0.5).softmax(1).repeat_interleave(width // heads, 2)
+        return (weight * gate[:, None] * value).sum(1)
+
+    def sdpa():
+        q, k, v = (
+            t.view(1, -1, heads, width // heads).transpose(1, 2)
+            for t in (query, key, gate[:, None] * value)
+        )
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(rows, width)
+
+    return Case(
+        f"N {rows}, M {num}, L {width}, h {heads}",
+        lambda: ops.prototype_attention(query, key, value, gate, num_heads=heads),
+        {"(N, M, L) form": expanded, "scaled_dot_product_attention": sdpa},
+        {"(N, M, L) form": 40, "scaled_dot_product_attention": 1.3},
+        "matrix",
+        4.0 * rows * num * width,
+    )
+
+
+def streaming(device: str, scale: float) -> Case:
+    """Correlation of a slide, per gene, from one read."""
+    rows, genes = 4_000, int(38_982 * scale)
+    pred = torch.randn(rows, genes, device=device)
+    target = (pred + torch.randn(rows, genes, device=device)).contiguous()
+
+    def ours():
+        score = StreamingPearson(genes, device=device)
+        score.update(pred, target)
+        return score.compute()[0].float()
+
+    def two_pass():
+        p, t = pred - pred.mean(0), target - target.mean(0)
+        return (p * t).sum(0) / ((p * p).sum(0) * (t * t).sum(0)).sqrt()
+
+    def torchmetrics():
+        import_timm()  # torchmetrics imports torchvision, which may not match this torch
+        from torchmetrics.regression import PearsonCorrCoef
+
+        return PearsonCorrCoef(num_outputs=genes).to(device)(pred, target)
+
+    def scipy():
+        from scipy.stats import pearsonr
+
+        p, t = pred.cpu().numpy(), target.cpu().numpy()
+        return torch.tensor([pearsonr(p[:, g], t[:, g])[0] for g in range(genes)], dtype=pred.dtype)
+
+    return Case(
+        f"N {rows}, G {genes}",
+        ours,
+        {"torchmetrics": torchmetrics, "two-pass torch": two_pass, "scipy per gene": scipy},
+        {"torchmetrics": 50, "two-pass torch": 12, "scipy per gene": 150},
+        "read",
+        pred.nbytes + target.nbytes,
+        once=("torchmetrics", "scipy per gene"),
+        fraction=0.5,
+    )
+
+
+def head(rows: int, genes: int, device: str):
+    """A linear head and a target of which 8 % is not zero, dense and sparse."""
+    rng = np.random.default_rng(0)
+    hidden = torch.randn(rows, 256, device=device)
+    weight = torch.randn(genes, 256, device=device) / 16
+    bias = torch.randn(genes, device=device)
+    target = torch.zeros(rows, genes)
+    for n in range(rows):  # distinct genes of each spot
+        own = torch.from_numpy(np.flatnonzero(rng.random(genes, dtype=np.float32) < 0.08))
+        target[n, own] = torch.rand(len(own)) * 3
+    target = target.to(device)
+    return hidden, weight, bias, target, target.to_sparse_csr()
+
+
+def pearson_of_head(device: str, scale: float) -> Case:
+    """Every gene's correlation of a linear head, without its predictions."""
+    rows, genes = int(10_000 * scale), 38_982
+    hidden, weight, bias, target, sparse = head(rows, genes, device)
+
+    def dense():
+        pred = F.linear(hidden, weight, bias)
+        p, t = pred - pred.mean(0), target - target.mean(0)
+        return (p * t).sum(0) / ((p * p).sum(0) * (t * t).sum(0)).sqrt()
+
+    nnz, dim = sparse.values().numel(), hidden.shape[1]
+    return Case(
+        f"N {rows}, G {genes}, d {dim}, 8 %",
+        lambda: ops.linear_pearson(hidden, weight, bias, sparse)[0],
+        {"dense head, then Pearson": dense},
+        {"dense head, then Pearson": 8},
+        "matrix",
+        2.0 * (nnz * dim + genes * dim**2 + rows * dim**2),
+        {"dense head, then Pearson": 20},
+        once=("dense head, then Pearson",),
+    )
+
+
+def loss_of_head(device: str, scale: float) -> Case:
+    """Loss of the whole-transcriptome head, forward and backward."""
+    rows, genes = int(3_000 * scale), 38_982
+    *parameters, target, sparse = head(rows, genes, device)
+    parameters = [p.requires_grad_() for p in parameters]
+
+    def run(loss):
+        with torch.enable_grad():
+            return torch.cat([g.flatten() for g in torch.autograd.grad(loss(), parameters)][::2])
+
+    nnz, dim = sparse.values().numel(), parameters[0].shape[1]
+    return Case(
+        f"N {rows}, G {genes}, d {dim}, 8 %, forward + backward",
+        lambda: run(lambda: ops.linear_mse(*parameters, sparse)),
+        {"F.linear + mse_loss": lambda: run(lambda: F.mse_loss(F.linear(*parameters), target))},
+        {"F.linear + mse_loss": 5},
+        "matrix",
+        2.0 * (2 * nnz * dim + 2 * genes * dim**2 + 2 * rows * dim**2),
+        {"F.linear + mse_loss": 10},
+    )
+
+
+CASES = {
+    "cancer_cross_attention": lambda *a: attention(1, *a),
+    "cancer_cross_attention T4": lambda *a: attention(4, *a),
+    "prototype_attention": prototypes,
+    "streaming_pearson": streaming,
+    "linear_pearson": pearson_of_head,
+    "linear_mse": loss_of_head,
+}
+
+
+def compiled(name: str, device: str, scale: float) -> Callable:
+    """``torch.compile`` of the op's reference on the same inputs, for CUDA."""
+    with ops.use("reference"):
+        case = CASES[name](device, scale)
+    function = torch.compile(case.ours)
+
+    def call():
+        with ops.use("reference"):
+            return function()
+
+    return call
