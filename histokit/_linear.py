@@ -363,7 +363,7 @@ def _csr_transpose_cuda(row_offsets, col_index, values, dense, num_cols):
     offsets = torch.searchsorted(columns, torch.arange(num_cols + 1, device=values.device))
     values = values[order]
     out = torch.ops.histokit.csr_matmul(offsets, rows[order], values, dense)
-    return out, torch.ops.histokit.csr_moments(offsets, values, rows.shape[0])
+    return out, torch.ops.histokit.csr_moments(offsets, values, row_offsets.shape[0] - 1)
 
 
 if _dispatch.HAS_KERNELS:
