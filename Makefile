@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 
 .PHONY: demo test lint results clean
 
-$(READY): requirements.txt pyproject.toml $(wildcard setup.py)
+$(READY): requirements.txt pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*)
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet -r requirements.txt
 	$(PY) -m pip install --quiet --no-build-isolation --no-deps --editable .
@@ -34,7 +34,9 @@ demo: $(READY)
 test: $(READY)
 	$(PY) -m pytest
 
-lint: $(READY)
+include build.mk
+
+lint: $(READY) lint-cpp
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 

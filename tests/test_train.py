@@ -55,7 +55,7 @@ def assert_same_weights(a, b):
 
 @pytest.mark.parametrize("model", ["mean", "ridge-hest", "ridge", "mlp", "histoprism"])
 def test_every_model_trains_every_fold(data, tmp_path, model):
-    run = train(data, tmp_path / "run", model=model)
+    run = train(data, tmp_path / "run", model=model, folds="leave-one-patient-out")
     assert [f.name for f in run.folds] == ["A", "B", "C", "D"]
     for fold in run.folds:
         split = fold.split
@@ -196,7 +196,7 @@ def test_damaged_checkpoint_is_named(data, tmp_path):
     (tmp_path / "run/folds/A/checkpoints").mkdir(parents=True)
     (tmp_path / "run/folds/A/checkpoints/last.ckpt").write_bytes(b"PK nonsense")
     with pytest.raises(InputError, match=r"last\.ckpt is damaged"):
-        train(data, tmp_path / "run")
+        train(data, tmp_path / "run", folds="leave-one-patient-out")
 
 
 def test_two_trainings_into_one_folder(data, tmp_path):
