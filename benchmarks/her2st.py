@@ -45,23 +45,25 @@ class Options:
     out: str = option("work/results", "folder for features and runs")
     encoders: list[str] = option(list(ENCODERS), "encoders to measure")
     targets: list[str] = option(list(TARGETS), "targets to measure")
+    measure: bool = option(True, "train what is missing; without it, only write what is there")
     results: str = option("RESULTS.md", "file whose measured part is replaced")
 
 
 def main(cfg: Options) -> None:
     """Extract, train and evaluate what is missing; write the tables of all that is there."""
     data = Path(cfg.out) / "data"
-    for encoder in cfg.encoders:
+    for encoder in cfg.encoders if cfg.measure else ():
         run_extract.main(
             run_extract.Options(source=cfg.source, out=str(data), encoder=encoder, cancer="IDC")
         )
     tables = []
     for target in cfg.targets:
         rows = [
-            {"encoder": encoder, "model": name} | _measure(cfg, data, encoder, target, name)
+            {"encoder": encoder, "model": name} | measured
             for encoder in cfg.encoders
             for name in MODELS
             if encoder == ENCODERS[0] or name != PAPER
+            if (measured := _measure(cfg, data, encoder, target, name))
         ]
         tables.append(f"### Target {target}\n\n{_markdown(pd.DataFrame(rows))}")
     _replace(Path(cfg.results), "\n\n".join(tables))
@@ -70,6 +72,15 @@ def main(cfg: Options) -> None:
 
 def _measure(cfg: Options, data: Path, encoder: str, target: str, name: str) -> dict:
     folder = Path(cfg.out) / "runs" / target / encoder / name.replace(", ", "-")
+    summary = folder / "eval" / "summary.csv"
+    if not cfg.measure and not summary.is_file():
+        return {}
+    if cfg.measure:
+        _train(cfg, data, encoder, target, name, folder)
+    return _row(summary)
+
+
+def _train(cfg: Options, data: Path, encoder: str, target: str, name: str, folder: Path) -> None:
     run_train.main(
         run_train.Options(
             data=str(data),
@@ -84,18 +95,22 @@ def _measure(cfg: Options, data: Path, encoder: str, target: str, name: str) -> 
     )
     if not (folder / "eval" / "summary.csv").is_file():
         run_eval.main(run_eval.Options(run=[str(folder)], predictions=False, pictures=False))
-    summary = pd.read_csv(folder / "eval" / "summary.csv", dtype={"group": str})
+
+
+def _row(path: Path) -> dict:
+    summary = pd.read_csv(path, dtype={"group": str})
     summary = summary[summary["average"] == "micro"].set_index(["by", "group", "metric"])
     summary = summary[["value", "low", "high"]]
     row = {}
     for group, seen in (("C, one section held out", "yes"), ("C -> B4", "no")):
         for metric, digits in (("pcc_hvg", 3), ("pcc_all", 3), ("mse", 3)):
-            key = ("patient_seen", seen, metric)  # a constant prediction has no correlation
-            row[group, metric] = _cell(*summary.loc[key], digits) if key in summary.index else "-"
+            row[group, metric] = _cell(*summary.loc["patient_seen", seen, metric], digits)
     return row
 
 
 def _cell(value: float, low: float, high: float, digits: int) -> str:
+    if pd.isna(value):
+        return "-"  # a constant prediction has no correlation
     interval = "" if pd.isna(low) else f" [{low:.{digits}f}, {high:.{digits}f}]"
     return f"{value:.{digits}f}{interval}"
 
