@@ -55,6 +55,13 @@ def cuda_objects(nvcc, archs, folder):
         return list(pool.map(compile_one, sorted(ROOT.glob("csrc/cuda/*.cu"))))
 
 
+def library_folders(nvcc):
+    """The toolkit's -L options as nvcc knows them: nvcc on PATH may be a script."""
+    command = [nvcc, "--dryrun", "-x", "cu", "-c", "/dev/null"]
+    told = subprocess.run(command, capture_output=True, text=True).stderr
+    return re.findall(r"-L[^\s\"]+", told)
+
+
 def write_build_info(folder, archs):
     """What build_info() tells, as a header that changes only when its content does."""
     revision = subprocess.run(
@@ -97,9 +104,7 @@ def extension():
     if nvcc:
         objects = cuda_objects(nvcc, archs, ROOT / "build" / "cuda")
         flags.append("-DHISTOKIT_CUDA")
-        toolkit = Path(nvcc).resolve().parent.parent
-        folders = [toolkit / "lib64", *toolkit.glob("targets/*/lib"), toolkit / "lib"]
-        link += [f"-L{folder}" for folder in folders if folder.exists()]
+        link += library_folders(nvcc)
         link += ["-lcudart_static", "-lrt", "-ldl", "-lpthread"]
     module = CppExtension(
         "histokit._C",
