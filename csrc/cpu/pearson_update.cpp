@@ -119,6 +119,31 @@ void merge(double* state, int64_t row, const double (&s)[kSums][kTile], int64_t 
 }
 
 template <typename T>
+Rows<T> rows_at(const PearsonUpdateParams& p, int64_t n, int64_t count) {
+  Rows<T> rows = {{}, {}, {}, static_cast<int>(count)};
+  for (int r = 0; r < count; ++r) {
+    const int64_t at = p.order ? p.order[n + r] : n + r;
+    rows.pred[r] = static_cast<const T*>(p.pred) + at * p.pred_stride;
+    rows.target[r] = static_cast<const T*>(p.target) + at * p.target_stride;
+    rows.mask[r] = p.mask ? p.mask + at * p.mask_stride : nullptr;
+  }
+  return rows;
+}
+
+// Asks for the next rows: a tile's piece of a row is too short for the hardware to foresee the
+// next.
+template <typename T>
+void fetch(const Tile& tile, const Rows<T>& rows) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int r = 0; r < rows.count; ++r) {
+    for (int64_t g = tile.first; g < tile.first + tile.count; g += kLine) {
+      __builtin_prefetch(rows.pred[r] + g, 0, 2);
+      __builtin_prefetch(rows.target[r] + g, 0, 2);
+    }
+  }
+}
+
+template <typename T>
 void update_slide(const PearsonUpdateParams& p, Tile& tile, int64_t slide) {
   const int64_t first = p.offsets ? p.offsets[slide] : 0;
   const int64_t last = p.offsets ? p.offsets[slide + 1] : p.num_rows;
@@ -134,13 +159,9 @@ void update_slide(const PearsonUpdateParams& p, Tile& tile, int64_t slide) {
   }
   for (int64_t n = first, count; n < last; n += count) {
     count = last - n < kRows ? 1 : kRows;
-    Rows<T> rows = {{}, {}, {}, static_cast<int>(count)};
-    for (int r = 0; r < count; ++r) {
-      const int64_t at = p.order ? p.order[n + r] : n + r;
-      rows.pred[r] = static_cast<const T*>(p.pred) + at * p.pred_stride;
-      rows.target[r] = static_cast<const T*>(p.target) + at * p.target_stride;
-      rows.mask[r] = p.mask ? p.mask + at * p.mask_stride : nullptr;
-    }
+    const Rows<T> rows = rows_at<T>(p, n, count);
+    if (n + count < last)
+      fetch(tile, rows_at<T>(p, n + count, std::min<int64_t>(kRows, last - n - count)));
     if (!tile.unset.empty()) find_pivots(tile, rows);
     if (count == 1)
       p.mask ? add_rows<T, 1, true>(tile, rows) : add_rows<T, 1, false>(tile, rows);
