@@ -5,7 +5,8 @@
     python benchmarks/bench_ops.py --only linear_mse    # one op
 
 Times are medians. Peak memory is what a call needs beyond its inputs, measured in a child process
-of its own. Writes benchmarks/results/ops-<device>.csv, one row for each op and provider.
+of its own. Writes benchmarks/results/ops-<device>.csv, one row for each op and provider; with
+--only the other ops' rows stay.
 """
 
 import csv
@@ -25,6 +26,7 @@ from histokit.files import atomic_path
 from histokit.options import option, run
 
 HERE = Path(__file__).resolve()
+RESULTS = HERE.parent / "results"
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,17 @@ def times(call, repeat: int, device: str) -> list[float]:
 
 
 def rates(device: str) -> dict[str, float]:
-    """The machine's measured limits: GB/s of a copy and of a read, GFLOP/s of a float32 product."""
+    """The machine's measured limits: GB/s of a copy and of a read, GFLOP/s of a float32 product.
+
+    ``fresh`` is a copy into new memory, which is what an op that returns a tensor can at most do.
+    """
     a = torch.randn(100_000_000, device=device)
     b = torch.empty_like(a)
     m = torch.randn(4096, 4096, device=device)
     best = lambda call: times(call, 9, device)[0]  # noqa: E731
     return {
         "copy": 2 * a.nbytes / best(lambda: b.copy_(a)) / 1e9,
+        "fresh": 2 * a.nbytes / best(a.clone) / 1e9,
         "read": a.nbytes / best(a.sum) / 1e9,
         "matrix": 2 * 4096**3 / best(lambda: m @ m) / 1e9,
     }
@@ -141,6 +147,10 @@ def measure(cfg: Options, name: str, limits: dict[str, float]) -> list[dict]:
                 "fraction": round(rate / limits[case.limit], 2) if provider == "histokit" else "",
                 "fraction_of": f"{case.limit} {limits[case.limit]:.0f}",
                 "fraction_wanted": (case.fraction or "") if provider == "histokit" else "",
+                "fresh_copy_rate": round(limits["fresh"], 1),
+                "peak_mb": "",
+                "memory_ratio": "",
+                "memory_ratio_wanted": case.memory_at_least.get(provider, ""),
             }
         )
     del case, calls
@@ -187,14 +197,24 @@ def main(cfg: Options) -> None:
         "revision": _C.build_info()["git_revision"],
         "date": datetime.date.today().isoformat(),
     }
-    if cfg.only or cfg.scale != 1:
-        return
-    out = HERE.parent / "results" / f"ops-{cfg.device}.csv"
+    if cfg.scale == 1:
+        write({**row, **common} for row in rows)
+
+
+def write(rows) -> None:
+    """Replace the rows of the same op and device in the CSV; the others stay."""
+    rows = list(rows)
+    out = RESULTS / f"ops-{'cpu' if 'threads' in rows[0]['device'] else 'cuda'}.csv"
     out.parent.mkdir(exist_ok=True)
+    new = {row["op"] for row in rows}
+    if out.exists():
+        with open(out, newline="") as handle:
+            rows = [row for row in csv.DictReader(handle) if row["op"] not in new] + rows
+    rows.sort(key=lambda row: list(CASES).index(row["op"]))
     with atomic_path(out) as temporary, open(temporary, "w", newline="") as handle:
-        writer = csv.DictWriter(handle, {**rows[0], **common})
+        writer = csv.DictWriter(handle, rows[0])
         writer.writeheader()
-        writer.writerows({**row, **common} for row in rows)
+        writer.writerows(rows)
     print(f"wrote {out}")
 
 
