@@ -135,8 +135,10 @@ def extract(slide, encoder, provenance: dict, cfg: Options, out: Path) -> bool:
         slide, spots, side, cfg.patch_um, encoder.size, cfg.batch_size
     )
     with progress_bar(total=spots.n_obs, unit="patch", desc=name) as progress:
+        done = 0
         for batch in batches:
-            features[progress.n : progress.n + len(batch)] = encoder.encode(batch)
+            features[done : done + len(batch)] = encoder.encode(batch)
+            done += len(batch)
             progress.update(len(batch))
     if not np.isfinite(features).all():
         raise InputError(f"slide {name}: {encoder.name} gave features that are not finite")

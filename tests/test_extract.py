@@ -40,6 +40,19 @@ def files(out):
     return sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
 
 
+def test_batches_do_not_change_features(tmp_path):
+    """Twelve spots in batches of five, which is also how a run without a terminal sees them."""
+    source = write_cohort(tmp_path / "in")
+    whole = extract(source, tmp_path / "whole", batch_size=64)
+    parts = extract(source, tmp_path / "parts", batch_size=5)
+    for name in ("a.h5", "b.h5"):
+        with (
+            h5py.File(whole / "features/hed" / name) as a,
+            h5py.File(parts / "features/hed" / name) as b,
+        ):
+            np.testing.assert_array_equal(a["features"], b["features"])
+
+
 def test_the_files_follow_the_contract(tmp_path, capsys):
     spots = spots_table()
     spots.loc[0, ["x", "y"]] = [10.0, 100.0]
