@@ -76,7 +76,7 @@ class Options:
         "after early stopping, train again on training and validation slides for as many epochs"
     )
     start_at_mean: bool | None = hyper(
-        "set the head's bias to the training mean of each gene before training"
+        "start the head at zero weights and the training mean of each gene"
     )
     clip: float = option(1.0, "largest norm of the gradient", group="network")
     slides_per_step: int = option(1, "slides packed in one step", group="network")

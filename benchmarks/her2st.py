@@ -34,6 +34,8 @@ MODELS = {
     PAPER: {"model": "histoprism"},
     "histoprism, small": {"model": "histoprism", "preset": "small"},
 }
+# The statistics of hed have units of their own; networks need them on one scale.
+STANDARDIZE = {"hed": "train"}
 BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
 
 
@@ -81,6 +83,9 @@ def _measure(cfg: Options, data: Path, encoder: str, target: str, name: str) -> 
 
 
 def _train(cfg: Options, data: Path, encoder: str, target: str, name: str, folder: Path) -> None:
+    chosen = dict(MODELS[name])
+    if "preset" in chosen:
+        chosen["standardize"] = STANDARDIZE.get(encoder)
     run_train.main(
         run_train.Options(
             data=str(data),
@@ -90,7 +95,7 @@ def _train(cfg: Options, data: Path, encoder: str, target: str, name: str, folde
             run=str(folder),
             folds=str(ROOT / "benchmarks/her2st_folds.csv"),
             allow_leakage=True,  # sections of patient C test one another; B4 is apart
-            **MODELS[name],
+            **chosen,
         )
     )
     if not (folder / "eval" / "summary.csv").is_file():

@@ -145,7 +145,7 @@ class Prediction:
     @torch.inference_mode()
     def __getitem__(self, key: tuple[slice, object]) -> torch.Tensor:
         rows, genes = key
-        return self.hidden[rows] @ self.head.weight[genes].T + self.head.bias[genes]
+        return self.hidden[rows] @ self.head.weight[genes].mT + self.head.bias[genes]
 
 
 def predict(run: Run, fold: Fold, model, slide: Slide) -> Prediction:

@@ -57,6 +57,7 @@ def fit_network(
         model = models.CLASSES[cfg.model](**arguments)
         model.standardizer = standardizer
         if cfg.start_at_mean:
+            torch.nn.init.zeros_(model.head.weight)
             model.head.bias.data.copy_(torch.tensor(panel["train_mean"].to_numpy()))
         return model.to(cfg.device)
 

@@ -76,6 +76,15 @@ def test_trained_network_beats_the_mean(data, tmp_path, one_fold):
     assert (run.folds[0].folder / "loss.png").stat().st_size > 5000
 
 
+@pytest.mark.parametrize("model", ["mlp", "histoprism"])
+def test_small_preset_starts_at_the_training_means(data, tmp_path, one_fold, model):
+    chosen = {"model": model, "preset": "small", "epochs": 1, "lr": 1e-12, "refit": False}
+    fold = train(data, tmp_path / "run", folds=one_fold, **chosen).folds[0]
+    prediction = fold.load_model().predict(torch.randn(5, 16), "IDC")
+    means = torch.tensor(fold.genes.train_mean.to_numpy(), dtype=torch.float32)
+    torch.testing.assert_close(prediction, means.expand(5, -1))
+
+
 def test_one_seed_one_result(data, tmp_path, one_fold):
     for name in "ab":
         train(data, tmp_path / name, folds=one_fold)
