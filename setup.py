@@ -96,7 +96,7 @@ def extension():
     nvcc = find_nvcc()
     archs = os.environ.get("HISTOKIT_CUDA_ARCHS", "80;90").split(";") if nvcc else []
     write_build_info(ROOT / "build", archs)
-    flags = ["-O3", "-std=c++17", "-fvisibility=hidden", "-fopenmp-simd", "-Wno-psabi"]
+    flags = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-fopenmp-simd", "-Wno-psabi"]
     flags += ["-fno-math-errno", "-fno-trapping-math"]  # errno and FP traps: nobody reads them
     link = []
     objects = []

@@ -166,11 +166,9 @@ def verdict(slides: pd.DataFrame, summary: pd.DataFrame, transform: str) -> list
             "prediction: it is the same in every spot, or nothing varies."
         ]
     else:
-        share = f"about {value**2:.0%} of" if value > 0 else "nothing of"
         said = [
             f"On {tested}, measured and predicted expression of the {genes} most variable genes "
-            f"correlate with a mean PCC of {_shown(summary, 'pcc_hvg')}. The image then explains "
-            f"{share} how such a gene varies from spot to spot."
+            f"correlate with a mean PCC of {_shown(summary, 'pcc_hvg')}. {_share(value, transform)}"
         ]
     said.append(_patients(slides, summary))
     error, variance = (
@@ -182,12 +180,18 @@ def verdict(slides: pd.DataFrame, summary: pd.DataFrame, transform: str) -> list
         f"{UNITS.get(transform, transform)}; a constant that knew each slide's own means would "
         f"have {number(variance, 3)}."
     )
-    if transform != "counts10k-log1p":
-        said.append(
-            "Targets are raw counts, so much of the correlation is the number of molecules caught "
-            "at a spot; a run on counts per 10,000 says more."
-        )
     return [sentence for sentence in said if sentence]
+
+
+def _share(pcc: float, transform: str) -> str:
+    """What the PCC says of the image; of raw counts nothing, for depth may explain more than it."""
+    if transform != "counts10k-log1p":
+        return (
+            "Targets are raw counts: how many molecules were caught at a spot can reach as much or "
+            "more without any image. Train with --controls to see it, or on counts per 10,000."
+        )
+    share = f"about {pcc**2:.0%} of" if pcc > 0 else "nothing of"
+    return f"The image then explains {share} how such a gene varies from spot to spot."
 
 
 def _patients(slides: pd.DataFrame, summary: pd.DataFrame) -> str:
