@@ -80,21 +80,26 @@ def rates(device: str) -> dict[str, float]:
 
 
 def peak_memory(call, device: str) -> float:
-    """MB that a call needs beyond what was there before it."""
+    """MB that a call needs beyond what was there before it; median of three after a first one."""
+    call()
+    return sorted(_rise(call, device) for _ in range(3))[1]
+
+
+def _rise(call, device: str) -> float:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    field = lambda name: next(  # noqa: E731
-        int(line.split()[1])
-        for line in Path("/proc/self/status").read_text().splitlines()
-        if line.startswith(name)
-    )
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
-    before = field("VmRSS")
+    before = _status("VmRSS")
     call()
-    return (field("VmHWM") - before) / 1024
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def in_child(cfg: Options, name: str, provider: str) -> float:

@@ -313,17 +313,25 @@ def _(hidden, weight, bias, row_offsets, col_index, values, measured, with_grad)
 
 def _mse_setup(ctx, inputs, output):
     ctx.with_bias = inputs[2] is not None
+    ctx.set_materialize_grads(False)  # zeros for the outputs that are gradients: as large as these
     ctx.save_for_backward(*output[1:])
 
 
+def _graph_is_freed() -> bool:
+    """Whether the running backward frees what it saved, so that nobody reads it again."""
+    kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return kept is not None and not kept()
+
+
 def _mse_backward(ctx, grad, *_):
-    grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
-    return (
-        grad_hidden * grad,
-        grad_weight * grad,
-        grad_bias * grad if ctx.with_bias else None,
-        *(None,) * 5,
-    )
+    if grad is None:
+        return (None,) * 8
+    grads = ctx.saved_tensors
+    if type(grad) is Tensor and _graph_is_freed():  # a tracer has tensors of its own
+        grads = [g.mul_(grad) for g in grads]  # one of them is as large as the weight
+    else:
+        grads = [g * grad for g in grads]
+    return (*grads[:2], grads[2] if ctx.with_bias else None, *(None,) * 5)
 
 
 _linear_mse.register_autograd(_mse_backward, setup_context=_mse_setup)

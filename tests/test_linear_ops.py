@@ -139,6 +139,19 @@ def test_constant_series_are_nan():
         assert ops.linear_pearson(same, weight, bias, in_form(target, form))[0].isnan().all()
 
 
+def test_linear_mse_differentiated_twice():
+    """The op hands out the gradients that it keeps, but only in the last backward."""
+    hidden, weight = (torch.randn(n, 3, requires_grad=True) for n in (5, 7))
+    loss = ops.linear_mse(hidden, weight, None, torch.randn(5, 7))
+    (first,) = torch.autograd.grad(loss, weight, retain_graph=True)
+    expected = first.clone()
+    first.zero_()
+    for _ in range(2):
+        loss.backward(retain_graph=True)
+    (3 * loss).backward()
+    torch.testing.assert_close(weight.grad, 5 * expected)
+
+
 def test_linear_mse_of_nothing_is_nan():
     hidden, weight, bias, target = case(5, 3, 2)
     none = torch.zeros(3, dtype=torch.bool)
