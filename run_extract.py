@@ -29,6 +29,11 @@ class Options:
     )
     weights: str | None = option(None, "weights of a timm encoder: .safetensors or a state dict")
     patch_um: float = option(112.0, "side of a patch in microns")
+    scales: str = option(
+        "",
+        "several sides in microns, such as 112,224,448, instead of --patch-um: their features are "
+        "set side by side and are called ENCODER-112-224-448um",
+    )
     patch_px: int | None = option(
         None, "side of a patch in level-0 pixels, instead of microns; for slides without mpp"
     )
@@ -48,17 +53,23 @@ def main(cfg: Options) -> None:
     out = make_folder(cfg.out)
     slides = choose(read_source(cfg.source, cfg.cancer), cfg)
     encoder = make_encoder(cfg.encoder, cfg.weights)
-    features = out / "features" / safe_name(encoder.name)
+    scales = [cfg.patch_um] if not cfg.scales else parse_scales(cfg.scales)
+    name, patch_um = encoder.name, scales[0]
+    if cfg.scales:
+        name += f"-{'-'.join(f'{um:g}' for um in scales)}um"
+        patch_um = ", ".join(f"{um:g}" for um in scales)
+    features = out / "features" / safe_name(name)
     for folder in (out / "expression", out / "thumbnails", features):
         make_folder(folder)
     with folder_lock(out):
         provenance = encoder.provenance() | {
-            "patch_um": 0.0 if cfg.patch_px else cfg.patch_um,
+            "encoder": name,
+            "patch_um": 0.0 if cfg.patch_px else patch_um,
             "patch_px": cfg.patch_px or 0,
         }
         remove_leftovers(out)
         check_same_features(features, provenance)
-        done = [extract(slide, encoder, provenance, cfg, out) for slide in slides]
+        done = [extract(slide, encoder, scales, provenance, cfg, out) for slide in slides]
     print(
         f"wrote {sum(done)} and kept {len(done) - sum(done)} finished slides: {out}/slides.csv, "
         f"expression, thumbnails, {features.relative_to(out)}, reconciliation.csv"
@@ -71,6 +82,21 @@ def check(cfg: Options) -> None:
         value = getattr(cfg, name)
         if value is not None and not 0 < value < float("inf"):
             raise InputError(f"--{name.replace('_', '-')} must be positive, got {value}")
+    if cfg.scales and cfg.patch_px:
+        raise InputError("--scales are microns and --patch-px pixels; give one of them")
+
+
+def parse_scales(text: str) -> list[float]:
+    """``112,224`` as numbers; raises InputError where one is none, not positive or repeated."""
+    try:
+        scales = [float(part) for part in text.split(",")]
+    except ValueError:
+        scales = []
+    if not scales or len(set(scales)) < len(scales) or not all(0 < um < 1e6 for um in scales):
+        raise InputError(
+            f"--scales must be different sides in microns, such as 112,224,448, got {text!r}"
+        )
+    return scales
 
 
 def choose(slides: list, cfg: Options) -> list:
@@ -85,20 +111,22 @@ def choose(slides: list, cfg: Options) -> list:
     return chosen
 
 
-def extract(slide, encoder, provenance: dict, cfg: Options, out: Path) -> bool:
+def extract(slide, encoder, scales: list[float], provenance: dict, cfg: Options, out: Path) -> bool:
     """Extract one slide; returns False when it was finished already."""
     import numpy as np
 
-    from histokit import extraction, patches
+    from histokit import extraction
+    from histokit.patches import top_left
     from histokit.progress import progress_bar
     from histokit.slides import join_spots
 
     name = slide.slide_id
-    side = extraction.patch_side(slide, cfg.patch_um, cfg.patch_px)
+    sides = [extraction.patch_side(slide, um, cfg.patch_px) for um in scales]
+    side = sides[0]
     source = extraction.fingerprint(slide)
     expression = out / "expression" / f"{name}.h5ad"
     thumbnail = out / "thumbnails" / f"{name}.jpg"
-    target = extraction.feature_path(out, encoder.name, name)
+    target = extraction.feature_path(out, provenance["encoder"], name)
     attributes = provenance | {
         "mpp": slide.mpp or 0.0,
         "patch_size_level0": side,
@@ -123,27 +151,26 @@ def extract(slide, encoder, provenance: dict, cfg: Options, out: Path) -> bool:
         return False
     width, height = extraction.image_size(slide)
     spots, row = join_spots(slide, width, height)
-    row["white_border"] = extraction.border_patches(spots, side, width, height)
+    row["white_border"] = extraction.border_patches(spots, max(sides), width, height)
     print(
         f"{name}: {row['spots_listed']} spots listed, {row['spots_selected']} selected, "
         f"{row['counts_rows']} with counts, {row['joined']} joined; dropped "
         f"{row['outside_image']} outside the image, {row['without_counts']} without counts, "
         f"{row['counts_without_spot']} counts without spot, {row['control_probes']} control probes"
     )
-    features = np.empty((spots.n_obs, encoder.dim), dtype=np.float32)
-    batches = extraction.slide_batches(
-        slide, spots, side, cfg.patch_um, encoder.size, cfg.batch_size
-    )
+    features = np.empty((spots.n_obs, len(scales) * encoder.dim), dtype=np.float32)
+    batches = extraction.slide_batches(slide, spots, sides, scales, encoder.size, cfg.batch_size)
     with progress_bar(total=spots.n_obs, unit="patch", desc=name) as progress:
         done = 0
         for batch in batches:
-            features[done : done + len(batch)] = encoder.encode(batch)
-            done += len(batch)
-            progress.update(len(batch))
+            encoded = np.concatenate([encoder.encode(patches) for patches in batch], axis=1)
+            features[done : done + len(encoded)] = encoded
+            done += len(encoded)
+            progress.update(len(encoded))
     if not np.isfinite(features).all():
         raise InputError(f"slide {name}: {encoder.name} gave features that are not finite")
     scale = extraction.write_thumbnail(thumbnail, slide, spots, side)
-    corners = patches.top_left(spots.obsm["spatial"], side)
+    corners = top_left(spots.obsm["spatial"], side)
     extraction.write_expression(expression, spots, source)
     extraction.upsert_row(out / "reconciliation.csv", row)
     sizes = {"num_spots": spots.n_obs, "num_genes": spots.n_vars, "thumbnail_scale": scale}

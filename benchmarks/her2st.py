@@ -36,7 +36,6 @@ MODELS = {
 }
 # The statistics of hed have units of their own; networks need them on one scale.
 STANDARDIZE = {"hed": "train"}
-BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +66,9 @@ def main(cfg: Options) -> None:
             if encoder == ENCODERS[0] or name != PAPER
             if (measured := _measure(cfg, data, encoder, target, name))
         ]
-        tables.append(f"### Target {target}\n\n{_markdown(pd.DataFrame(rows))}")
-    _replace(Path(cfg.results), "\n\n".join(tables))
+        tables.append(f"### Target {target}\n\n{markdown(pd.DataFrame(rows))}")
+    machine = f"Measured on {platform.machine()}, Python {platform.python_version()}."
+    replace_between(Path(cfg.results), "measured", "\n\n".join([machine, *tables]))
     print(f"wrote the tables to {cfg.results}; runs and reports are in {cfg.out}")
 
 
@@ -120,20 +120,20 @@ def _cell(value: float, low: float, high: float, digits: int) -> str:
     return f"{value:.{digits}f}{interval}"
 
 
-def _markdown(rows: pd.DataFrame) -> str:
+def markdown(rows: pd.DataFrame) -> str:
+    """A table of text, its columns named by words or by (group, metric)."""
     names = {"pcc_hvg": "PCC top 50", "pcc_all": "PCC all", "mse": "MSE"}
     heads = [c if isinstance(c, str) else f"{c[0]}: {names[c[1]]}" for c in rows.columns]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows.to_numpy()])
 
 
-def _replace(path: Path, tables: str) -> None:
-    text = path.read_text()
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    machine = f"Measured on {platform.machine()}, Python {platform.python_version()}."
+def replace_between(path: Path, name: str, text: str) -> None:
+    """Replace what a file holds between the comments NAME:begin and NAME:end."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, rest = path.read_text().split(begin)
     with atomic_path(path) as temporary:
-        temporary.write_text(f"{before}{BEGIN}\n{machine}\n\n{tables}\n{END}{after}")
+        temporary.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
 
 
 if __name__ == "__main__":

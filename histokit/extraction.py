@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import anndata
@@ -66,16 +66,17 @@ def image_size(slide: SlideSource) -> tuple[float, float]:
 def slide_batches(
     slide: SlideSource,
     spots: anndata.AnnData,
-    side: int,
-    patch_um: float,
+    sides: Sequence[int],
+    scales: Sequence[float],
     size: int,
     batch_size: int,
 ) -> Iterator[np.ndarray]:
-    """Yield the patches of joined spots in their order, uint8 (B, size, size, 3)."""
+    """Yield the patches of joined spots in their order, uint8 (S, B, size, size, 3)."""
     if has_stored_patches(slide):
         rows = spots.obs["row"].to_numpy()
-        return stored_batches(slide.image, rows, patch_um, size, batch_size)
-    return image_batches(slide.image, spots.obsm["spatial"], side, size, batch_size)
+        stored = [stored_batches(slide.image, rows, um, size, batch_size) for um in scales]
+        return map(np.stack, zip(*stored, strict=True))
+    return image_batches(slide.image, spots.obsm["spatial"], sides, size, batch_size)
 
 
 def border_patches(spots: anndata.AnnData, side: int, width: float, height: float) -> int:

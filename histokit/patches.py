@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -172,33 +172,43 @@ def resample(patch: np.ndarray, size: int) -> np.ndarray:
 
 
 def image_batches(
-    path: str | os.PathLike, centres: np.ndarray, side: int, size: int, batch_size: int
+    path: str | os.PathLike, centres: np.ndarray, sides: Sequence[int], size: int, batch_size: int
 ) -> Iterator[np.ndarray]:
-    """Yield patches of an image in the order of their centres.
+    """Yield patches of an image in the order of their centres, each at S scales.
+
+    A spot's largest window is read once and the smaller patches are cut from it.
 
     Args:
         path: the image.
         centres: (N, 2) spot centres x, y in level-0 pixels.
-        side: of a patch in level-0 pixels.
+        sides: of the patches in level-0 pixels, one a scale.
         size: of a patch as yielded, in pixels.
-        batch_size: patches at a time.
+        batch_size: spots at a time.
 
     Yields:
-        uint8 (B, size, size, 3).
+        uint8 (S, B, size, size, 3).
 
     Raises:
         InputError: the image is missing, unreadable or truncated.
     """
     image = open_image(path)
-    corners = top_left(centres, side)
+    corners = np.stack([top_left(centres, side) for side in sides], axis=1)  # (N, S, 2)
     for start in range(0, len(corners), batch_size):
         with _naming(Path(path)):
-            yield np.stack(
-                [
-                    resample(read_window(image, int(x), int(y), side), size)
-                    for x, y in corners[start : start + batch_size]
-                ]
-            )
+            patches = [_at_scales(image, c, sides, size) for c in corners[start:][:batch_size]]
+        yield np.stack(patches, axis=1)
+
+
+def _at_scales(image, corners: np.ndarray, sides: Sequence[int], size: int) -> np.ndarray:
+    """One spot's patches uint8 (S, size, size, 3) from a single window."""
+    largest = int(np.argmax(sides))
+    window = read_window(image, *map(int, corners[largest]), sides[largest])
+    return np.stack(
+        [
+            resample(window[y : y + side, x : x + side], size)
+            for (x, y), side in zip(corners - corners[largest], sides, strict=True)
+        ]
+    )
 
 
 def stored_batches(

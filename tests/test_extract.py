@@ -53,6 +53,19 @@ def test_batches_do_not_change_features(tmp_path):
             np.testing.assert_array_equal(a["features"], b["features"])
 
 
+def test_scales_stand_side_by_side(tmp_path):
+    source = write_cohort(tmp_path / "in")
+    out = extract(source, tmp_path / "out", scales="112,56")
+    parts = [extract(source, tmp_path / f"{um}", patch_um=float(um)) for um in (112, 56)]
+    with h5py.File(out / "features/hed-112-56um/a.h5") as file:
+        found, attributes = file["features"][:], dict(file.attrs)
+    expected = [h5py.File(part / "features/hed/a.h5")["features"][:] for part in parts]
+    np.testing.assert_array_equal(found, np.concatenate(expected, axis=1))
+    assert (attributes["encoder"], attributes["patch_um"]) == ("hed-112-56um", "112, 56")
+    extract(source, out)
+    assert (out / "features/hed/a.h5").is_file()
+
+
 def test_the_files_follow_the_contract(tmp_path, capsys):
     spots = spots_table()
     spots.loc[0, ["x", "y"]] = [10.0, 100.0]
@@ -221,6 +234,9 @@ def test_a_bad_slide_stops_with_one_sentence_and_keeps_the_others(tmp_path):
     [
         ({"patch_um": -1.0}, "--patch-um must be positive"),
         ({"batch_size": 0}, "--batch-size must be positive"),
+        ({"scales": "112,x"}, "--scales must be different sides in microns"),
+        ({"scales": "112,112"}, "--scales must be different sides in microns"),
+        ({"scales": "112", "patch_px": 9}, "give one of them"),
         ({"slides": ["z"]}, "names 'z'"),
         ({"encoder": "none"}, "unknown encoder"),
         ({"patch_um": 0.1}, "smaller than one pixel"),

@@ -78,11 +78,23 @@ def test_batches_are_centred_and_in_order(tmp_path):
     pixels = picture(side=256)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     centres = np.array([[40.0, 60.0], [100.4, 99.6], [200.0, 30.0]])
-    batches = list(image_batches(tmp_path / "a.png", centres, 32, 32, 2))
-    assert [len(batch) for batch in batches] == [2, 1]
-    for (x, y), patch in zip(top_left(centres, 32), np.concatenate(batches), strict=True):
+    batches = list(image_batches(tmp_path / "a.png", centres, [32], 32, 2))
+    assert [batch.shape[:2] for batch in batches] == [(1, 2), (1, 1)]
+    for (x, y), patch in zip(
+        top_left(centres, 32), np.concatenate(batches, axis=1)[0], strict=True
+    ):
         np.testing.assert_array_equal(patch, pixels[y : y + 32, x : x + 32])
     np.testing.assert_array_equal(top_left(centres, 32)[1], [84, 84])
+
+
+@pytest.mark.parametrize("sides", [(31, 64, 101), (100, 33, 50)])
+def test_scales_are_the_patches_of_each_side(tmp_path, sides):
+    Image.fromarray(picture(side=256)).save(tmp_path / "a.png")
+    centres = np.random.default_rng(0).uniform(0, 256, (20, 2))
+    together = np.concatenate(list(image_batches(tmp_path / "a.png", centres, sides, 32, 7)), 1)
+    for scale, side in enumerate(sides):
+        (alone,) = image_batches(tmp_path / "a.png", centres, [side], 32, 20)
+        np.testing.assert_array_equal(together[scale], alone[0])
 
 
 def test_resampling_averages_when_it_shrinks():
@@ -102,7 +114,7 @@ def test_full_temporary_folder(tmp_path):
     code = (
         "import numpy as np, sys\n"
         "from histokit.patches import image_batches\n"
-        "try: list(image_batches(sys.argv[1], np.full((1, 2), 99.0), 32, 32, 1))\n"
+        "try: list(image_batches(sys.argv[1], np.full((1, 2), 99.0), [32], 32, 1))\n"
         "except OSError as error: print(error.errno, error.filename)\n"
     )
     try:
@@ -124,7 +136,7 @@ def test_truncated_image(tmp_path, suffix):
     content = path.read_bytes()
     path.write_bytes(content[: len(content) * 2 // 3])
     with pytest.raises(InputError, match="cannot be read to its end"):
-        list(image_batches(path, np.array([[480.0, 480.0]]), 32, 32, 1))
+        list(image_batches(path, np.array([[480.0, 480.0]]), [32], 32, 1))
 
 
 def test_missing_and_unknown_images(tmp_path):
@@ -158,7 +170,7 @@ import numpy as np
 from histokit.patches import image_batches
 side = int(sys.argv[2])
 centres = np.random.default_rng(0).uniform(300, side - 300, (200, 2))
-for batch in image_batches(sys.argv[1], centres, 160, 224, 16):
+for batch in image_batches(sys.argv[1], centres, [160], 224, 16):
     pass
 status = open("/proc/self/status").read()
 print(int(status.split("VmHWM:")[1].split()[0]) / 1024)

@@ -72,8 +72,8 @@ def test_library_size_does_not_follow_the_picture_but_programs_do(cohort):
     features, targets = [], []
     for slide in slides:
         spots = joined(slide)
-        batches = image_batches(slide.image, spots.obsm["spatial"], 224, 224, 64)
-        matrix = np.concatenate([encoder.encode(batch) for batch in batches])
+        batches = image_batches(slide.image, spots.obsm["spatial"], [224], 224, 64)
+        matrix = np.concatenate([encoder.encode(batch[0]) for batch in batches])
         features.append((matrix - matrix.mean(0)) / (matrix.std(0) + 1e-6))
         total = np.asarray(spots.X.sum(axis=1)).ravel()
         scaled = spots.X.toarray() / total[:, None] * 1e4
