@@ -1,0 +1,154 @@
+"""Train and evaluate a cohort with as many genes and spots as HEST-1k's; measure rate and memory.
+
+    python benchmarks/scale.py                     # 20 slides of 3,000 spots and 38,982 genes
+    python benchmarks/scale.py --num-slides 100    # what is on disk already is kept
+
+The slides are drawn at random around eight programs that the features carry. Training and
+evaluation run as their users run them, each in a process of its own whose largest resident size is
+taken. Writes benchmarks/results/scale-cpu.csv.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from histokit.extraction import upsert_row, write_expression, write_features  # noqa: E402
+from histokit.files import make_folder  # noqa: E402
+from histokit.options import option, run  # noqa: E402
+from histokit.progress import progress_bar  # noqa: E402
+
+CANCERS = ("IDC", "PRAD", "SKCM", "LUAD")
+PROGRAMS, MAP_SEED = 8, 7
+ENCODER = "efficientnet-lite0"  # the features are not its own; their attributes say so
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of the measurement."""
+
+    out: str = option("work/scale", "folder for the cohort and its run")
+    num_slides: int = option(20, "slides")
+    spots: int = option(3000, "spots of a slide")
+    genes: int = option(38_982, "genes")
+    dim: int = option(1024, "dimension of the features")
+    density: float = option(0.08, "share of the counts that are not zero")
+    model: str = option("histoprism", "model of run_train.py")
+    epochs: int = option(2, "epochs")
+
+
+def main(cfg: Options) -> None:
+    """Make the cohort, then train and evaluate on it."""
+    out = Path(cfg.out)
+    make_cohort(cfg, out / "data")
+    split = pd.DataFrame({"slide_id": [f"S{i:03d}" for i in range(cfg.num_slides)]})
+    split["split"] = ["test" if i % 2 else "train" for i in range(cfg.num_slides)]
+    split.to_csv(out / "split.csv", index=False)
+    folder = out / "runs" / f"{cfg.model}-{cfg.num_slides}-{cfg.epochs}-{time.time():.0f}"
+    train = ["--data", out / "data", "--run", folder, "--folds", out / "split.csv"]
+    train += ["--model", cfg.model, "--preset", "small", "--epochs", cfg.epochs, "--no-refit"]
+    train += ["--cache-gb", 0.5, "--panel", "union"]
+    evaluate = ["--run", folder, "--no-predictions", "--no-pictures"]
+    rows = []
+    spots = cfg.spots * cfg.num_slides // 2
+    for stage, arguments, passes in (
+        ("run_train.py", train, cfg.epochs),
+        ("run_eval.py", evaluate, 1),
+    ):
+        seconds, peak = child([sys.executable, str(ROOT / stage), *map(str, arguments)])
+        rows.append(
+            {
+                "stage": stage,
+                "model": cfg.model,
+                "slides": cfg.num_slides // 2,
+                "spots_a_slide": cfg.spots,
+                "genes": cfg.genes,
+                "passes": passes,
+                "seconds": round(seconds, 1),
+                "spots_a_second": round(spots * passes / seconds),
+                "peak_gb": round(peak / 1e9, 2),
+                "dense_predictions_gb": round(4 * spots * cfg.genes / 1e9, 1),
+                "threads": torch.get_num_threads(),
+                "torch": torch.__version__,
+            }
+        )
+        print(rows[-1])
+    path = ROOT / "benchmarks" / "results" / "scale-cpu.csv"
+    new = pd.DataFrame(rows)
+    if path.exists():
+        old = pd.read_csv(path)
+        new = pd.concat([old, new]).drop_duplicates(["stage", "model", "slides"], keep="last")
+    new.to_csv(path, index=False)
+    print(f"wrote {path}")
+
+
+def child(command: list[str]) -> tuple[float, int]:
+    """Run a command; seconds, and bytes of its largest resident size. Stops where it fails."""
+    start = time.perf_counter()
+    process = os.posix_spawn(command[0], command, os.environ)
+    _, status, used = os.wait4(process, 0)
+    if status:
+        sys.exit(f"error: {' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
+    return time.perf_counter() - start, used.ru_maxrss * 1024
+
+
+def make_cohort(cfg: Options, data: Path) -> None:
+    """Write what run_extract.py would write, slide by slide; finished slides are kept."""
+    folders = {name: make_folder(data / name) for name in ("expression", "thumbnails")}
+    features = make_folder(data / "features" / ENCODER)
+    rng = np.random.default_rng(MAP_SEED)
+    to_programs = rng.normal(size=(cfg.dim, PROGRAMS)) / np.sqrt(cfg.dim)
+    loading = rng.normal(size=(PROGRAMS, cfg.genes)).astype(np.float32) * 0.5
+    level = rng.gamma(0.35, 1.0, cfg.genes).astype(np.float32)
+    level *= cfg.density / np.mean(1 - np.exp(-level))
+    names = [f"GENE{i:05d}" for i in range(cfg.genes)]
+    for i in progress_bar(range(cfg.num_slides), desc="slides", unit="slide"):
+        slide = f"S{i:03d}"
+        if (features / f"{slide}.h5").is_file():
+            continue
+        rng = np.random.default_rng(i)
+        x = rng.normal(size=(cfg.spots, cfg.dim)).astype(np.float32)
+        counts = _counts(rng, (x @ to_programs).astype(np.float32), loading, level)
+        side = int(np.ceil(np.sqrt(cfg.spots)))
+        centres = np.stack(np.divmod(np.arange(cfg.spots), side), axis=1) * 200.0 + 112
+        barcodes = [f"{slide}-{n}" for n in range(cfg.spots)]
+        table = pd.DataFrame({"gene_id": "", "symbol": names, "measured": True}, index=names)
+        spots = anndata.AnnData(counts, pd.DataFrame(index=barcodes), table)
+        spots.obsm["spatial"] = centres
+        write_expression(folders["expression"] / f"{slide}.h5ad", spots, "drawn")
+        picture = rng.integers(200, 255, (64, 64, 3)).astype(np.uint8)
+        Image.fromarray(picture).save(folders["thumbnails"] / f"{slide}.jpg")
+        row = {"slide_id": slide, "cancer": CANCERS[i // 2 % len(CANCERS)], "patient": f"P{i}"}
+        row |= {"technology": "drawn", "mpp": 0.5, "mpp_source": "drawn", "image": ""}
+        sizes = {"num_spots": cfg.spots, "num_genes": cfg.genes, "thumbnail_scale": 0.01}
+        upsert_row(data / "slides.csv", row | sizes)
+        attributes = {"encoder": ENCODER, "weights_sha256": "drawn", "transform": "drawn"}
+        attributes |= {"pooling": "drawn", "precision": "float32", "mpp": 0.5, "patch_um": 112.0}
+        corners = (centres - 112).astype(np.int64)
+        write_features(features / f"{slide}.h5", x, corners, barcodes, attributes)
+
+
+def _counts(rng, programs: np.ndarray, loading: np.ndarray, level: np.ndarray) -> sp.csr_matrix:
+    """Poisson counts around level * exp(programs . loading), some rows at a time."""
+    blocks = []
+    for start in range(0, len(programs), 250):
+        rate = level * np.exp(programs[start : start + 250] @ loading)
+        blocks.append(sp.csr_matrix(rng.poisson(rate).astype(np.float32)))
+    return sp.vstack(blocks, format="csr")
+
+
+if __name__ == "__main__":
+    run(main, Options, __doc__)
