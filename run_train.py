@@ -31,7 +31,15 @@ class Options:
     data: str = required("folder that run_extract.py wrote")
     model: str = required("model to train", choices=MODELS)
     run: str = required("folder of this run, made if absent")
-    encoder: str = option("efficientnet-lite0", "encoder whose features are used")
+    encoder: str = option(
+        "efficientnet-lite0", "encoder whose features are used; A+B sets those of both side by side"
+    )
+    neighbors: str = option(
+        "none",
+        "what stands beside a patch's features: the mean of the neighbouring spots' (eight on a "
+        "square grid, six on a hexagonal one), or their mean weighted by likeness",
+        choices=("none", "mean", "attention"),
+    )
     target: str = option(
         "counts10k-log1p",
         "scale of the targets",
@@ -114,7 +122,7 @@ def main(cfg: Options) -> None:
     ops.use(cfg.kernels)
     values = {k: v for k, v in dataclasses.asdict(cfg).items() if v is not None}
     cfg = dataclasses.replace(cfg, **(PRESETS[cfg.preset] | values))
-    cohort = Cohort(cfg.data, cfg.encoder)
+    cohort = Cohort(cfg.data, cfg.encoder, cfg.neighbors)
     folds = make_folds(cohort.slides, cfg.folds, cfg.val_fraction, cfg.seed)
     leaks = audit.training_leaks(cohort, folds)
     if not cfg.allow_leakage:
@@ -160,8 +168,10 @@ def _claim(folder: Path, cfg: Options, cohort, folds: list, control: dict | None
     path = folder / "config.json"
     if path.is_file():
         there = read_json(path)
+        defaults = {f.name: f.default for f in dataclasses.fields(cfg)}
         for name, value in options.items():
-            if name not in free and there["options"].get(name) != value:
+            # an option newer than the run in the folder had its default then
+            if name not in free and there["options"].get(name, defaults[name]) != value:
                 raise InputError(
                     f"{folder} holds a run with --{name.replace('_', '-')} "
                     f"{there['options'].get(name)}, not {value}; give another --run or delete it"

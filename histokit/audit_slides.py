@@ -201,8 +201,12 @@ def _dropped(cohort: Cohort) -> pd.Series:
 
 def _features(cohort: Cohort, slide_id: str) -> np.ndarray:
     cohort.provenance(slide_id)  # names a file that is missing or damaged
-    with h5py.File(cohort.feature_folder / f"{slide_id}.h5") as file:
-        return file["features"][:]
+    parts = []
+    for path in cohort.feature_files(slide_id):
+        with h5py.File(path) as file:
+            parts.append(file["features"][:])
+    rows = min(map(len, parts))  # Cohort.load refuses encoders that saw different spots
+    return np.concatenate([part[:rows] for part in parts], axis=1)
 
 
 def _expression(slide: Slide) -> dict:

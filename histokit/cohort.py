@@ -14,6 +14,7 @@ import torch
 
 from histokit.errors import InputError
 from histokit.files import safe_name
+from histokit.neighbors import with_neighbours
 
 COLUMNS = ["slide_id", "cancer", "patient", "technology", "mpp"]
 
@@ -42,10 +43,17 @@ class Slide:
 
 
 class Cohort:
-    """The folder that ``run_extract.py`` wrote, seen through one encoder's features."""
+    """The folder that ``run_extract.py`` wrote, seen through the features of its encoders.
 
-    def __init__(self, folder: str | Path, encoder: str):
-        self.folder, self.encoder = Path(folder), encoder
+    Args:
+        folder: what ``run_extract.py`` wrote.
+        encoder: whose features, as extraction called them; ``A+B`` sets those of A and B side by
+            side.
+        neighbors: of ``histokit.neighbors.CHOICES``, what stands beside each encoder's features.
+    """
+
+    def __init__(self, folder: str | Path, encoder: str, neighbors: str = "none"):
+        self.folder, self.encoder, self.neighbors = Path(folder), encoder, neighbors
         table = self.folder / "slides.csv"
         if not table.is_file():
             raise InputError(f"{self.folder} holds no slides.csv; make it with run_extract.py")
@@ -58,23 +66,34 @@ class Cohort:
         if self.slides.empty:
             raise InputError(f"{table} lists no slide; run run_extract.py to its end")
         self.slides = self.slides.set_index("slide_id")
-        self.feature_folder = self.folder / "features" / safe_name(encoder)
-        if not self.feature_folder.is_dir():
-            parent = self.folder / "features"
-            there = sorted(p.name for p in parent.iterdir()) if parent.is_dir() else []
-            raise InputError(
-                f"{self.folder} holds no features of {encoder} "
-                f"(there: {', '.join(there) or 'none'}); run run_extract.py --encoder {encoder}"
-            )
+        parent = self.folder / "features"
+        self.feature_folders = [parent / safe_name(name) for name in encoder.split("+")]
+        for place, name in zip(self.feature_folders, encoder.split("+"), strict=True):
+            if not place.is_dir():
+                there = sorted(p.name for p in parent.iterdir()) if parent.is_dir() else []
+                raise InputError(
+                    f"{self.folder} holds no features of {name} "
+                    f"(there: {', '.join(there) or 'none'}); run run_extract.py --encoder {name}"
+                )
 
     def provenance(self, slide_id: str) -> dict:
-        """The attributes of a slide's feature file and its dimension D as ``dimension``."""
-        with _open(self._feature_file(slide_id)) as file:
-            attributes = {
-                key: value.item() if isinstance(value, np.generic) else value
-                for key, value in file.attrs.items()
-            }
-            return attributes | {"dimension": int(file["features"].shape[1])}
+        """The attributes of a slide's feature files, joined by `` + `` where they differ.
+
+        With ``blocks``, the dimensions that each encoder has in the features, and their sum
+        ``dimension``.
+        """
+        parts, blocks = [], []
+        for path in self.feature_files(slide_id):
+            with _open(path) as file:
+                parts.append(
+                    {k: v.item() if isinstance(v, np.generic) else v for k, v in file.attrs.items()}
+                )
+                blocks.append(int(file["features"].shape[1]) * (1 + (self.neighbors != "none")))
+        joined = {}
+        for key in parts[0]:
+            values = [str(part.get(key)) for part in parts]
+            joined[key] = parts[0][key] if len(set(values)) == 1 else " + ".join(values)
+        return joined | {"dimension": sum(blocks), "blocks": blocks}
 
     def gene_table(self, slide_id: str) -> pd.DataFrame:
         """Measured genes of a slide: index gene, columns gene_id and symbol."""
@@ -91,12 +110,8 @@ class Cohort:
         Raises:
             InputError: a file is missing or damaged, or features are not finite.
         """
-        path = self._feature_file(slide_id)
-        with _open(path) as file:
-            features = file["features"][:]
-            barcodes = [_text(b) for b in file["barcodes"][:].reshape(-1)]
-        if not np.isfinite(features).all():
-            raise InputError(f"{path} holds features that are not finite; extract the slide again")
+        parts = [_read_features(path) for path in self.feature_files(slide_id)]
+        path, barcodes = self.feature_files(slide_id)[0], parts[0][1]
         counts, obs_names, centres, var = self._expression(slide_id)
         rows = pd.Index(obs_names).get_indexer(barcodes)
         if (rows < 0).any():
@@ -107,6 +122,16 @@ class Cohort:
         counts = counts[rows]
         library_size = np.asarray(counts[:, var["measured"].to_numpy()].sum(axis=1)).ravel()
         columns = _columns(var, genes)
+        features = []
+        for values, own in parts:
+            order = pd.Index(own).get_indexer(barcodes)
+            if (order < 0).any() or len(own) != len(barcodes):
+                raise InputError(
+                    f"the encoders {self.encoder} saw different spots of slide {slide_id}; extract "
+                    "it again with each"
+                )
+            values = torch.from_numpy(values[order].astype(np.float32))
+            features.append(with_neighbours(values, centres[rows], self.neighbors))
         row = self.slides.loc[slide_id]
         return Slide(
             slide_id=slide_id,
@@ -114,7 +139,7 @@ class Cohort:
             patient=row["patient"],
             barcodes=barcodes,
             centres=centres[rows],
-            features=torch.from_numpy(features.astype(np.float32)),
+            features=torch.cat(features, dim=1),
             counts=_take_columns(counts, columns),
             library_size=library_size,
             measured=(columns >= 0) & var["measured"].to_numpy()[columns],
@@ -135,10 +160,11 @@ class Cohort:
                     "slide again"
                 ) from error
 
-    def _feature_file(self, slide_id: str) -> Path:
+    def feature_files(self, slide_id: str) -> list[Path]:
+        """Where each encoder's features of a slide lie; raises InputError for an unknown slide."""
         if slide_id not in self.slides.index:
             raise InputError(f"slide {slide_id} is not in {self.folder / 'slides.csv'}")
-        return self.feature_folder / f"{slide_id}.h5"
+        return [folder / f"{slide_id}.h5" for folder in self.feature_folders]
 
     def _expression_file(self, slide_id: str) -> Path:
         return self.folder / "expression" / f"{slide_id}.h5ad"
@@ -172,6 +198,16 @@ def _open(path: Path) -> h5py.File:
         raise InputError(
             f"{path} is damaged or not HDF5; delete it and extract the slide again"
         ) from error
+
+
+def _read_features(path: Path) -> tuple[np.ndarray, list[str]]:
+    """Features (N, D) and barcodes of a file."""
+    with _open(path) as file:
+        features = file["features"][:]
+        barcodes = [_text(b) for b in file["barcodes"][:].reshape(-1)]
+    if not np.isfinite(features).all():
+        raise InputError(f"{path} holds features that are not finite; extract the slide again")
+    return features, barcodes
 
 
 def _text(value: bytes | str) -> str:

@@ -118,7 +118,12 @@ def trainings(cohort: Cohort, cfg, folder: Path) -> Iterator[tuple[Path, object,
     yield place, options, ShuffledCohort(cohort, cfg.seed), {"kind": SHUFFLED}
     place = folder / "controls" / LIBRARY_SIZE
     options = dataclasses.replace(
-        options, run=str(place), model=LIBRARY_SIZE, encoder="none", standardize="none"
+        options,
+        run=str(place),
+        model=LIBRARY_SIZE,
+        encoder="none",
+        neighbors="none",
+        standardize="none",
     )
     note = {"kind": LIBRARY_SIZE, "encoder": cfg.encoder}
     yield place, options, LibrarySizeCohort(cohort), note
@@ -128,7 +133,7 @@ def open_cohort(run: Run, data: str | None = None) -> Cohort:
     """The slides that a run predicts from: ``data``, or the folder it was trained on."""
     options, control = run.config["options"], run.config.get("control") or {}
     encoder = control.get("encoder", options["encoder"])
-    cohort = Cohort(data or options["data"], encoder)
+    cohort = Cohort(data or options["data"], encoder, options.get("neighbors", "none"))
     return LibrarySizeCohort(cohort) if control.get("kind") == LIBRARY_SIZE else cohort
 
 

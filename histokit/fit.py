@@ -67,7 +67,12 @@ def fit_ridge_hest(x: np.ndarray, y: sp.csr_matrix) -> LinearMap:
 
 
 def fit_ridge(
-    x: np.ndarray, y: sp.csr_matrix, measured: np.ndarray, slide: np.ndarray, groups: np.ndarray
+    x: np.ndarray,
+    y: sp.csr_matrix,
+    measured: np.ndarray,
+    slide: np.ndarray,
+    groups: np.ndarray,
+    rescale: bool = True,
 ) -> tuple[LinearMap, float]:
     """PCA and ridge with an intercept, the penalty chosen by grouped cross-validation.
 
@@ -82,6 +87,7 @@ def fit_ridge(
             take the gene's mean.
         slide: (N,) int, the slide of each spot.
         groups: (N,) patient, slide or region of each spot; one group is never on both sides.
+        rescale: features to deviation 1 first; False where they are on one scale already.
 
     Returns:
         The model and its alpha.
@@ -89,19 +95,19 @@ def fit_ridge(
     errors = np.zeros(len(ALPHAS))
     folds = min(5, len(np.unique(groups)))
     for train, held in GroupKFold(folds).split(x, groups=groups):
-        fitted = _decompose(x[train], y[train], measured, slide[train])
+        fitted = _decompose(x[train], y[train], measured, slide[train], rescale)
         for s in np.unique(slide[held]):
             rows = held[slide[held] == s]
             errors += _errors(*fitted, x[rows], y[rows], measured[s])
     alpha = float(ALPHAS[errors.argmin()])
-    scaler, pca, product, mean = _decompose(x, y, measured, slide)
+    scaler, pca, product, mean = _decompose(x, y, measured, slide, rescale)
     weight = (product / (np.square(pca.singular_values_) + alpha)[:, None]).T
     return _linear_map(scaler, pca, weight, mean), alpha
 
 
-def _decompose(x, y, measured, slide):
+def _decompose(x, y, measured, slide, rescale):
     """Scaler, PCA, scores^T (y - mean) (K, G) and mean (G,)."""
-    scaler = StandardScaler().fit(x)
+    scaler = StandardScaler(with_std=rescale).fit(x)
     scaled = scaler.transform(x)
     pca = PCA(min(HEST_COMPONENTS, len(x) - 1, x.shape[1]), random_state=SEED).fit(scaled)
     scores = pca.transform(scaled).astype(np.float64)
@@ -134,7 +140,7 @@ def _linear_map(scaler, pca, weight: np.ndarray, bias: np.ndarray) -> LinearMap:
     model = LinearMap(scaler.n_features_in_, *weight.shape[::-1])
     values = {
         "mean": scaler.mean_,
-        "scale": scaler.scale_,
+        "scale": np.ones(len(scaler.mean_)) if scaler.scale_ is None else scaler.scale_,
         "components": pca.components_,
         "offset": pca.mean_ @ pca.components_.T,
         "head.weight": weight,

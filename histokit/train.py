@@ -52,7 +52,8 @@ def train_fold(cohort: Cohort, split: Split, cfg, folder) -> None:
     y, measured, slide = pooled["y"], pooled["measured"], pooled["slide"]
     panel["train_mean"], panel["train_variance"] = moments(y, measured, slide)
     _write_table(panel, folder / "genes.csv")
-    standardizer = Standardizer.fit(cfg.standardize, torch.cat(pooled["x"]))
+    blocks = cohort.provenance(members[0]).get("blocks", ())
+    standardizer = Standardizer.fit(cfg.standardize, torch.cat(pooled["x"]), blocks)
     if cfg.model in models.NETWORKS:
         model, arguments, said = fit_network(cohort, split, cfg, folder, panel, standardizer)
     else:
@@ -108,7 +109,8 @@ def _fit_closed_form(
     elif name == controls.LIBRARY_SIZE:
         model, said = controls.fit_library_size(x, y, measured, slide), "line on library size"
     else:
-        model, alpha = fit.fit_ridge(x, y, measured, slide, pooled["group"])
+        rescale = standardizer.how == "none"
+        model, alpha = fit.fit_ridge(x, y, measured, slide, pooled["group"], rescale)
         said = f"ridge, alpha {alpha:.3g} by cross-validation"
     if name != "mean":
         arguments["num_components"] = len(model.components)

@@ -28,7 +28,12 @@ MOMENTS = ("feature_mean", "feature_scale")
 
 def save(model: Model, name: str, arguments: dict, folder: Path) -> None:
     """Write a model; ``arguments`` rebuild it. The weights come last: they mark a whole model."""
-    description = {"model": name, "arguments": arguments, "standardize": model.standardizer.how}
+    description = {
+        "model": name,
+        "arguments": arguments,
+        "standardize": model.standardizer.how,
+        "blocks": list(model.standardizer.blocks),
+    }
     write_json(folder / "model.json", description)
     state = model.state_dict()
     if model.standardizer.how == "train":
@@ -50,7 +55,8 @@ def load(folder: Path) -> Model:
             f"{folder / 'model.safetensors'} is missing or damaged; train the fold again"
         ) from error
     model = CLASSES[description["model"]](**description["arguments"])
-    moments = [state.pop(key) for key in MOMENTS if key in state]
-    model.standardizer = Standardizer(description["standardize"], *moments)
+    moments = [state.pop(key, None) for key in MOMENTS]
+    blocks = tuple(description.get("blocks", ()))
+    model.standardizer = Standardizer(description["standardize"], *moments, blocks)
     load_weights(model, state, folder / "model.safetensors")
     return model.eval()

@@ -17,7 +17,8 @@ class Standardizer:
     ``none`` leaves them. ``train`` standardises with the moments of the training patches.
     ``slide`` does with the slide's own, which takes out stain and scanner, but also how slides
     differ. A deviation is never taken below a tenth of its mean over features: one that is
-    constant in training and alive on another slide would otherwise explode there.
+    constant in training and alive on another slide would otherwise explode there. Features of
+    several encoders are then scaled so that each encoder counts alike, whatever its dimension.
 
     Not part of the state dict, whose names are those of published checkpoints.
     """
@@ -25,17 +26,21 @@ class Standardizer:
     how: str
     mean: torch.Tensor | None = None
     scale: torch.Tensor | None = None
+    blocks: tuple[int, ...] = ()
 
     @classmethod
-    def fit(cls, how: str, x: torch.Tensor) -> Standardizer:
-        """From the features of all training patches x (N, D)."""
-        return cls(how, *_moments(x)) if how == "train" else cls(how)
+    def fit(cls, how: str, x: torch.Tensor, blocks: tuple[int, ...] = ()) -> Standardizer:
+        """From the features of all training patches x (N, D); ``blocks`` are the encoders' D."""
+        return cls(how, *(_moments(x) if how == "train" else (None, None)), tuple(blocks))
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
         """(N, D) to (N, D)."""
         if self.how == "none":
             return features
         mean, scale = (self.mean, self.scale) if self.how == "train" else _moments(features)
+        if len(self.blocks) > 1:
+            share = [(scale.numel() / len(self.blocks) / size) ** 0.5 for size in self.blocks]
+            scale = scale / torch.tensor(share).repeat_interleave(torch.tensor(self.blocks))
         return (features - mean) / scale
 
 

@@ -1,0 +1,110 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from cohorts import write_cohort
+
+import run_eval
+import run_train
+from histokit.cohort import Cohort
+from histokit.errors import InputError
+from histokit.models.base import Standardizer
+from histokit.neighbors import neighbour_graph, with_neighbours
+
+SQUARE = np.stack(np.divmod(np.arange(25), 5), axis=1) * 200.0
+
+
+def hexagonal(rows=5, columns=5):
+    y, x = np.divmod(np.arange(rows * columns), columns)
+    return np.stack([x + 0.5 * (y % 2), y * np.sqrt(0.75)], axis=1) * 100
+
+
+def test_neighbours_on_both_grids():
+    degree = np.asarray(neighbour_graph(SQUARE).sum(axis=1)).ravel()
+    assert (degree[12], degree[0], degree[2]) == (8, 3, 5)
+    graph = neighbour_graph(hexagonal())
+    assert graph[12].nnz == 6
+    assert (graph != graph.T).nnz == 0
+    assert graph.diagonal().sum() == 0
+
+
+def test_mean_is_the_mean_of_the_neighbours():
+    x = torch.randn(25, 3)
+    found = with_neighbours(x, SQUARE, "mean")
+    assert found.shape == (25, 6)
+    assert torch.equal(found[:, :3], x)
+    around = [6, 7, 8, 11, 13, 16, 17, 18]
+    torch.testing.assert_close(found[12, 3:], x[around].mean(0))
+    assert with_neighbours(x, SQUARE, "none") is x
+
+
+def test_attention_prefers_patches_that_look_the_same():
+    x = torch.zeros(25, 2)
+    x[:, 0] = torch.tensor((SQUARE[:, 0] > 400).astype(np.float32) * 2 - 1)
+    x[:, 1] = torch.randn(25) * 1e-3
+    mean, attention = (with_neighbours(x, SQUARE, how)[:, 2] for how in ("mean", "attention"))
+    border = 12  # its neighbours lie on both sides
+    assert attention[border] < mean[border] < 0
+    everything = with_neighbours(torch.ones(25, 2), SQUARE, "attention")
+    torch.testing.assert_close(everything, torch.ones(25, 4))
+
+
+@pytest.mark.parametrize("how", ["mean", "attention"])
+def test_spots_without_neighbours_get_their_own_features(how):
+    for centres in (np.zeros((0, 2)), np.zeros((1, 2)), np.array([[0, 0], [1, 0], [90.0, 0]])):
+        x = torch.randn(len(centres), 3)
+        found = with_neighbours(x, centres, how)
+        assert found.shape == (len(x), 6)
+        if len(x):
+            torch.testing.assert_close(found[-1], x[-1].repeat(2))
+
+
+@pytest.fixture
+def two_encoders(tmp_path):
+    folder = write_cohort(tmp_path / "data", dim=16, encoder="wide")
+    other = write_cohort(tmp_path / "other", dim=4, encoder="slim", seed=1)
+    (other / "features/slim").rename(folder / "features/slim")
+    return folder
+
+
+def test_two_encoders_side_by_side(two_encoders):
+    wide, slim = (Cohort(two_encoders, name).load("A1") for name in ("wide", "slim"))
+    assert wide.barcodes != slim.barcodes  # rows are joined by barcode
+    order = [slim.barcodes.index(b) for b in wide.barcodes]
+    both = Cohort(two_encoders, "wide+slim")
+    slide = both.load("A1")
+    assert torch.equal(slide.features, torch.cat([wide.features, slim.features[order]], dim=1))
+    provenance = both.provenance("A1")
+    assert (provenance["encoder"], provenance["patch_um"]) == ("wide + slim", 112)
+    assert (provenance["dimension"], provenance["blocks"]) == (20, [16, 4])
+    around = Cohort(two_encoders, "wide+slim", "mean")
+    assert around.load("A1").features.shape == (40, 40)
+    assert around.provenance("A1")["blocks"] == [32, 8]
+    with pytest.raises(InputError, match="holds no features of none"):
+        Cohort(two_encoders, "wide+none")
+
+
+@pytest.mark.parametrize("how", ["train", "slide"])
+def test_standardised_encoders_count_alike(how):
+    x = torch.randn(50, 20) * 7 + 3
+    found = Standardizer.fit(how, x, (16, 4))(x)
+    wide, slim = found[:, :16].square().sum(), found[:, 16:].square().sum()
+    torch.testing.assert_close(wide, slim)
+    torch.testing.assert_close(wide + slim, torch.tensor(50 * 20.0))
+    alone = Standardizer.fit(how, x, (20,))(x)
+    torch.testing.assert_close(alone, Standardizer.fit(how, x)(x))
+
+
+@pytest.mark.parametrize("model", ["ridge", "mlp"])
+def test_training_and_evaluation_see_the_same_features(two_encoders, tmp_path, model):
+    run = tmp_path / "run"
+    options = {"data": str(two_encoders), "run": str(run), "model": model}
+    options |= {"encoder": "wide+slim", "neighbors": "mean", "standardize": "slide"}
+    options |= {"preset": "small", "epochs": 40, "lr": 1e-3}
+    run_train.main(run_train.Options(**options))
+    run_eval.main(run_eval.Options(run=[str(run)], predictions=False, pictures=False))
+    summary = pd.read_csv(run / "eval" / "summary.csv")
+    pcc = summary.query("by == 'all' and metric == 'pcc_hvg'")["value"].iloc[0]
+    assert pcc > 0.3
+    with pytest.raises(InputError, match="holds a run with --neighbors mean, not none"):
+        run_train.main(run_train.Options(**options | {"neighbors": "none"}))
