@@ -78,31 +78,30 @@ def _measure(cfg: Options, data: Path, encoder: str, target: str, name: str) -> 
     if not cfg.measure and not summary.is_file():
         return {}
     if cfg.measure:
-        _train(cfg, data, encoder, target, name, folder)
-    return _row(summary)
+        chosen = dict(MODELS[name])
+        if "preset" in chosen:
+            chosen["standardize"] = STANDARDIZE.get(encoder)
+        train_and_score(folder, data=str(data), encoder=encoder, target=target, **chosen)
+    return row_of(summary)
 
 
-def _train(cfg: Options, data: Path, encoder: str, target: str, name: str, folder: Path) -> None:
-    chosen = dict(MODELS[name])
-    if "preset" in chosen:
-        chosen["standardize"] = STANDARDIZE.get(encoder)
+def train_and_score(folder: Path, **options) -> None:
+    """Train on the five folds and evaluate, where that is not done yet."""
     run_train.main(
         run_train.Options(
-            data=str(data),
-            encoder=encoder,
-            target=target,
             panel="detected",
             run=str(folder),
             folds=str(ROOT / "benchmarks/her2st_folds.csv"),
             allow_leakage=True,  # sections of patient C test one another; B4 is apart
-            **chosen,
+            **options,
         )
     )
     if not (folder / "eval" / "summary.csv").is_file():
         run_eval.main(run_eval.Options(run=[str(folder)], predictions=False, pictures=False))
 
 
-def _row(path: Path) -> dict:
+def row_of(path: Path) -> dict:
+    """PCC and MSE of a summary.csv with intervals, for the C sections and for B4."""
     summary = pd.read_csv(path, dtype={"group": str})
     summary = summary[summary["average"] == "micro"].set_index(["by", "group", "metric"])
     summary = summary[["value", "low", "high"]]

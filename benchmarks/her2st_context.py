@@ -1,0 +1,82 @@
+"""What context is worth on her2st: larger patches, neighbouring spots, a second encoder.
+
+    python benchmarks/her2st_context.py --source ../shared/data/her2st
+
+Writes a part of RESULTS.md. Stopped and given again, it goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from her2st import markdown, replace_between, row_of, train_and_score  # noqa: E402
+
+import run_extract  # noqa: E402
+from histokit.options import option, required, run  # noqa: E402
+
+NET, STAIN = "efficientnet-lite0", "hed"
+SCALES = "112,224,448"
+NET_SCALES, STAIN_SCALES = (f"{name}-{SCALES.replace(',', '-')}um" for name in (NET, STAIN))
+BOTH = f"{NET_SCALES}+{STAIN_SCALES}"
+FEATURES = {
+    "112 um": {"encoder": NET, "standardize": "slide"},
+    "112 + 224 + 448 um": {"encoder": NET_SCALES, "standardize": "slide"},
+    "the same + neighbours": {
+        "encoder": NET_SCALES, "neighbors": "mean", "standardize": "slide"
+    },
+    "the same + neighbours by attention": {
+        "encoder": NET_SCALES, "neighbors": "attention", "standardize": "slide"
+    },
+    "the same + hed": {"encoder": BOTH, "neighbors": "attention", "standardize": "slide"},
+}  # fmt: skip
+MODELS = {
+    "ridge": {"model": "ridge"},
+    "ridge-hest": {"model": "ridge-hest"},
+    "mlp": {"model": "mlp", "preset": "small"},
+    "histoprism, small": {"model": "histoprism", "preset": "small"},
+    "bpbooster, small": {"model": "bpbooster", "preset": "small"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of the measurement."""
+
+    source: str = required("folder of the her2st sections in the legacy layout")
+    out: str = option("work/results", "folder for features and runs")
+    models: list[str] = option(list(MODELS), "models to measure")
+    target: str = option("counts10k-log1p", "target to measure")
+    results: str = option("RESULTS.md", "file whose part on context is replaced")
+
+
+def main(cfg: Options) -> None:
+    """Extract, train and evaluate what is missing; write the table."""
+    data = Path(cfg.out) / "data"
+    for encoder, scales in ((NET, ""), (NET, SCALES), (STAIN, SCALES)):
+        run_extract.main(
+            run_extract.Options(
+                source=cfg.source, out=str(data), encoder=encoder, scales=scales, cancer="IDC"
+            )
+        )
+    rows = []
+    for model in cfg.models:
+        for number, (features, chosen) in enumerate(FEATURES.items()):
+            folder = Path(cfg.out) / "context" / cfg.target / f"{model.split(',')[0]}-{number}"
+            options = {"data": str(data), "target": cfg.target} | chosen | MODELS[model]
+            train_and_score(folder, **options)
+            rows.append(
+                {"model": model, "features": features} | row_of(folder / "eval/summary.csv")
+            )
+    replace_between(Path(cfg.results), "context", markdown(pd.DataFrame(rows)))
+    print(f"wrote the table to {cfg.results}; runs are in {cfg.out}/context")
+
+
+if __name__ == "__main__":
+    run(main, Options, __doc__)
