@@ -171,3 +171,16 @@ class BPBooster(Model):
             query, key = self.query(query), self.key(key)
         query, key = (t.unflatten(1, split).transpose(0, 1) for t in (query, key))
         return (query @ key.transpose(1, 2) * split[1] ** -0.5).softmax(-1).mean(0)
+
+    @torch.no_grad()
+    def prototype_effects(self) -> torch.Tensor | None:
+        """What each prototype does to each gene: (M, G), on the scale of the targets.
+
+        The prediction for a patch that attends to this prototype alone, less that for one that
+        attends to all alike. None for literal attention, where prototypes give no values.
+        """
+        if self.attention == "literal":
+            return None
+        answer = self.value(self.prototypes) * self.prototype_gate[:, None]
+        latent = self.output(answer - answer.mean(0)) * self.latent_gate
+        return latent @ self.head.weight.T
