@@ -21,6 +21,7 @@ from histokit.network import tensorboard, write_curves
 from histokit.optimise import Result, Settings, run_epochs
 from histokit.splits import Split
 
+CHUNK = 1 << 14  # patches embedded at a time, where no gradients are needed
 ALIKE = 1e-3  # deviation of embeddings, relative to their size, that no regression can use
 
 
@@ -178,7 +179,9 @@ def train_patches(
     @torch.no_grad()
     def validate() -> float:
         model.eval()
-        return model.loss(patches.x[held], patches.y[held], cfg.losses).item()
+        parts = zip(patches.x[held].split(CHUNK), patches.y[held].split(CHUNK), strict=True)
+        summed = sum(model.loss(x, y, cfg.losses).item() * len(x) for x, y in parts)
+        return summed / (len(patches.x) - patches.num_train)
 
     settings = Settings(
         lr=cfg.lr,
@@ -206,7 +209,7 @@ def fit_readout(model: BPBooster, x: torch.Tensor, pooled: dict, cfg) -> str:
     """Fit ``model.head`` on the embeddings of x (N, L1) in closed form; a line on how."""
     model.eval()
     device = next(model.parameters()).device
-    latent = torch.cat([model.hidden(part.to(device)) for part in x.split(1 << 16)]).cpu().numpy()
+    latent = torch.cat([model.hidden(part.to(device)) for part in x.split(CHUNK)]).cpu().numpy()
     y, measured, slide = (pooled[key] for key in ("y", "measured", "slide"))
     if cfg.readout == "ridge-hest":
         linear, said = fit.fit_ridge_hest(latent, y), "HEST-Bench ridge"
