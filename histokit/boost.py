@@ -50,8 +50,9 @@ def fit_bpbooster(
     genes that all slides measured: Adam, a constant learning rate, batches of ``cfg.batch_size``
     patches drawn over all training slides. The validation slides choose the epoch; without any
     it is the last, as in the paper. The readout is fitted on the embeddings of training and
-    validation patches, as every closed-form model is. Its penalty is chosen on groups of patches
-    that the network has learned from, so it is rather too weak than too strong.
+    validation patches, as every closed-form model is. The validation slides choose its penalty
+    too; without any it is cross-validated over patches that the network has learnt from, which
+    look easier to predict than new ones, so that it comes out too weak.
 
     Args:
         cohort: of the slides.
@@ -105,7 +106,7 @@ def fit_bpbooster(
         model.standardizer = standardizer
         return model.to(cfg.device)
 
-    model, result = build(), None
+    model, alpha = build(), None
     checkpoints = make_folder(folder / "checkpoints")
     board = tensorboard(folder) if cfg.tensorboard else None
     result = train_patches(model, patches, cfg, checkpoints / "last.ckpt", on_epoch=board)
@@ -113,6 +114,8 @@ def fit_bpbooster(
     said += f", {result.epochs} epochs"
     if split.val:
         said += f", validation loss {result.history[result.epochs - 1]['val_loss']:.4f}"
+        model.load_state_dict(result.weights)
+        alpha = alpha_on_validation(model, patches, pooled)
         if cfg.refit:
             model = build()
             everything = dataclasses.replace(patches, num_train=len(patches.x))
@@ -122,7 +125,8 @@ def fit_bpbooster(
     model.load_state_dict(result.weights)
     model.check_open()
     said += f", {_open(model.prototype_gate)} prototypes and {_open(model.latent_gate)} dimensions"
-    return model.cpu(), arguments, f"{said} open; {fit_readout(model, patches.x, pooled, cfg)}"
+    said += f" open; {fit_readout(model, patches.x, pooled, cfg.readout, alpha)}"
+    return model.cpu(), arguments, said
 
 
 def choose_hvgs(panel: pd.DataFrame, measured: np.ndarray, num: int) -> np.ndarray:
@@ -205,14 +209,39 @@ def train_patches(
 
 
 @torch.no_grad()
-def fit_readout(model: BPBooster, x: torch.Tensor, pooled: dict, cfg) -> str:
-    """Fit ``model.head`` on the embeddings of x (N, L1) in closed form; a line on how."""
+def embed(model: BPBooster, x: torch.Tensor) -> np.ndarray:
+    """Patches x (N, L1) to their refined embeddings (N, L2)."""
     model.eval()
-    device = next(model.parameters()).device
-    latent = torch.cat([model.hidden(part.to(device)) for part in x.split(CHUNK)]).cpu().numpy()
+    return torch.cat([model.hidden(part) for part in x.split(CHUNK)]).cpu().numpy()
+
+
+def alpha_on_validation(model: BPBooster, patches: Patches, pooled: dict) -> float:
+    """The readout's penalty that serves the validation patches best."""
+    rows = np.arange(len(patches.x))
+    split = (rows[: patches.num_train], rows[patches.num_train :])
+    spots = (pooled[key] for key in ("y", "measured", "slide"))
+    return fit.choose_alpha(embed(model, patches.x), *spots, [split])
+
+
+def fit_readout(
+    model: BPBooster, x: torch.Tensor, pooled: dict, readout: str, alpha: float | None = None
+) -> str:
+    """Fit ``model.head`` on the embeddings of x (N, L1) in closed form; a line on how.
+
+    Args:
+        model: trained.
+        x: patches of all slides of the fold.
+        pooled: their y, measured, slide, group.
+        readout: ``ridge`` or ``ridge-hest``.
+        alpha: penalty of ``ridge``; cross-validated by default.
+    """
+    latent = embed(model, x)
     y, measured, slide = (pooled[key] for key in ("y", "measured", "slide"))
-    if cfg.readout == "ridge-hest":
+    if readout == "ridge-hest":
         linear, said = fit.fit_ridge_hest(latent, y), "HEST-Bench ridge"
+    elif alpha is not None:
+        linear = fit.ridge_at(latent, y, measured, slide, alpha)
+        said = f"ridge, alpha {alpha:.3g} by the validation slides"
     else:
         linear, alpha = fit.fit_ridge(latent, y, measured, slide, pooled["group"])
         said = f"ridge, alpha {alpha:.3g} by cross-validation"

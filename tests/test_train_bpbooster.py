@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 import torch
 from cohorts import GENES, write_cohort
 from safetensors.torch import load_file
@@ -163,6 +164,34 @@ def test_validation_slides_do_not_touch_the_network(data, tmp_path, one_fold):
     assert torch.equal(a["projection.weight"], b["projection.weight"])
     assert not torch.equal(a["head.weight"], b["head.weight"])
     assert not torch.equal(weights(run.folder)["projection.weight"], a["projection.weight"])
+
+
+@pytest.mark.parametrize("refit", [False, True])
+def test_validation_slides_choose_the_penalty(data, tmp_path, one_fold, capsys, refit):
+    options = {"folds": one_fold, "epochs": 30, "batch_size": 8, "lr": 1e-2, "refit": refit}
+    run = train(data, tmp_path / "run", **options)
+    said = capsys.readouterr().out
+    assert "by the validation slides, on 158 spots" in said
+    alpha = float(said.split("alpha ")[1].split()[0])
+    from histokit import fit
+    from histokit.cohort import Cohort
+    from histokit.genes import normalise
+
+    slides = [Cohort(data, "tiny").load(s, GENES) for s in ("A1", "A2", "C1", "B1")]
+    model = run.folds[0].load_model()
+    latent = np.concatenate([model.embed(s.features, "IDC").numpy() for s in slides])
+    y = sp.vstack([normalise(s.counts, s.library_size, "counts10k-log1p") for s in slides]).tocsr()
+    slide = np.repeat(np.arange(4), [40, 35, 38, 45])
+    measured = np.ones((4, 30), bool)
+    if not refit:  # else the network that chose it is not the one that is kept
+        split = (np.flatnonzero(slide < 3), np.flatnonzero(slide == 3))
+        assert fit.choose_alpha(latent, y, measured, slide, [split]) == pytest.approx(
+            alpha, rel=0.01
+        )
+    linear = fit.ridge_at(latent, y, measured, slide, alpha)
+    expected = linear(torch.from_numpy(latent), -1)
+    own = model.head(torch.from_numpy(latent))
+    torch.testing.assert_close(own, expected, rtol=1e-2, atol=1e-2)
 
 
 def test_unmeasured_genes_are_no_targets(tmp_path):
