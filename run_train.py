@@ -3,6 +3,9 @@ r"""Train a model on an extracted cohort, fold by fold.
     python run_train.py --data data/her2st --model histoprism --folds leave-one-slide-out \
         --run runs/her2st-histoprism
 
+    python run_train.py --data data/her2st --model bpbooster --init programs \
+        --programs h.all.v2025.1.Hs.symbols.gmt --folds leave-one-slide-out --run runs/booster
+
 Given again, the same command goes on where it was stopped.
 """
 
@@ -16,12 +19,13 @@ from pathlib import Path
 
 from histokit import __version__
 from histokit.options import option, required, run
-from histokit.presets import PRESETS
+from histokit.presets import NAMES, resolve
 
 hyper = functools.partial(option, None, group="network", shown="the preset's")
+boost = functools.partial(option, None, group="BP-Booster", shown="the preset's")
 FEATURE_KEYS = "encoder weights_sha256 dimension transform pooling patch_um precision".split()
 FREE = ("machine", "checks")  # groups of options that may differ when a training goes on
-MODELS = ("mean", "ridge-hest", "ridge", "mlp", "histoprism")
+MODELS = ("mean", "ridge-hest", "ridge", "mlp", "histoprism", "bpbooster")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +71,11 @@ class Options:
         0.2, "share of the training patients that validate, where the split names no validation"
     )
     seed: int = option(0, "seed of weights, dropout, order and validation choice")
-    preset: str = option("paper", "hyper-parameters below that are not given", tuple(PRESETS))
+    preset: str = option(
+        "paper",
+        "hyper-parameters below that are not given; paper-idc to paper-prad are of bpbooster alone",
+        NAMES,
+    )
     lr: float | None = hyper("peak learning rate")
     weight_decay: float | None = hyper("AdamW weight decay")
     standardize: str | None = hyper(
@@ -88,6 +96,37 @@ class Options:
     )
     clip: float = option(1.0, "largest norm of the gradient", group="network")
     slides_per_step: int = option(1, "slides packed in one step", group="network")
+    init: str | None = boost(
+        "what prototypes start as: N(0, 1), or pathways of spatially variable genes",
+        choices=("random", "programs"),
+    )
+    programs: str | None = option(
+        None, "pathways for that: a GMT file or a library's name for gseapy", group="BP-Booster"
+    )
+    standardize_programs: bool | None = boost(
+        "standardise genes and programs first, without which the programs' profiles hardly differ"
+    )
+    num_svgs: int | None = boost("spatially variable genes that make programs")
+    num_prototypes: int | None = boost("random prototypes")
+    latent_dim: int | None = boost("dimensions of prototypes and refined embedding")
+    num_hvgs: int | None = boost("highly variable genes that guide the training")
+    batch_size: int | None = boost("patches in one step")
+    attention: str | None = boost(
+        "who attends: patches to prototypes, or the paper's equations to the letter, in which "
+        "prototypes hardly matter",
+        choices=("prototypes", "literal"),
+    )
+    gates: str | None = boost("gates that exist", choices=("both", "prototype", "latent", "none"))
+    losses: str | None = boost("losses in use", choices=("both", "reconstruction", "regression"))
+    readout: str | None = boost(
+        "regression on the refined embedding: alpha by cross-validation, or HEST-Bench's",
+        choices=("ridge", "ridge-hest"),
+    )
+    ablate: bool = option(
+        False,
+        "train what the paper's Table 4 compares, each into a folder in RUN; with --programs",
+        group="BP-Booster",
+    )
     allow_leakage: bool = option(
         False,
         "train although a test slide shares its patient or image with training or validation",
@@ -114,14 +153,18 @@ class Options:
 
 def main(cfg: Options) -> None:
     """Train every fold that is not trained yet."""
-    from histokit import audit, controls, ops
+    from histokit import ablation, audit, controls, ops
     from histokit.cohort import Cohort
     from histokit.files import folder_lock, make_folder
     from histokit.splits import make_folds
 
     ops.use(cfg.kernels)
-    values = {k: v for k, v in dataclasses.asdict(cfg).items() if v is not None}
-    cfg = dataclasses.replace(cfg, **(PRESETS[cfg.preset] | values))
+    if cfg.ablate:
+        for variant in ablation.variants(cfg):
+            print(f"ablation: {variant.run}")
+            main(variant)
+        return
+    cfg = Options(**resolve(dataclasses.asdict(cfg)))
     cohort = Cohort(cfg.data, cfg.encoder, cfg.neighbors)
     folds = make_folds(cohort.slides, cfg.folds, cfg.val_fraction, cfg.seed)
     leaks = audit.training_leaks(cohort, folds)

@@ -149,6 +149,11 @@ class Cohort:
         from anndata.io import read_elem
 
         with _open(self._expression_file(slide_id)) as file:
+            if "obsm/spatial" not in file:
+                raise InputError(
+                    f"slide {slide_id} has no coordinates: {file.filename} lacks obsm/spatial; "
+                    "extract the slide again"
+                )
             try:
                 counts = sp.csr_matrix(read_elem(file["X"]))
                 obs = read_elem(file["obs"])

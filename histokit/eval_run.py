@@ -20,6 +20,7 @@ from histokit.errors import InputError
 from histokit.eval_biology import SignatureScores, check_biology, genes_of, read_biology
 from histokit.eval_biology_sections import biology_sections
 from histokit.eval_pictures import draw_maps, draw_overview
+from histokit.eval_prototypes import prototype_sections
 from histokit.eval_sections import (
     result_table,
     run_sections,
@@ -192,6 +193,8 @@ def evaluate(job: Job, cfg, controls: Mapping[str, dict]) -> dict:
         maps = []
         if cfg.pictures:
             maps = draw_maps(job.run, job.cohort, scores, genes, folder, cfg.max_pictures)
+        shown = cfg.max_pictures if cfg.pictures else 0
+        learnt = prototype_sections(job.run, job.cohort, scores, folder, shown)
         behind = genes_of(scores)
         asked = biology_sections(
             biology, job.run, job.cohort, behind, signatures, genes, folder, cfg.bootstrap
@@ -210,7 +213,7 @@ def evaluate(job: Job, cfg, controls: Mapping[str, dict]) -> dict:
             "training": _training(job.run),
         }
         said = verdict(slides, summary, options["target"])
-        sections = [*run_sections(slides, genes, summary, overview, maps), *asked]
+        sections = [*run_sections(slides, genes, summary, overview, maps), *learnt, *asked]
         _add_trust(job, cfg, result, controls, listed, folder, said, sections)
         render(
             folder / "report.html",

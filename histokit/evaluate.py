@@ -145,7 +145,9 @@ class Prediction:
     @torch.inference_mode()
     def __getitem__(self, key: tuple[slice, object]) -> torch.Tensor:
         rows, genes = key
-        return self.hidden[rows] @ self.head.weight[genes].mT + self.head.bias[genes]
+        weight = self.head.weight[genes]
+        weight = weight if weight.ndim == 1 else weight.T  # one gene or several
+        return self.hidden[rows] @ weight + self.head.bias[genes]
 
 
 def predict(run: Run, fold: Fold, model, slide: Slide) -> Prediction:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import scipy.sparse as sp
 import torch
@@ -92,17 +94,47 @@ def fit_ridge(
     Returns:
         The model and its alpha.
     """
-    errors = np.zeros(len(ALPHAS))
     folds = min(5, len(np.unique(groups)))
-    for train, held in GroupKFold(folds).split(x, groups=groups):
+    splits = GroupKFold(folds).split(x, groups=groups)
+    alpha = choose_alpha(x, y, measured, slide, splits, rescale)
+    return ridge_at(x, y, measured, slide, alpha, rescale), alpha
+
+
+def choose_alpha(
+    x: np.ndarray,
+    y: sp.csr_matrix,
+    measured: np.ndarray,
+    slide: np.ndarray,
+    splits: Iterable[tuple[np.ndarray, np.ndarray]],
+    rescale: bool = True,
+) -> float:
+    """The penalty of ``fit_ridge`` with the least squared error over what splits hold out.
+
+    Args:
+        x, y, measured, slide, rescale: of ``fit_ridge``.
+        splits: rows that train and rows held out.
+    """
+    errors = np.zeros(len(ALPHAS))
+    for train, held in splits:
         fitted = _decompose(x[train], y[train], measured, slide[train], rescale)
         for s in np.unique(slide[held]):
             rows = held[slide[held] == s]
             errors += _errors(*fitted, x[rows], y[rows], measured[s])
-    alpha = float(ALPHAS[errors.argmin()])
+    return float(ALPHAS[errors.argmin()])
+
+
+def ridge_at(
+    x: np.ndarray,
+    y: sp.csr_matrix,
+    measured: np.ndarray,
+    slide: np.ndarray,
+    alpha: float,
+    rescale: bool = True,
+) -> LinearMap:
+    """The model of ``fit_ridge`` at a given penalty."""
     scaler, pca, product, mean = _decompose(x, y, measured, slide, rescale)
     weight = (product / (np.square(pca.singular_values_) + alpha)[:, None]).T
-    return _linear_map(scaler, pca, weight, mean), alpha
+    return _linear_map(scaler, pca, weight, mean)
 
 
 def _decompose(x, y, measured, slide, rescale):

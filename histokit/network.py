@@ -76,7 +76,7 @@ def fit_network(
         checkpoint_seconds=cfg.checkpoint_seconds,
     )
     checkpoints = make_folder(folder / "checkpoints")
-    board = _board(folder) if cfg.tensorboard else None
+    board = tensorboard(folder) if cfg.tensorboard else None
     result = train_network(
         model, split.train, split.val, slides, settings, checkpoints / "last.ckpt", board
     )
@@ -109,8 +109,8 @@ def _prepare(cohort, slide_id: str, genes: list[str], model: Model, cfg) -> Trai
     )
 
 
-def write_curves(history: list[dict], folder: Path) -> None:
-    """Write metrics.csv (epoch, lr, train_loss, val_loss) and loss.png."""
+def write_curves(history: list[dict], folder: Path, loss: str = "MSE over measured genes") -> None:
+    """Write metrics.csv (epoch, lr, train_loss, val_loss) and loss.png; ``loss`` says of what."""
     from matplotlib.figure import Figure
 
     with atomic_path(folder / "metrics.csv") as temporary, open(temporary, "w") as file:
@@ -126,13 +126,14 @@ def write_curves(history: list[dict], folder: Path) -> None:
         best = int(np.argmin(losses))
         axes.plot(epochs, losses, color="#d55e00", label="validation")
         axes.plot(epochs[best], losses[best], "o", color="#d55e00", label=f"best, {epochs[best]}")
-    axes.set(xlabel="epoch", ylabel="MSE over measured genes", yscale="log")
+    axes.set(xlabel="epoch", ylabel=loss, yscale="log")
     axes.legend(frameon=False)
     with atomic_path(folder / "loss.png") as temporary:
         figure.savefig(temporary, dpi=150)
 
 
-def _board(folder: Path):
+def tensorboard(folder: Path):
+    """A callback that writes each row of the history as TensorBoard events."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

@@ -32,8 +32,8 @@ class Settings:
     epochs: int
     patience: int
     clip: float
-    slides_per_step: int
     seed: int
+    slides_per_step: int = 1
     stop_after: int | None = None
     checkpoint_seconds: float = 30
 
@@ -116,6 +116,35 @@ def train_network(
     steps = -(-len(train) // settings.slides_per_step) * settings.epochs
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_up_then_linear(steps))
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+
+    def train_epoch(epoch: int) -> float:
+        return _train_epoch(model, train, slides, settings, epoch, parts)
+
+    def validate() -> float:
+        return _validate(model, val, slides)
+
+    return run_epochs(parts, train_epoch, validate if val else None, settings, checkpoint, on_epoch)
+
+
+def run_epochs(
+    parts: dict,
+    train_epoch: Callable[[int], float],
+    validate: Callable[[], float] | None,
+    settings: Settings,
+    checkpoint: Path,
+    on_epoch: Callable[[dict], None] | None = None,
+) -> Result:
+    """Run epochs until validation stops improving, or to the last without validation.
+
+    Args:
+        parts: what the checkpoint holds: ``model``, ``optimizer`` and perhaps ``schedule``.
+        train_epoch: trains for the epoch of that number, from 1, and returns the training loss.
+        validate: returns the loss on what is held out.
+        settings: hyper-parameters.
+        checkpoint: file that holds the state between epochs.
+        on_epoch: called with each row of the history.
+    """
+    model, optimizer = parts["model"], parts["optimizer"]
     state = {"best_loss": float("inf"), "best_epoch": 0, "best": None, "history": []}
     if checkpoint.is_file():
         _restore(checkpoint, parts, state)
@@ -124,15 +153,15 @@ def train_network(
     last = settings.stop_after or settings.epochs
     saved = time.monotonic()
     progress = progress_bar(total=last, initial=len(state["history"]), desc="epochs", unit="epoch")
-    while not _finished(state, last, settings.patience, bool(val)):
-        row = {"epoch": len(state["history"]) + 1, "lr": schedule.get_last_lr()[0]}
-        row["train_loss"] = _train_epoch(model, train, slides, settings, row["epoch"], parts)
-        row["val_loss"] = _validate(model, val, slides) if val else None
+    while not _finished(state, last, settings.patience, validate is not None):
+        row = {"epoch": len(state["history"]) + 1, "lr": optimizer.param_groups[0]["lr"]}
+        row["train_loss"] = train_epoch(row["epoch"])
+        row["val_loss"] = validate() if validate else None
         state["history"].append(row)
-        if not val or row["val_loss"] < state["best_loss"]:
+        if not validate or row["val_loss"] < state["best_loss"]:
             state["best_epoch"] = row["epoch"]
-            state["best_loss"] = row["val_loss"] if val else float("inf")
-            state["best"] = copy.deepcopy(model.state_dict()) if val else None
+            state["best_loss"] = row["val_loss"] if validate else float("inf")
+            state["best"] = copy.deepcopy(model.state_dict()) if validate else None
         if on_epoch:
             on_epoch(row)
         progress.update()

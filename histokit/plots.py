@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib
@@ -121,6 +122,39 @@ def gene_maps(tissue: Tissue, maps: list[GeneMap], title: str, unit: str) -> Fig
             bar = figure.colorbar(spots, ax=row, shrink=0.85, pad=0.01, aspect=18)
             bar.set_label(unit)
             bar.outline.set_visible(False)
+    return figure
+
+
+def spot_maps(
+    tissue: Tissue, maps: Mapping[str, np.ndarray], title: str, columns: int = 3
+) -> Figure:
+    """The tissue, then one panel a map of (N,) values, each on its own colour scale.
+
+    A scale runs from the 1st to the 99th percentile of its map.
+    """
+    left, right, bottom, top = _window(tissue)
+    plain = _crop(tissue, left, right, bottom, top)
+    faded = (255 - 0.35 * (255 - plain.mean(axis=2))).astype(np.uint8)
+    rows, aspect = -(-(len(maps) + 1) // columns), (bottom - top) / (right - left)
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(11.5, 0.7 + rows * (3.4 * aspect + 0.45))
+        figure.suptitle(title, fontsize=13, fontweight="bold")
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axis in axes:
+            axis.set_axis_off()
+        for axis, (name, values) in zip(axes, [("", None), *maps.items()], strict=False):
+            picture = plain if values is None else faded
+            extent = (left, right, bottom, top)  # y grows downwards, as in the image
+            axis.imshow(picture, extent=extent, cmap="gray", vmin=0, vmax=255)
+            axis.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
+            axis.set_title(name, loc="left", fontsize=9)
+            if values is None:
+                _scale_bar(axis, tissue, left, right, bottom, top)
+                continue
+            low, high = np.percentile(values, [1, 99])
+            norm = matplotlib.colors.Normalize(low, high if high > low else low + 1)
+            spots = _spots(axis, tissue, values, norm)
+            figure.colorbar(spots, ax=axis, shrink=0.7, pad=0.01).outline.set_visible(False)
     return figure
 
 

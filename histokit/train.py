@@ -11,6 +11,7 @@ import scipy.sparse as sp
 import torch
 
 from histokit import controls, fit, models
+from histokit.boost import fit_bpbooster
 from histokit.cohort import Cohort
 from histokit.errors import InputError
 from histokit.files import atomic_path
@@ -54,7 +55,11 @@ def train_fold(cohort: Cohort, split: Split, cfg, folder) -> None:
     _write_table(panel, folder / "genes.csv")
     blocks = cohort.provenance(members[0]).get("blocks", ())
     standardizer = Standardizer.fit(cfg.standardize, torch.cat(pooled["x"]), blocks)
-    if cfg.model in models.NETWORKS:
+    if cfg.model == "bpbooster":
+        model, arguments, said = fit_bpbooster(
+            cohort, split, cfg, folder, panel, pooled, standardizer
+        )
+    elif cfg.model in models.NETWORKS:
         model, arguments, said = fit_network(cohort, split, cfg, folder, panel, standardizer)
     else:
         model, arguments, said = _fit_closed_form(cfg.model, pooled, standardizer)

@@ -11,6 +11,7 @@ from histokit.errors import InputError
 from histokit.files import atomic_path, read_json, write_json
 from histokit.models.base import Model, Standardizer
 from histokit.models.baselines import MLP, LinearMap, Mean
+from histokit.models.bpbooster import BPBooster
 from histokit.models.histoprism import HistoPrism
 from histokit.weights import load_weights
 
@@ -21,6 +22,7 @@ CLASSES = {
     "library-size": LinearMap,
     "mlp": MLP,
     "histoprism": HistoPrism,
+    "bpbooster": BPBooster,
 }
 NETWORKS = ("mlp", "histoprism")
 MOMENTS = ("feature_mean", "feature_scale")
