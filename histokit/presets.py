@@ -53,8 +53,8 @@ BOOSTER = {
     "start_at_mean": False,
     "standardize": "none",
 }
-# "small" of BP-Booster: on sections of a few hundred spots the network starts to overfit after a few
-# epochs; chosen on the her2st sections of patient C, held out in turn.
+# "small" of BP-Booster: on sections of a few hundred spots the network starts to overfit after a
+# few epochs; chosen on the her2st sections of patient C, held out in turn.
 BOOSTER_SMALL = {"epochs": 5, "refit": True, "start_at_mean": True, "standardize": "train"}
 # Learning rates of each of the paper's tasks, for prototypes that start random and as programs.
 # The paper has no figure for other data: its LUAD rate, within its range and the same for both.
