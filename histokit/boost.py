@@ -51,9 +51,9 @@ def fit_bpbooster(
     patches drawn over all training slides. The validation slides choose the epoch by their
     regression loss alone: reconstruction keeps improving long after expression is overfitted.
     Without any the epoch is the last, as in the paper. The readout is fitted on the embeddings of
-    training and validation patches, as every closed-form model is. The validation slides choose its penalty
-    too; without any it is cross-validated over patches that the network has learnt from, which
-    look easier to predict than new ones, so that it comes out too weak.
+    training and validation patches, as every closed-form model is. The validation slides choose its
+    penalty too; without any it is cross-validated over patches that the network has learnt from,
+    which look easier to predict than new ones, so that it comes out too weak.
 
     Args:
         cohort: of the slides.
