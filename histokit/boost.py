@@ -48,12 +48,15 @@ def fit_bpbooster(
 
     The network learns to rebuild the features and to predict the ``cfg.num_hvgs`` most variable
     genes that all slides measured: Adam, a constant learning rate, batches of ``cfg.batch_size``
-    patches drawn over all training slides. The validation slides choose the epoch by their
-    regression loss alone: reconstruction keeps improving long after expression is overfitted.
-    Without any the epoch is the last, as in the paper. The readout is fitted on the embeddings of training and
-    validation patches, as every closed-form model is. The validation slides choose its penalty
-    too; without any it is cross-validated over patches that the network has learnt from, which
-    look easier to predict than new ones, so that it comes out too weak.
+    patches drawn over all training slides, gradients no longer than ``cfg.clip`` (the paper names
+    no bound). The validation slides choose the epoch by their regression loss alone:
+    reconstruction keeps improving long after expression is overfitted. Without any the epoch is
+    the last, as in the paper.
+
+    The readout is fitted on the embeddings of training and validation patches, as every
+    closed-form model is. The validation slides choose its penalty too; without any it is
+    cross-validated over patches that the network has learnt from, which look easier to predict
+    than new ones, so that it comes out too weak.
 
     Args:
         cohort: of the slides.

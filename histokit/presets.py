@@ -53,7 +53,7 @@ BOOSTER = {
     "start_at_mean": False,
     "standardize": "none",
 }
-# "small" of BP-Booster: on sections of a few hundred spots the network starts to overfit after a few
+# "small" of BP-Booster: on a few sections of some hundred spots the network overfits after five
 # epochs; chosen on the her2st sections of patient C, held out in turn.
 BOOSTER_SMALL = {"epochs": 5, "refit": True, "start_at_mean": True, "standardize": "train"}
 # Learning rates of each of the paper's tasks, for prototypes that start random and as programs.
