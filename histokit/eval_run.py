@@ -157,7 +157,7 @@ def evaluate(job: Job, cfg, controls: Mapping[str, dict]) -> dict:
     """
     options = job.run.config["options"]
     if job.control:
-        cfg = dataclasses.replace(cfg, predictions=False, pictures=False)
+        cfg = dataclasses.replace(cfg, predictions=False, pictures=False, clusters=False)
     listed = read_gene_list(cfg.hvg_file) if cfg.hvg_file else None
     provenance, biology = _provenance(job, cfg), read_biology(cfg)
     signatures = SignatureScores(biology.signatures)
