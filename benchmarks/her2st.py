@@ -96,6 +96,11 @@ def train_and_score(folder: Path, **options) -> None:
             **options,
         )
     )
+    score(folder)
+
+
+def score(folder: Path) -> None:
+    """Evaluate a run, where that is not done yet."""
     if not (folder / "eval" / "summary.csv").is_file():
         run_eval.main(run_eval.Options(run=[str(folder)], predictions=False, pictures=False))
 
