@@ -13,6 +13,7 @@ namespace {
 
 constexpr int kRows = 8;        // rows per visit of a gene's sums
 constexpr int64_t kTile = 512;  // genes whose sums are kept at a time
+constexpr int64_t kStrip = 32;  // genes between two requests for what comes next
 enum { kCount, kPred, kTarget, kPredPred, kTargetTarget, kPredTarget, kPivotPred, kPivotTarget };
 constexpr int kSums = 8;  // the first six about the pivots, the last two
 
@@ -23,6 +24,19 @@ struct Rows {
   const uint8_t* mask[kRows];
   int count;
 };
+
+// Asks for a strip of the rows after these while these are summed: a tile's piece of a row is too
+// short for the hardware to foresee the next, and asking for all of it at once would stall.
+template <typename T>
+HK_INLINE void fetch(const Rows<T>& next, int64_t begin, int64_t end) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int r = 0; r < next.count; ++r) {
+    for (int64_t g = begin; g < end; g += kLine) {
+      __builtin_prefetch(next.pred[r] + g, 0, 2);
+      __builtin_prefetch(next.target[r] + g, 0, 2);
+    }
+  }
+}
 
 // Sums of one tile of genes over one slide's rows of the chunk, and where they are shifted to.
 struct Tile {
@@ -48,18 +62,10 @@ void find_pivots(Tile& tile, const Rows<T>& rows) {
   tile.unset.erase(std::remove_if(tile.unset.begin(), tile.unset.end(), found), tile.unset.end());
 }
 
-template <typename T>
-HK_INLINE bool all_numbers(const T* values, int64_t count) {
-  int bad = 0;
-#pragma omp simd reduction(| : bad)
-  for (int64_t g = 0; g < count; ++g) bad |= is_nan(values[g]);
-  return bad == 0;
-}
-
 // COUNT rows; MASKED tells whether they have masks. A block without mask and NaN, the usual case,
 // is recognised in a first look, which also brings it into the cache.
 template <typename T, int COUNT, bool MASKED>
-HK_CLONES void add_rows(Tile& tile, const Rows<T>& rows) {
+HK_CLONES void add_rows(Tile& tile, const Rows<T>& rows, const Rows<T>& next) {
   const T *pred[COUNT], *target[COUNT];
   const uint8_t* mask[COUNT];
   bool clean = !MASKED;
@@ -73,24 +79,29 @@ HK_CLONES void add_rows(Tile& tile, const Rows<T>& rows) {
   double (&s)[kSums][kTile] = tile.sums;
   const int64_t count = tile.count;
   if (clean) {
+    for (int64_t begin = 0; begin < count; begin += kStrip) {
+      const int64_t end = std::min(begin + kStrip, count);
+      fetch(next, tile.first + begin, tile.first + end);
 #pragma omp simd
-    for (int64_t g = 0; g < count; ++g) {
-      const double pivot_p = s[kPivotPred][g], pivot_t = s[kPivotTarget][g];
-      double sp = 0, st = 0, spp = 0, stt = 0, spt = 0;
+      for (int64_t g = begin; g < end; ++g) {
+        const double pivot_p = s[kPivotPred][g], pivot_t = s[kPivotTarget][g];
+        double sp = 0, st = 0, spp = 0, stt = 0, spt = 0;
 #pragma GCC unroll 8
-      for (int r = 0; r < COUNT; ++r) {
-        const double dp = widen(pred[r][g]) - pivot_p, dt = widen(target[r][g]) - pivot_t;
-        sp += dp;
-        st += dt;
-        spp += dp * dp;
-        stt += dt * dt;
-        spt += dp * dt;
+        for (int r = 0; r < COUNT; ++r) {
+          const double dp = widen(pred[r][g]) - pivot_p, dt = widen(target[r][g]) - pivot_t;
+          sp += dp;
+          st += dt;
+          spp += dp * dp;
+          stt += dt * dt;
+          spt += dp * dt;
+        }
+        s[kCount][g] += COUNT, s[kPred][g] += sp, s[kTarget][g] += st;
+        s[kPredPred][g] += spp, s[kTargetTarget][g] += stt, s[kPredTarget][g] += spt;
       }
-      s[kCount][g] += COUNT, s[kPred][g] += sp, s[kTarget][g] += st;
-      s[kPredPred][g] += spp, s[kTargetTarget][g] += stt, s[kPredTarget][g] += spt;
     }
     return;
   }
+  fetch(next, tile.first, tile.first + count);
   for (int r = 0; r < COUNT; ++r) {
 #pragma omp simd
     for (int64_t g = 0; g < count; ++g) {
@@ -130,19 +141,6 @@ Rows<T> rows_at(const PearsonUpdateParams& p, int64_t n, int64_t count) {
   return rows;
 }
 
-// Asks for the next rows: a tile's piece of a row is too short for the hardware to foresee the
-// next.
-template <typename T>
-void fetch(const Tile& tile, const Rows<T>& rows) {
-  constexpr int64_t kLine = 64 / sizeof(T);
-  for (int r = 0; r < rows.count; ++r) {
-    for (int64_t g = tile.first; g < tile.first + tile.count; g += kLine) {
-      __builtin_prefetch(rows.pred[r] + g, 0, 2);
-      __builtin_prefetch(rows.target[r] + g, 0, 2);
-    }
-  }
-}
-
 template <typename T>
 void update_slide(const PearsonUpdateParams& p, Tile& tile, int64_t slide) {
   const int64_t first = p.offsets ? p.offsets[slide] : 0;
@@ -160,13 +158,14 @@ void update_slide(const PearsonUpdateParams& p, Tile& tile, int64_t slide) {
   for (int64_t n = first, count; n < last; n += count) {
     count = last - n < kRows ? 1 : kRows;
     const Rows<T> rows = rows_at<T>(p, n, count);
-    if (n + count < last)
-      fetch(tile, rows_at<T>(p, n + count, std::min<int64_t>(kRows, last - n - count)));
+    const int64_t after = std::min<int64_t>(kRows, last - n - count);
+    const Rows<T> next = rows_at<T>(p, n + count, after);
     if (!tile.unset.empty()) find_pivots(tile, rows);
     if (count == 1)
-      p.mask ? add_rows<T, 1, true>(tile, rows) : add_rows<T, 1, false>(tile, rows);
+      p.mask ? add_rows<T, 1, true>(tile, rows, next) : add_rows<T, 1, false>(tile, rows, next);
     else
-      p.mask ? add_rows<T, kRows, true>(tile, rows) : add_rows<T, kRows, false>(tile, rows);
+      p.mask ? add_rows<T, kRows, true>(tile, rows, next)
+             : add_rows<T, kRows, false>(tile, rows, next);
   }
   for (int64_t g = 0; g < tile.count; ++g)
     if (tile.sums[kCount][g] > 0) merge(state + g, row, tile.sums, g);

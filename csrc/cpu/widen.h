@@ -40,4 +40,13 @@ HK_INLINE int is_nan(Half v) { return (v.bits & 0x7fff) > 0x7c00; }
 HK_INLINE int is_nan(Brain v) { return (v.bits & 0x7fff) > 0x7f80; }
 
 }  // namespace
+// Whether no value is NaN.
+template <typename T>
+HK_INLINE bool all_numbers(const T* values, int64_t count) {
+  int bad = 0;
+#pragma omp simd reduction(| : bad)
+  for (int64_t g = 0; g < count; ++g) bad |= is_nan(values[g]);
+  return bad == 0;
+}
+
 }  // namespace histokit
