@@ -94,6 +94,27 @@ def prototype_attention(
     return ((weight * gate) @ v).transpose(0, 1).flatten(1)
 
 
+def distance_attention(q: Tensor, k: Tensor, v: Tensor, coords: Tensor, slope: Tensor) -> Tensor:
+    """Attention whose scores change linearly with the distance of two patches.
+
+    ``out[i, n] = sum_m softmax_m(q[i, n] . k[i, m] / sqrt(d) + slope[i] |c_n - c_m|) v[i, m]``:
+    what STPath's frame-averaged bias amounts to, with ``slope = edge_bias.weight[:, 2]``.
+
+    Arguments:
+        q: (h, N, d). k: (h, N, d). v: (h, N, d).
+        coords: (N, 2) in any unit; they get no gradient.
+        slope: (h,) change of the score for each unit of distance.
+
+    Returns:
+        (h, N, d), the dtype of q.
+    """
+    coords = coords.detach()
+    x, y = (coords[:, None] - coords).unbind(-1)  # differences, not the products of torch.cdist
+    distance = (x * x + y * y).sqrt()
+    score = q @ k.transpose(1, 2) * q.shape[2] ** -0.5 + slope[:, None, None] * distance
+    return score.softmax(-1) @ v
+
+
 def pearson_update(
     state: Tensor,
     pred: Tensor,
