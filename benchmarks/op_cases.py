@@ -93,7 +93,8 @@ def distances(rows: int, device: str, scale: float, backward: bool = False) -> C
     """STPath's attention at its published size: 4 heads of 128."""
     rows, heads, dim = int(rows * scale), 4, 128
     projected = torch.randn(rows, 3, heads, dim, device=device, requires_grad=backward)
-    q, k, v = projected.permute(1, 2, 0, 3)
+    with torch.enable_grad():
+        q, k, v = projected.permute(1, 2, 0, 3)
     coords = torch.rand(rows, 2, device=device) * 100
     slope = (torch.randn(heads, device=device) / 10).requires_grad_(backward)
     edge = nn.Sequential(nn.Linear(3, heads, bias=False)).to(device)
@@ -103,7 +104,7 @@ def distances(rows: int, device: str, scale: float, backward: bool = False) -> C
         if not backward:
             return attend()
         with torch.enable_grad():
-            return torch.autograd.grad(attend().square().sum(), [projected])
+            return torch.autograd.grad(attend().square().sum(), [projected], retain_graph=True)
 
     def frames():
         return (q @ k.mT * dim**-0.5 + frame_bias(coords, edge)).softmax(-1) @ v
@@ -121,11 +122,10 @@ def distances(rows: int, device: str, scale: float, backward: bool = False) -> C
             "four frames, as published": lambda: run(frames),
             "scaled_dot_product_attention with a bias": lambda: run(sdpa),
         },
-        {"four frames, as published": 6},
+        {} if backward else {"four frames, as published": 6},
         "matrix",
         2.0 * products * heads * rows**2 * dim,
-        {"four frames, as published": 20},
-        tolerance=1e-4,
+        {} if backward else {"four frames, as published": 20},
     )
 
 

@@ -131,8 +131,8 @@ class HistoPrism(Model):
         qkv = F.linear(h, attention.in_proj_weight, attention.in_proj_bias)
         qkv = qkv.view(len(h), 3, self.num_heads, -1).permute(1, 2, 0, 3)
         rate = self.dropout if self.training else 0.0
-        slides = [
-            F.scaled_dot_product_attention(*part, dropout_p=rate)
+        slides = [  # in a batch of one: without it torch has no flash attention on the CPU
+            F.scaled_dot_product_attention(*(t[None] for t in part), dropout_p=rate)[0]
             for part in zip(*(t.split(sizes, dim=1) for t in qkv), strict=True)
         ]
         attended = torch.cat(slides, dim=1).transpose(0, 1).reshape(len(h), width)
