@@ -83,7 +83,8 @@ def main(cfg: Options) -> None:
             rows.append(_row(cfg, name, row.against, patches, limits, rows))
             _show(rows[-1])
             _write(rows, folder / "profile.csv")
-    draw_profile(rows, folder / "profile.png")
+    curves = [row for row in rows if ROWS[row["row"]].group != "train"]
+    draw_profile(curves or rows, folder / "profile.png")
     print(f"wrote {folder / 'profile.csv'} and {folder / 'profile.png'}")
 
 
@@ -129,7 +130,7 @@ def _measure(cfg: Options, name: str, patches: int) -> dict:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=cfg.limit)
     except subprocess.TimeoutExpired:
-        return {"note": f"left out: takes longer than {cfg.limit:.0f} s"}
+        return {"note": f"left out: takes longer than {cfg.limit:g} s"}
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
     if done.returncode == -9 or any(text in done.stderr for text in NOT_ENOUGH):

@@ -50,7 +50,9 @@ def draw_profile(rows: list[dict], path: Path) -> None:
                     marker="o" if published else "s",
                     markerfacecolor="white" if published else colour[name],
                 )
-            axis.set(title=title, xlabel="patches", ylabel=unit, xscale="log", yscale="log")
+            axis.set(title=title, xlabel="patches", ylabel=unit, xscale="log")
+            if any(row[key] for row in rows):  # a logarithm of nothing is an error
+                axis.set_yscale("log")
             axis.set_xticks(ticks, [f"{n:,}" for n in ticks], minor=False)
             axis.minorticks_off()
             axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
