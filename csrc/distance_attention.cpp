@@ -15,10 +15,11 @@ Tensor with_columns(const Tensor& t) {
 // Checks what both passes read, and points the parameters at it; keeps the tensors alive.
 struct Inputs {
   Tensor query, key, value, coords, slope;
+  OptionalTensor seed;
   DistanceAttentionParams p = {};
 
   Inputs(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& places,
-         const Tensor& slopes) {
+         const Tensor& slopes, const OptionalTensor& seeds, double dropout) {
     HK_CHECK(q.dim() == 3, kOp, ": query must be (N, h, d), got ", q.dim(), " dimensions");
     p.dtype = dtype_of(kOp, q);
     p.num_rows = q.size(0), p.num_heads = q.size(1), p.head_dim = q.size(2);
@@ -34,6 +35,10 @@ struct Inputs {
     p.query = query.const_data_ptr(), p.query_row = query.stride(0), p.query_head = query.stride(1);
     p.key = key.const_data_ptr(), p.key_row = key.stride(0), p.key_head = key.stride(1);
     p.value = value.const_data_ptr(), p.value_row = value.stride(0), p.value_head = value.stride(1);
+    HK_CHECK(dropout >= 0 && dropout < 1 && (seeds || dropout == 0), kOp,
+             ": dropout must be in [0, 1), with a seed where it is not 0, got ", dropout);
+    seed = checked(kOp, "seed", seeds, ScalarType::Long, {1}, q);
+    p.seed = data_as<int64_t>(seed), p.dropout = dropout;
     p.coords = coords.const_data_ptr(), p.slope = slope.const_data_ptr();
   }
 
@@ -55,8 +60,8 @@ struct Inputs {
 }  // namespace
 
 std::tuple<Tensor, Tensor> distance_attention(Tensor query, Tensor key, Tensor value, Tensor coords,
-                                              Tensor slope) {
-  Inputs in(query, key, value, coords, slope);
+                                              Tensor slope, OptionalTensor seed, double dropout) {
+  Inputs in(query, key, value, coords, slope, seed, dropout);
   DistanceAttentionParams& p = in.p;
   Tensor out = new_tensor(query, {p.num_rows, p.num_heads, p.head_dim}, query.scalar_type());
   Tensor logsumexp = new_tensor(query, {p.num_heads, p.num_rows}, acc_type(p.dtype));
@@ -75,12 +80,10 @@ std::tuple<Tensor, Tensor> distance_attention(Tensor query, Tensor key, Tensor v
   return {out, logsumexp};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> distance_attention_backward(Tensor grad_out,
-                                                                       Tensor query, Tensor key,
-                                                                       Tensor value, Tensor coords,
-                                                                       Tensor slope, Tensor out,
-                                                                       Tensor logsumexp) {
-  Inputs in(query, key, value, coords, slope);
+std::tuple<Tensor, Tensor, Tensor, Tensor> distance_attention_backward(
+    Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor coords, Tensor slope,
+    OptionalTensor seed, double dropout, Tensor out, Tensor logsumexp) {
+  Inputs in(query, key, value, coords, slope, seed, dropout);
   DistanceAttentionParams& p = in.p;
   const std::vector<int64_t> shape = {p.num_rows, p.num_heads, p.head_dim};
   const ScalarType type = query.scalar_type(), acc = acc_type(p.dtype);

@@ -1,11 +1,12 @@
 // out[n, i] = sum_m softmax_m(query[n, i] . key[m, i] / sqrt(head_dim) + slope[i] |c_n - c_m|)
-//             value[m, i] for each head i, over the N patches of one slide.
+//             value[m, i] for each head i, over the N patches of one slide; with dropout, each
+// softmax weight times keep[i, n, m], which is 0 or 1 / (1 - dropout) (dropout.h).
 //
 // Nothing of size (N, N) is formed: tiles of scores live in the cache, distances are computed where
 // they are used, and the softmax keeps a running maximum. Backward recomputes the probabilities
 // from logsumexp; with delta[n, i] = grad_out[n, i] . out[n, i]:
-//   p = exp(s - logsumexp),  ds = p (grad_out . value - delta)
-//   grad_query = scale ds key,  grad_key = scale ds^T query,  grad_value = p^T grad_out
+//   p = exp(s - logsumexp),  ds = p (keep grad_out . value - delta)
+//   grad_query = scale ds key,  grad_key = scale ds^T query,  grad_value = (keep p)^T grad_out
 //   grad_slope = sum over n, m of ds |c_n - c_m|
 // Two passes, one over blocks of queries and one over blocks of keys, each with all its sums to
 // itself: they need no buffer that grows with the threads, and no order between them.
@@ -24,10 +25,12 @@ struct DistanceAttentionParams {
   int64_t key_row, key_head;
   const void* value;
   int64_t value_row, value_head;
-  const void* coords;  // (N, 2)
-  const void* slope;   // (h,)
-  void* out;           // (N, h, d) contiguous; read in the backward pass
-  void* logsumexp;     // (h, N): max + log sum exp of the scores
+  const void* coords;   // (N, 2)
+  const void* slope;    // (h,)
+  const int64_t* seed;  // (1,) of the dropout, or null
+  double dropout;       // rate, 0 without seed
+  void* out;            // (N, h, d) contiguous; read in the backward pass
+  void* logsumexp;      // (h, N): max + log sum exp of the scores
   // Backward only:
   const void* grad_out;
   int64_t grad_out_row, grad_out_head;

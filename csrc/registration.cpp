@@ -21,11 +21,11 @@ STABLE_TORCH_LIBRARY(histokit, m) {
       "prototype_attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, "
       "Tensor out, Tensor logsumexp, int num_heads) -> (Tensor, Tensor, Tensor)");
   m.def(
-      "distance_attention(Tensor query, Tensor key, Tensor value, Tensor coords, Tensor slope) "
-      "-> (Tensor, Tensor)");
+      "distance_attention(Tensor query, Tensor key, Tensor value, Tensor coords, Tensor slope, "
+      "Tensor? seed, float dropout) -> (Tensor, Tensor)");
   m.def(
       "distance_attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, "
-      "Tensor coords, Tensor slope, Tensor out, Tensor logsumexp) "
+      "Tensor coords, Tensor slope, Tensor? seed, float dropout, Tensor out, Tensor logsumexp) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "pearson_update(Tensor(a!) state, Tensor pred, Tensor target, Tensor? mask, Tensor? order, "

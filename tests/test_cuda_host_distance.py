@@ -18,17 +18,21 @@ def launch(pytestconfig):
     return [Launcher(library, f"{name}_cuda", header, params) for name in names]
 
 
-def check(launch, n, heads, head_dim, dtype, pad):
+def check(launch, n, heads, head_dim, dtype, pad, dropout=0.0):
     torch.manual_seed(0)
     small = acc(dtype)
     vectors = torch.randn(n, 4, heads, head_dim + pad).to(dtype)[..., :head_dim]
     query, key, value, grad_out = vectors.unbind(1)
     coords, slope = torch.rand(n, 2, dtype=small), torch.randn(heads, dtype=small)
 
+    seed = torch.tensor([5 << 40])
+
     def plain(dtype):
         given = [t.transpose(0, 1).to(dtype).requires_grad_() for t in (query, key, value)]
         given.append(slope.to(dtype).requires_grad_())
-        out = reference.distance_attention(*given[:3], coords.to(dtype), given[3])
+        out = reference.distance_attention(
+            *given[:3], coords.to(dtype), given[3], dropout=dropout, seed=seed
+        )
         grads = torch.autograd.grad(out, given, grad_out.transpose(0, 1).to(dtype))
         return [*(t.detach().transpose(0, 1) for t in (out, *grads[:3])), grads[3]]
 
@@ -43,7 +47,8 @@ def check(launch, n, heads, head_dim, dtype, pad):
     partial_slope = torch.zeros(heads, n, dtype=torch.float64)  # at least as many as blocks
     fields = dict(
         dtype=dtype, num_rows=n, num_heads=heads, head_dim=head_dim, query=query, key=key,
-        value=value, grad_out=grad_out, **strides, coords=coords, slope=slope, out=out,
+        value=value, grad_out=grad_out, **strides, coords=coords, slope=slope, seed=seed,
+        dropout=dropout, out=out,
         logsumexp=unwritten(heads, n, dtype=small), delta=unwritten(heads, n, dtype=small),
         grad_query=grad_query, grad_key=grad_key, grad_value=grad_value,
         partial_slope=partial_slope,
@@ -66,6 +71,7 @@ def check(launch, n, heads, head_dim, dtype, pad):
         {
             "n": st.integers(1, 70), "heads": st.integers(1, 3), "head_dim": st.integers(1, 40),
             "dtype": DTYPE, "pad": st.sampled_from([0, 1, 8]),
+            "dropout": st.sampled_from([0.0, 0.3]),
         }
     )
 )  # fmt: skip

@@ -61,6 +61,72 @@ def test_gradcheck(rows):
     torch.autograd.gradcheck(blind(arguments), wanted)
 
 
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(
+    rows=st.sampled_from([1, 6, 65, 130]),
+    heads=st.sampled_from([1, 3]),
+    rate=st.sampled_from([0.1, 0.5, 0.99]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    device=st.sampled_from(DEVICES),
+)
+def test_dropout_draws_the_mask_of_the_reference(rows, heads, rate, dtype, device):
+    seed = torch.tensor([0x1234567_89ABCDEF])
+    options = {"dropout": rate, "seed": seed}
+    arguments = case(rows, heads, 8)
+    check_budget("distance_attention", arguments, options, dtype, device, slack=4.0)
+
+
+@needs_kernels
+def test_gradcheck_with_dropout():
+    arguments = case(5, 2, 3)
+    wanted = [a.requires_grad_() for i, a in enumerate(arguments) if i != 3]
+
+    def call(q, k, v, slope):
+        options = {"dropout": 0.4, "seed": torch.tensor([7])}
+        return ops.distance_attention(q, k, v, arguments[3], slope, **options)
+
+    torch.autograd.gradcheck(call, wanted)
+
+
+def test_dropout_drops_at_its_rate_and_independently():
+    mask = reference.dropout_mask(torch.tensor([3]), 0.1, 4, 500)
+    assert set(mask.unique().tolist()) == {0.0, 1 / 0.9}
+    kept = (mask > 0).double()
+    torch.testing.assert_close(kept.mean(), torch.tensor(0.9).double(), atol=2e-3, rtol=0)
+    for axis in (0, 1, 2):  # means over the others scatter as those of independent draws do
+        means = kept.movedim(axis, 0).flatten(1).mean(1)
+        error = (0.9 * 0.1 / (kept.numel() / len(means))) ** 0.5
+        assert (means - 0.9).abs().max() < 5 * error
+    centred = (kept - kept.mean()) / kept.std()
+    for shift in ((0, 0, 1), (0, 1, 0), (0, 1, 1), (1, 0, 0)):
+        assert (centred * centred.roll(shift, (0, 1, 2))).mean().abs() < 5e-3
+    other = reference.dropout_mask(torch.tensor([4]), 0.1, 4, 500)
+    assert ((other > 0).double() * kept).mean() < 0.82
+
+
+def test_dropout_follows_the_generator():
+    arguments = case(20, 1, 4)
+    outs = []
+    for number in (0, 0, 1):
+        torch.manual_seed(number)
+        outs.append(ops.distance_attention(*arguments, dropout=0.3))
+    assert torch.equal(outs[0], outs[1])
+    assert not torch.equal(outs[0], outs[2])
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+        ({"seed": torch.zeros(1)}, "seed must be int64 on cpu, got torch.float32 on cpu"),
+        ({"seed": torch.zeros(2).long()}, r"seed must be \(1,\) = \(1,\), got \(2,\)"),
+    ],
+)
+def test_bad_dropout(options, text):
+    with pytest.raises(ValueError, match=f"distance_attention: {text}"):
+        ops.distance_attention(*case(4, 2, 3), **options)
+
+
 def test_coords_get_no_gradient():
     arguments = [a.requires_grad_() for a in case(5, 1, 4)]
     for module in (ops, reference):

@@ -154,11 +154,13 @@ def samples():
     )
     vectors = [t.transpose(0, 1) for t in distance_inputs(5)[:3]]
     coords, slope = distance_inputs(5)[3:]
-    yield "distance_attention", (*differentiable(vectors), coords, slope.clone().requires_grad_())
+    differentiated = (*differentiable(vectors), coords, slope.clone().requires_grad_())
+    yield "distance_attention", (*differentiated, torch.ones(1).long(), 0.1)
     query = vectors[0].detach()
+    out, logsumexp = query.contiguous(), torch.randn(2, 5)
     yield (
         "distance_attention_backward",
-        (query, query, query, query, coords, slope, query.contiguous(), torch.randn(2, 5)),
+        (query, query, query, query, coords, slope, None, 0.0, out, logsumexp),
     )
     state = torch.zeros(6, 2, 9, dtype=torch.float64)
     pred, target, mask, slides = pearson_inputs(5)

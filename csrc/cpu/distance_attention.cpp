@@ -14,18 +14,21 @@ struct Softmax {
     for (int64_t l = 0; l < kOwn; ++l) high[l] = -std::numeric_limits<T>::infinity(), total[l] = 0;
   }
 
-  // Products become weights relative to the largest score so far; false where it did not change.
-  HK_INLINE bool weigh(const Places<T>& places, const T* coords, T slope, int64_t count, T* score) {
+  // Products become weights relative to the largest score so far, of keys from `first` on; false
+  // where it did not change.
+  HK_INLINE bool weigh(const Places<T>& places, const T* coords, T slope, Keep<T>& keep,
+                       int64_t first, int64_t count, T* score) {
     T now[kOwn];
     std::copy_n(high, kOwn, now);
     for (int64_t m = 0; m < count; ++m) {
       T* s = score + m * kOwn;
-      const T* other = coords + 2 * m;
+      const T* other = coords + 2 * (first + m);
+      if (slope != 0) {
 #pragma omp simd
-      for (int64_t l = 0; l < kOwn; ++l) {
-        s[l] += slope * places.distance(l, other);
-        now[l] = s[l] > now[l] ? s[l] : now[l];
+        for (int64_t l = 0; l < kOwn; ++l) s[l] += slope * places.distance(l, other);
       }
+#pragma omp simd
+      for (int64_t l = 0; l < kOwn; ++l) now[l] = s[l] > now[l] ? s[l] : now[l];
     }
     T least = 1;
 #pragma omp simd reduction(min : least)
@@ -37,10 +40,12 @@ struct Softmax {
     }
     for (int64_t m = 0; m < count; ++m) {
       T* s = score + m * kOwn;
+      keep.draw(column_bits(first + m));
 #pragma omp simd
       for (int64_t l = 0; l < kOwn; ++l) {
-        s[l] = exp(s[l] - high[l]);
-        total[l] += s[l];
+        const T weight = exp(s[l] - high[l]);
+        total[l] += weight;
+        s[l] = weight * keep.at[l];
       }
     }
     return least < 1;
@@ -53,6 +58,7 @@ HK_CLONES void forward(const Params& p, int64_t begin, int64_t end) {
   const T scale = 1 / std::sqrt(static_cast<T>(dim));
   const T* coords = static_cast<const T*>(p.coords);
   Tile<Shape, T> values(dim);
+  Keep<T> keep(p);
   const int64_t width = values.width;
   std::vector<T> panel(dim * kOwn), score(kStep * kOwn), out(kOwn * width);
   for (int64_t task = begin; task < end; ++task) {
@@ -63,13 +69,14 @@ HK_CLONES void forward(const Params& p, int64_t begin, int64_t end) {
     const Rows<T> key(p.key, p.key_row, p.key_head, head);
     const Rows<T> value(p.value, p.value_row, p.value_head, head);
     const Places<T> places(coords, first, own);
+    keep.queries(p, head, first);
     pack(query, first, own, dim, scale, panel.data());
     std::fill(out.begin(), out.end(), T(0));
     Softmax<T> softmax;
     for (int64_t m = 0; m < p.num_rows; m += kStep) {
       const int64_t count = std::min(kStep, p.num_rows - m);
       multiply<Shape>(key, m, count, dim, panel.data(), score.data());
-      if (softmax.weigh(places, coords + 2 * m, slope, count, score.data()))
+      if (softmax.weigh(places, coords, slope, keep, m, count, score.data()))
         for (int64_t l = 0; l < kOwn; ++l)
           for (int64_t c = 0; c < width; ++c) out[l * width + c] *= softmax.shrink[l];
       accumulate<Shape>(score.data(), values.rows(value, m, count), count, width, out.data());

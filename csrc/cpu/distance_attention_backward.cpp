@@ -28,6 +28,7 @@ HK_CLONES void backward_query(const Params& p, int64_t begin, int64_t end) {
   const T scale = 1 / std::sqrt(static_cast<T>(dim));
   const T* coords = static_cast<const T*>(p.coords);
   Scratch<Shape, T> at(dim);
+  Keep<T> keep(p);
   const int64_t width = at.first.width;
   std::vector<T> sums(kOwn * width);
   T logsumexp[kOwn], delta[kOwn], moved[kOwn];
@@ -40,6 +41,7 @@ HK_CLONES void backward_query(const Params& p, int64_t begin, int64_t end) {
     const Rows<T> value(p.value, p.value_row, p.value_head, head);
     const Rows<T> grad_out(p.grad_out, p.grad_out_row, p.grad_out_head, head);
     const Places<T> places(coords, first, own);
+    keep.queries(p, head, first);
     pack(query, first, own, dim, scale, at.panel.data());
     pack(grad_out, first, own, dim, T(1), at.panel_grad.data());
     for (int64_t l = 0; l < kOwn; ++l) {  // infinity: a row past the end has no weights
@@ -61,10 +63,11 @@ HK_CLONES void backward_query(const Params& p, int64_t begin, int64_t end) {
       for (int64_t r = 0; r < count; ++r) {
         const T *s = &at.score[r * kOwn], *other = coords + 2 * (m + r);
         T* g = &at.grad[r * kOwn];
+        keep.draw(column_bits(m + r));
 #pragma omp simd
         for (int64_t l = 0; l < kOwn; ++l) {
           const T distance = places.distance(l, other);
-          g[l] = exp(s[l] + slope * distance - logsumexp[l]) * (g[l] - delta[l]);
+          g[l] = exp(s[l] + slope * distance - logsumexp[l]) * (keep.at[l] * g[l] - delta[l]);
           moved[l] += g[l] * distance;
         }
       }
@@ -85,6 +88,7 @@ HK_CLONES void backward_key(const Params& p, int64_t begin, int64_t end) {
   const T scale = 1 / std::sqrt(static_cast<T>(dim));
   const T* coords = static_cast<const T*>(p.coords);
   Scratch<Shape, T> at(dim);
+  Keep<T> keep(p);
   const int64_t width = at.first.width;
   std::vector<T> key_sums(kOwn * width), value_sums(kOwn * width);
   for (int64_t task = begin; task < end; ++task) {
@@ -96,6 +100,7 @@ HK_CLONES void backward_key(const Params& p, int64_t begin, int64_t end) {
     const Rows<T> value(p.value, p.value_row, p.value_head, head);
     const Rows<T> grad_out(p.grad_out, p.grad_out_row, p.grad_out_head, head);
     const Places<T> places(coords, first, own);
+    keep.keys(p, head, first);
     pack(key, first, own, dim, scale, at.panel.data());
     pack(value, first, own, dim, T(1), at.panel_grad.data());
     std::fill(key_sums.begin(), key_sums.end(), T(0));
@@ -110,10 +115,12 @@ HK_CLONES void backward_key(const Params& p, int64_t begin, int64_t end) {
         const T logsumexp = static_cast<const T*>(p.logsumexp)[row];
         const T delta = static_cast<const T*>(p.delta)[row];
         T *s = &at.score[r * kOwn], *g = &at.grad[r * kOwn];
+        keep.draw(row_bits(keep.head, n + r));
 #pragma omp simd
         for (int64_t l = 0; l < kOwn; ++l) {
-          s[l] = exp(s[l] + slope * places.distance(l, other) - logsumexp);
-          g[l] = s[l] * (g[l] - delta);
+          const T weight = exp(s[l] + slope * places.distance(l, other) - logsumexp);
+          g[l] = weight * (keep.at[l] * g[l] - delta);
+          s[l] = weight * keep.at[l];
         }
       }
       accumulate<Shape>(at.grad.data(), at.first.rows(query, n, count), count, width,

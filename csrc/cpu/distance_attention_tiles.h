@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "../distance_attention.h"
+#include "../dropout.h"
 #include "../math.h"
 #include "../simd.h"
 
@@ -154,6 +155,34 @@ struct Places {
   HK_INLINE T distance(int64_t l, const T* other) const {
     const T dx = x[l] - other[0], dy = y[l] - other[1];
     return std::sqrt(dx * dx + dy * dy);
+  }
+};
+
+// What each weight of one row of a tile is multiplied with; ones without dropout.
+template <typename T>
+struct Keep {
+  uint32_t threshold, head = 0, own[kOwn];
+  T factor, at[kOwn];
+
+  HK_INLINE explicit Keep(const Params& p)
+      : threshold(dropout_threshold(p.dropout)), factor(static_cast<T>(1 / (1 - p.dropout))) {
+    std::fill_n(at, kOwn, T(1));
+  }
+
+  HK_INLINE void queries(const Params& p, int64_t i, int64_t first) {  // are the rows across lanes
+    head = threshold ? head_bits(*p.seed, i) : 0;
+    for (int64_t l = 0; l < kOwn; ++l) own[l] = row_bits(head, first + l);
+  }
+  HK_INLINE void keys(const Params& p, int64_t i, int64_t first) {
+    head = threshold ? head_bits(*p.seed, i) : 0;
+    for (int64_t l = 0; l < kOwn; ++l) own[l] = column_bits(first + l);
+  }
+
+  // With column_bits of a key or row_bits of a query: the row of the tile that passes by.
+  HK_INLINE void draw(uint32_t other) {
+    if (threshold == 0) return;
+#pragma omp simd
+    for (int64_t l = 0; l < kOwn; ++l) at[l] = mix_bits(own[l] + other) < threshold ? T(0) : factor;
   }
 };
 

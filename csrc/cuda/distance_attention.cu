@@ -18,10 +18,12 @@ __global__ void __launch_bounds__(kThreads, 3)
   const A scale = A(1) / sqrt(A(p.head_dim));
   const A slope = static_cast<const A*>(p.slope)[blockIdx.y];
   const int capacity = Tile<A, kDim>::capacity(lanes);
+  const Keep<A> keep(p);
 
   int64_t row[kRows<A>];
   A query[kRows<A>][kDim], sums[kRows<A>][kDim] = {}, most[kRows<A>], total[kRows<A>] = {};
   A x[kRows<A>], y[kRows<A>];
+  uint32_t bits[kRows<A>];
 #pragma unroll
   for (int r = 0; r < kRows<A>; ++r) {
     row[r] = (int64_t(blockIdx.x) * kRows<A> + r) * share.slots + share.slot;
@@ -31,6 +33,7 @@ __global__ void __launch_bounds__(kThreads, 3)
     for (int c = 0; c < kDim; ++c) query[r][c] *= scale;
     const Place<A> place(p.coords, from);
     x[r] = place.x, y[r] = place.y;
+    bits[r] = row_bits(keep.head, from);
     most[r] = -INFINITY;
   }
 
@@ -64,8 +67,11 @@ __global__ void __launch_bounds__(kThreads, 3)
 #pragma unroll
         for (int c = 0; c < kDim; ++c) sums[r][c] *= shrink;
 #pragma unroll
-        for (int j = 0; j < kInFlight; ++j)
-          total[r] += score[r][j] = exponential(score[r][j] - now);
+        for (int j = 0; j < kInFlight; ++j) {
+          score[r][j] = exponential(score[r][j] - now);
+          total[r] += score[r][j];
+          score[r][j] *= keep.at(bits[r], start + m + j);
+        }
       }
 #pragma unroll
       for (int j = 0; j < kInFlight; ++j)

@@ -1,6 +1,7 @@
 // What the passes of distance_attention share (see heads.cuh for the layout over threads).
 #pragma once
 #include "../distance_attention.h"
+#include "../dropout.h"
 #include "heads.cuh"
 
 namespace histokit {
@@ -34,6 +35,21 @@ struct Place {
   __device__ __forceinline__ A distance(const A* other) const {
     const A dx = x - other[0], dy = y - other[1];
     return sqrt(dx * dx + dy * dy);
+  }
+};
+
+// What a weight of this block's head is multiplied with.
+template <class A>
+struct Keep {
+  uint32_t threshold, head;
+  A factor;
+
+  __device__ explicit Keep(const Params& p)
+      : threshold(dropout_threshold(p.dropout)),
+        head(threshold ? head_bits(*p.seed, blockIdx.y) : 0),
+        factor(A(1 / (1 - p.dropout))) {}
+  __device__ __forceinline__ A at(uint32_t row, int64_t m) const {
+    return threshold && mix_bits(row + column_bits(m)) < threshold ? A(0) : factor;
   }
 };
 

@@ -16,6 +16,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   const A scale = A(1) / sqrt(A(p.head_dim));
   const A slope = static_cast<const A*>(p.slope)[blockIdx.y];
   const int capacity = Tile<A, kDim>::capacity(lanes);
+  const Keep<A> keep(p);
 
   const int64_t row = int64_t(blockIdx.x) * share.slots + share.slot;
   const int64_t from = min(row, p.num_rows - 1), index = blockIdx.y * p.num_rows + from;
@@ -29,6 +30,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   delta = share.sum(delta);
   share.read(head_of<T>(p.query, from, p.query_row, p.query_head), wide, query);
   const A logsumexp = static_cast<const A*>(p.logsumexp)[index];
+  const uint32_t bits = row_bits(keep.head, from);
 
   double slope_sum = 0;
   for (int64_t start = 0; start < p.num_rows; start += capacity) {
@@ -49,7 +51,8 @@ __global__ void __launch_bounds__(kThreads, 3)
         const A product = share.sum(dot(query, keys.row(at, lanes, share.lane)));
         const A grad = share.sum(dot(grad_out, values.row(at, lanes, share.lane)));
         const A score = product * scale + slope * distance;
-        grad_score[j] = m + j < count ? exponential(score - logsumexp) * (grad - delta) : A(0);
+        const A shift = keep.at(bits, start + at) * grad - delta;
+        grad_score[j] = m + j < count ? exponential(score - logsumexp) * shift : A(0);
         tile_sum += grad_score[j] * distance;
       }
 #pragma unroll
@@ -83,6 +86,7 @@ __global__ void __launch_bounds__(kThreads)
   const A scale = A(1) / sqrt(A(p.head_dim));
   const A slope = static_cast<const A*>(p.slope)[blockIdx.y];
   const int capacity = Tile<A, kDim>::capacity(lanes);
+  const Keep<A> keep(p);
 
   const int64_t row = int64_t(blockIdx.x) * share.slots + share.slot;
   const int64_t from = min(row, p.num_rows - 1);
@@ -113,8 +117,10 @@ __global__ void __launch_bounds__(kThreads)
         const A product = share.sum(dot(key, queries.row(at, lanes, share.lane)));
         const A grad = share.sum(dot(value, grads.row(at, lanes, share.lane)));
         const A score = product * scale + slope * place.distance(places.at + 2 * at);
-        prob[j] = exponential(score - lse[at]);
-        grad_score[j] = prob[j] * (grad - deltas[at]) * scale;
+        const A weight = exponential(score - lse[at]);
+        const A kept = keep.at(row_bits(keep.head, start + at), from);
+        prob[j] = weight * kept;
+        grad_score[j] = weight * (kept * grad - deltas[at]) * scale;
       }
 #pragma unroll
       for (int j = 0; j < kInFlight; ++j) {
