@@ -143,8 +143,10 @@ class HistoPrism(Model):
     @staticmethod
     def _attend(q, k, v, rate: float):
         """(h, n, d) patches of one slide to each other, with dropout at this rate."""
-        if q.device.type == "cpu" and _dispatch.kernels_serve("distance_attention", q):
-            # torch's flash attention on the CPU is slower, and with dropout there is none.
+        serves = _dispatch.kernels_serve("distance_attention", q)
+        if q.device.type == "cpu" and (serves or rate > 0):
+            # torch's flash attention on the CPU is slower, and has no dropout; this one draws the
+            # same mask with and without kernels.
             nowhere, flat = q.new_zeros(q.shape[1], 2), q.new_zeros(q.shape[0])
             return ops.distance_attention(q, k, v, nowhere, flat, dropout=rate)
         batch = (t[None] for t in (q, k, v))  # without it torch forms all n^2 scores on the CPU
