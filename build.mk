@@ -9,7 +9,7 @@
 
 CPP_FILES = $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 OP_TESTS := tests/test_cancer_cross_attention.py tests/test_prototype_attention.py \
-	tests/test_pearson_update.py tests/test_linear_ops.py
+	tests/test_distance_attention.py tests/test_pearson_update.py tests/test_linear_ops.py
 
 build: $(READY)
 	$(PY) setup.py --quiet build_ext --inplace

@@ -36,6 +36,22 @@ def attention(name: str, dtype: torch.dtype, shapes: list, **options) -> None:
     close(f"{name} {dtype}, {shapes[0]}", *results, tolerance)
 
 
+def distance(dtype: torch.dtype, rows: int, heads: int, dim: int) -> None:
+    """Output and gradients of distance_attention, from views of one projection."""
+    torch.manual_seed(0)
+    small = torch.float64 if dtype == torch.float64 else torch.float32
+    qkv = torch.randn(rows, 3, heads, dim).to(dtype)
+    coords, slope = torch.rand(rows, 2, dtype=small), torch.randn(heads, dtype=small)
+    results = []
+    for module, device, kind in ((ops, "cuda", None), (reference, "cpu", torch.float64)):
+        given = [t.to(device, kind or t.dtype).requires_grad_() for t in (qkv, slope)]
+        q, k, v = given[0].permute(1, 2, 0, 3)
+        y = module.distance_attention(q, k, v, coords.to(device, kind or small), given[1])
+        results.append([y, *torch.autograd.grad(y, given, torch.cos(y.detach()))])
+    tolerance = {torch.float32: 1e-4, torch.float64: 1e-10}.get(dtype, 3e-2)
+    close(f"distance_attention {dtype}, {(rows, heads, dim)}", *results, tolerance)
+
+
 def pearson(dtype: torch.dtype) -> None:
     """Moments of two slides, with NaN and a mask."""
     torch.manual_seed(0)
@@ -76,6 +92,8 @@ def main() -> None:
         for rows, num, width, heads in ((300, 65, 64, 4), (70, 7, 33, 1)):
             shapes = [(rows, width), (num, width), (num, width), (num,)]
             attention("prototype_attention", dtype, shapes, num_heads=heads)
+        for shape in ((300, 4, 128), (70, 1, 33), (5, 2, 8)):
+            distance(dtype, *shape)
         pearson(dtype)
     linear()
 

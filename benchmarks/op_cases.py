@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from histokit import ops
 from histokit.encoders import import_timm
 from histokit.metrics import StreamingPearson
+from histokit.models.stpath import frame_bias
 
 
 @dataclass
@@ -85,6 +86,46 @@ def prototypes(device: str, scale: float) -> Case:
         {"(N, M, L) form": 40, "scaled_dot_product_attention": 1.3},
         "matrix",
         4.0 * rows * num * width,
+    )
+
+
+def distances(rows: int, device: str, scale: float, backward: bool = False) -> Case:
+    """STPath's attention at its published size: 4 heads of 128."""
+    rows, heads, dim = int(rows * scale), 4, 128
+    projected = torch.randn(rows, 3, heads, dim, device=device, requires_grad=backward)
+    with torch.enable_grad():
+        q, k, v = projected.permute(1, 2, 0, 3)
+    coords = torch.rand(rows, 2, device=device) * 100
+    slope = (torch.randn(heads, device=device) / 10).requires_grad_(backward)
+    edge = nn.Sequential(nn.Linear(3, heads, bias=False)).to(device)
+    edge[0].weight.data[:, 2] = slope.detach()
+
+    def run(attend):
+        if not backward:
+            return attend()
+        with torch.enable_grad():
+            return torch.autograd.grad(attend().square().sum(), [projected], retain_graph=True)
+
+    def frames():
+        return (q @ k.mT * dim**-0.5 + frame_bias(coords, edge)).softmax(-1) @ v
+
+    def sdpa():
+        distance = torch.linalg.vector_norm(coords[:, None] - coords, dim=2)
+        bias = slope[:, None, None] * distance
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+    products = 9 if backward else 2
+    return Case(
+        f"N {rows}, h {heads}, d {dim}" + (", forward + backward" if backward else ""),
+        lambda: run(lambda: ops.distance_attention(q, k, v, coords, slope)),
+        {
+            "four frames, as published": lambda: run(frames),
+            "scaled_dot_product_attention with a bias": lambda: run(sdpa),
+        },
+        {} if backward else {"four frames, as published": 6},
+        "matrix",
+        2.0 * products * heads * rows**2 * dim,
+        {} if backward else {"four frames, as published": 20},
     )
 
 
@@ -190,6 +231,8 @@ CASES = {
     "cancer_cross_attention": lambda *a: attention(1, *a),
     "cancer_cross_attention T4": lambda *a: attention(4, *a),
     "prototype_attention": prototypes,
+    "distance_attention": lambda *a: distances(4_000, *a),
+    "distance_attention backward": lambda *a: distances(2_000, *a, backward=True),
     "streaming_pearson": streaming,
     "linear_pearson": pearson_of_head,
     "linear_mse": loss_of_head,

@@ -33,6 +33,15 @@ std::tuple<Tensor, Tensor, Tensor> prototype_attention_backward(Tensor grad_out,
                                                                 Tensor out, Tensor logsumexp,
                                                                 int64_t num_heads);
 
+// query, key, value (N, h, d) -> out (N, h, d), logsumexp (h, N)
+std::tuple<Tensor, Tensor> distance_attention(Tensor query, Tensor key, Tensor value, Tensor coords,
+                                              Tensor slope, OptionalTensor seed, double dropout);
+
+// -> grad_query, grad_key, grad_value (N, h, d), grad_slope (h,) float64
+std::tuple<Tensor, Tensor, Tensor, Tensor> distance_attention_backward(
+    Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor coords, Tensor slope,
+    OptionalTensor seed, double dropout, Tensor out, Tensor logsumexp);
+
 // Updates state (6, S, G) in place.
 void pearson_update(Tensor state, Tensor pred, Tensor target, OptionalTensor mask,
                     OptionalTensor order, OptionalTensor offsets);

@@ -21,6 +21,13 @@ STABLE_TORCH_LIBRARY(histokit, m) {
       "prototype_attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, "
       "Tensor out, Tensor logsumexp, int num_heads) -> (Tensor, Tensor, Tensor)");
   m.def(
+      "distance_attention(Tensor query, Tensor key, Tensor value, Tensor coords, Tensor slope, "
+      "Tensor? seed, float dropout) -> (Tensor, Tensor)");
+  m.def(
+      "distance_attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, "
+      "Tensor coords, Tensor slope, Tensor? seed, float dropout, Tensor out, Tensor logsumexp) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
       "pearson_update(Tensor(a!) state, Tensor pred, Tensor target, Tensor? mask, Tensor? order, "
       "Tensor? offsets) -> ()");
   m.def("csr_matmul(Tensor row_offsets, Tensor col_index, Tensor values, Tensor dense) -> Tensor");
@@ -38,6 +45,8 @@ void register_common(torch::stable::detail::StableLibrary& m) {
   m.impl("cancer_cross_attention_backward", TORCH_BOX(&histokit::cancer_cross_attention_backward));
   m.impl("prototype_attention", TORCH_BOX(&histokit::prototype_attention));
   m.impl("prototype_attention_backward", TORCH_BOX(&histokit::prototype_attention_backward));
+  m.impl("distance_attention", TORCH_BOX(&histokit::distance_attention));
+  m.impl("distance_attention_backward", TORCH_BOX(&histokit::distance_attention_backward));
   m.impl("pearson_update", TORCH_BOX(&histokit::pearson_update));
   m.impl("csr_matmul", TORCH_BOX(&histokit::csr_matmul));
 }

@@ -21,11 +21,13 @@ from torch.nn import functional as F
 
 from histokit import _dispatch, reference
 from histokit._dispatch import check_divides, check_float, check_index, check_shape, use
+from histokit._distance import distance_attention
 from histokit._linear import Csr, linear_mse, linear_pearson
 
 __all__ = [
     "Csr",
     "cancer_cross_attention",
+    "distance_attention",
     "linear_mse",
     "linear_pearson",
     "pearson_update",

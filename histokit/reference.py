@@ -94,6 +94,68 @@ def prototype_attention(
     return ((weight * gate) @ v).transpose(0, 1).flatten(1)
 
 
+def distance_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    coords: Tensor,
+    slope: Tensor,
+    *,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
+) -> Tensor:
+    """Attention whose scores change linearly with the distance of two patches.
+
+    ``out[i, n] = sum_m softmax_m(q[i, n] . k[i, m] / sqrt(d) + slope[i] |c_n - c_m|) v[i, m]``:
+    what STPath's frame-averaged bias amounts to, with ``slope = edge_bias.weight[:, 2]``.
+
+    Arguments:
+        q: (h, N, d). k: (h, N, d). v: (h, N, d).
+        coords: (N, 2) in any unit; they get no gradient.
+        slope: (h,) change of the score for each unit of distance.
+        dropout: rate in [0, 1) at which attention weights are dropped; the others grow by
+            ``1 / (1 - dropout)``.
+        seed: (1,) int64, what the dropped weights are chosen by (``dropout_mask``); None draws one.
+
+    Returns:
+        (h, N, d), the dtype of q.
+    """
+    coords = coords.detach()
+    x, y = (coords[:, None] - coords).unbind(-1)  # differences, not the products of torch.cdist
+    distance = (x * x + y * y).sqrt()
+    score = q @ k.transpose(1, 2) * q.shape[2] ** -0.5 + slope[:, None, None] * distance
+    weight = score.softmax(-1)
+    if dropout > 0:
+        seed = draw_seed(q.device) if seed is None else seed
+        weight = weight * dropout_mask(seed, dropout, *weight.shape[:2]).to(weight.dtype)
+    return weight @ v
+
+
+def draw_seed(device: torch.device) -> Tensor:
+    """(1,) int64 from torch's generator."""
+    return torch.randint(1 << 62, (1,), device=device)
+
+
+def dropout_mask(seed: Tensor, rate: float, heads: int, rows: int) -> Tensor:
+    """(h, N, N) float64: 0, or ``1 / (1 - rate)``, by a 32-bit hash of seed, head, row and column.
+
+    No generator is asked for each weight, so that kernels on any device draw the same mask without
+    storing it.
+    """
+    low = (1 << 32) - 1
+
+    def mix(x: Tensor) -> Tensor:
+        x = x & low
+        x = ((x ^ (x >> 16)) * 0x7FEB352D) & low
+        x = ((x ^ (x >> 15)) * 0x846CA68B) & low
+        return x ^ (x >> 16)
+
+    head, row = (torch.arange(size, device=seed.device) for size in (heads, rows))
+    head = mix(seed + mix((seed >> 32) + head))
+    bits = mix(mix(head[:, None] + row)[:, :, None] + row * 0x9E3779B9)
+    return (bits >= int(rate * 2**32)).double() / (1 - rate)
+
+
 def pearson_update(
     state: Tensor,
     pred: Tensor,

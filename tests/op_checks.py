@@ -22,7 +22,7 @@ def to(value, device=None, dtype=None):
 
 
 def results(function, arguments, options, gradient=None):
-    """Outputs of a call and its gradients to every floating argument."""
+    """Outputs of a call and its gradients to every floating argument that gets one."""
     arguments = [
         a.requires_grad_() if isinstance(a, torch.Tensor) and a.is_floating_point() and gradient
         else a
@@ -33,8 +33,12 @@ def results(function, arguments, options, gradient=None):
     if gradient:
         wanted = [a for a in arguments if isinstance(a, torch.Tensor) and a.requires_grad]
         torch.manual_seed(1)
-        total = sum((o * torch.randn_like(o.double()).to(o)).nan_to_num().sum() for o in outputs)
-        outputs += torch.autograd.grad(total, wanted)
+        total = sum(
+            (o * torch.randn(o.shape, dtype=torch.float64).to(o)).nan_to_num().sum()
+            for o in outputs
+        )
+        grads = torch.autograd.grad(total, wanted, allow_unused=True)
+        outputs += [g for g in grads if g is not None]
     return [o.detach().cpu() for o in outputs]
 
 

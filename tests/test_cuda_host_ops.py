@@ -15,7 +15,14 @@ CPU_ALONE = (  # what only the CPU kernels check, and how they block their work
 
 
 @pytest.mark.parametrize(
-    "op", ["cancer_cross_attention", "prototype_attention", "pearson_update", "linear_ops"]
+    "op",
+    [
+        "cancer_cross_attention",
+        "prototype_attention",
+        "distance_attention",
+        "pearson_update",
+        "linear_ops",
+    ],
 )
 def test_op_tests_hold_for_the_cuda_kernels(op, pytestconfig):
     library = build_extension(pytestconfig.cache.mkdir("cuda_host"))

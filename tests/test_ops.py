@@ -31,6 +31,16 @@ def prototype_inputs(rows, dtype=torch.float32):
     return [torch.randn(s, dtype=dtype) for s in [(rows, 6), (5, 6), (5, 6), (5,)]]
 
 
+def distance_inputs(rows, dtype=torch.float32):
+    torch.manual_seed(0)
+    vectors = torch.randn(3, 2, rows, 3, dtype=dtype).clone().unbind()
+    return [
+        *(t.clone() for t in vectors),
+        torch.rand(rows, 2, dtype=dtype),
+        torch.randn(2, dtype=dtype),
+    ]
+
+
 def pearson_inputs(rows, dtype=torch.float32, genes=9):
     torch.manual_seed(0)
     pred, target = torch.randn(rows, genes, dtype=dtype), torch.randn(rows, genes, dtype=dtype)
@@ -58,6 +68,7 @@ def linear(name, hidden, weight, bias, crow, col, values):
 CALLS = {
     "cancer_cross_attention": (attend, attention_inputs),
     "prototype_attention": (partial(ops.prototype_attention, num_heads=2), prototype_inputs),
+    "distance_attention": (ops.distance_attention, distance_inputs),
     "pearson_update": (pearson, pearson_inputs),
     "linear_pearson": (partial(linear, "linear_pearson"), linear_inputs),
     "linear_mse": (partial(linear, "linear_mse"), linear_inputs),
@@ -141,6 +152,16 @@ def samples():
         "prototype_attention_backward",
         (query, query, key, value, query, torch.randn(5, 2), 2),
     )
+    vectors = [t.transpose(0, 1) for t in distance_inputs(5)[:3]]
+    coords, slope = distance_inputs(5)[3:]
+    differentiated = (*differentiable(vectors), coords, slope.clone().requires_grad_())
+    yield "distance_attention", (*differentiated, torch.ones(1).long(), 0.1)
+    query = vectors[0].detach()
+    out, logsumexp = query.contiguous(), torch.randn(2, 5)
+    yield (
+        "distance_attention_backward",
+        (query, query, query, query, coords, slope, None, 0.0, out, logsumexp),
+    )
     state = torch.zeros(6, 2, 9, dtype=torch.float64)
     pred, target, mask, slides = pearson_inputs(5)
     order = slides.argsort(stable=True)
@@ -158,14 +179,14 @@ def samples():
 
 
 @needs_kernels
-@pytest.mark.parametrize("number", range(13))
+@pytest.mark.parametrize("number", range(15))
 def test_opcheck(number):
     name, arguments = list(samples())[number]
     torch.library.opcheck(getattr(torch.ops.histokit, name).default, arguments)
 
 
 def test_all_samples_are_checked():
-    assert len(list(samples())) == 13
+    assert len(list(samples())) == 15
 
 
 # ---- types, threads, backends ------------------------------------------------------------------
@@ -313,8 +334,8 @@ def test_build_info_and_cuda_agree():
     assert set(info) == {"compiler", "instruction_set", "cuda_architectures", "git_revision"}
     assert bool(info["cuda_architectures"]) == histokit.has_cuda()
     names = ["cancer_cross_attention", "cancer_cross_attention_backward", "prototype_attention",
-             "prototype_attention_backward", "pearson_update", "csr_matmul",
-             "csr_transpose_matmul"]  # fmt: skip
+             "prototype_attention_backward", "distance_attention", "distance_attention_backward",
+             "pearson_update", "csr_matmul", "csr_transpose_matmul"]  # fmt: skip
     for name in names:
         has = partial(torch._C._dispatch_has_kernel_for_dispatch_key, f"histokit::{name}")
         assert has("CPU")

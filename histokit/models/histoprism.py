@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from histokit import ops
+from histokit import _dispatch, ops
 from histokit.errors import InputError
 from histokit.models.base import Model
 from histokit.weights import load_weights, read_state_dict
@@ -132,13 +132,25 @@ class HistoPrism(Model):
         qkv = qkv.view(len(h), 3, self.num_heads, -1).permute(1, 2, 0, 3)
         rate = self.dropout if self.training else 0.0
         slides = [
-            F.scaled_dot_product_attention(*part, dropout_p=rate)
+            self._attend(*part, rate)
             for part in zip(*(t.split(sizes, dim=1) for t in qkv), strict=True)
         ]
         attended = torch.cat(slides, dim=1).transpose(0, 1).reshape(len(h), width)
         h = layer.norm1(h + layer.dropout1(attention.out_proj(attended)))
         inner = layer.linear2(layer.dropout(F.relu(layer.linear1(h))))
         return layer.norm2(h + layer.dropout2(inner))
+
+    @staticmethod
+    def _attend(q, k, v, rate: float):
+        """(h, n, d) patches of one slide to each other, with dropout at this rate."""
+        serves = _dispatch.kernels_serve("distance_attention", q)
+        if q.device.type == "cpu" and (serves or rate > 0):
+            # torch's flash attention on the CPU is slower, and has no dropout; this one draws the
+            # same mask with and without kernels.
+            nowhere, flat = q.new_zeros(q.shape[1], 2), q.new_zeros(q.shape[0])
+            return ops.distance_attention(q, k, v, nowhere, flat, dropout=rate)
+        batch = (t[None] for t in (q, k, v))  # without it torch forms all n^2 scores on the CPU
+        return F.scaled_dot_product_attention(*batch, dropout_p=rate)[0]
 
     @classmethod
     def from_official(cls, path: str | Path, cancers: list[str] | None = None) -> HistoPrism:

@@ -1,0 +1,58 @@
+// out[n, i] = sum_m softmax_m(query[n, i] . key[m, i] / sqrt(head_dim) + slope[i] |c_n - c_m|)
+//             value[m, i] for each head i, over the N patches of one slide; with dropout, each
+// softmax weight times keep[i, n, m], which is 0 or 1 / (1 - dropout) (dropout.h).
+//
+// Nothing of size (N, N) is formed: tiles of scores live in the cache, distances are computed where
+// they are used, and the softmax keeps a running maximum. Backward recomputes the probabilities
+// from logsumexp; with delta[n, i] = grad_out[n, i] . out[n, i]:
+//   p = exp(s - logsumexp),  ds = p (keep grad_out . value - delta)
+//   grad_query = scale ds key,  grad_key = scale ds^T query,  grad_value = (keep p)^T grad_out
+//   grad_slope = sum over n, m of ds |c_n - c_m|
+// Two passes, one over blocks of queries and one over blocks of keys, each with all its sums to
+// itself: they need no buffer that grows with the threads, and no order between them.
+#pragma once
+#include "dtype.h"
+
+namespace histokit {
+
+// Tensors of (N, h, d) have strides by row and by head; columns are contiguous.
+struct DistanceAttentionParams {
+  Dtype dtype;  // of query, key, value, out and their gradients; the others are Acc
+  int64_t num_rows, num_heads, head_dim;  // N, h, d
+  const void* query;
+  int64_t query_row, query_head;
+  const void* key;
+  int64_t key_row, key_head;
+  const void* value;
+  int64_t value_row, value_head;
+  const void* coords;   // (N, 2)
+  const void* slope;    // (h,)
+  const int64_t* seed;  // (1,) of the dropout, or null
+  double dropout;       // rate, 0 without seed
+  void* out;            // (N, h, d) contiguous; read in the backward pass
+  void* logsumexp;      // (h, N): max + log sum exp of the scores
+  // Backward only:
+  const void* grad_out;
+  int64_t grad_out_row, grad_out_head;
+  void* delta;            // (h, N), written by the pass over queries, read by the one over keys
+  void* grad_query;       // (N, h, d) contiguous
+  void* grad_key;         // (N, h, d) contiguous
+  void* grad_value;       // (N, h, d) contiguous
+  double* partial_slope;  // (h, B): sums over a block of queries; Python adds the blocks
+};
+
+// B: blocks of rows that one task (head, block) works on.
+int64_t distance_attention_blocks_cpu(int64_t num_rows);
+int64_t distance_attention_blocks_cuda(const DistanceAttentionParams& p);
+
+// Tasks [begin, end) of num_heads * B on the calling thread; task t is head t / B, block t % B.
+void distance_attention_cpu(const DistanceAttentionParams& p, int64_t begin, int64_t end);
+void distance_attention_backward_query_cpu(const DistanceAttentionParams& p, int64_t begin,
+                                           int64_t end);
+void distance_attention_backward_key_cpu(const DistanceAttentionParams& p, int64_t begin,
+                                         int64_t end);
+
+Error distance_attention_cuda(DistanceAttentionParams p, Stream stream);
+Error distance_attention_backward_cuda(DistanceAttentionParams p, Stream stream);
+
+}  // namespace histokit

@@ -1,0 +1,214 @@
+r"""Time, memory and operations of the models, as published and as they are here: one table.
+
+    python run_profile.py --patches 10000
+    python run_profile.py --patches 1000 2000 4000 8000 --rows histoprism stpath --out work/curve
+    python run_profile.py --patches 4000 --rows stpath-layer --train
+
+Every row runs in a process of its own, which first checks on few patches that its results equal
+those of the form it is compared with. Times are medians; peak memory is what a call needs beyond
+model and inputs; operations are those of matrix products and attention, N^2 terms included (the
+line for HistoPrism in Figure 3 of its paper leaves them out). A row that does not fit the memory or
+takes longer than --limit stays in the table with the reason. Writes OUT/profile.csv and
+OUT/profile.png.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from histokit.options import option, run
+
+CHECKED = 300  # patches of the comparison with the other form
+WARM = 64  # patches of a call before the memory is measured: it loads what is loaded once
+TOLERANCE = {"float32": 1e-4, "float64": 1e-9, "float16": 3e-2, "bfloat16": 1e-1}
+GROUPS = ("histoprism", "stpath", "stpath-layer", "gpc", "train")
+NOT_ENOUGH = ("can't allocate memory", "out of memory", "MemoryError", "bad_alloc")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of a profile."""
+
+    patches: list[int] = option([10_000], "patches of a slide; several for curves")
+    genes: int = option(38_982, "genes that are predicted")
+    rows: list[str] = option(
+        ["histoprism", "stpath", "gpc"], f"groups of rows to measure, of {', '.join(GROUPS)}"
+    )
+    train: bool = option(False, "also one training step of HistoPrism")
+    train_patches: int = option(3_000, "patches of the training step")
+    out: str = option("work/profile", "folder for profile.csv and profile.png")
+    device: str = option("cpu", "torch device, such as cpu or cuda", group="machine")
+    dtype: str = option("float32", "type of weights and data", tuple(TOLERANCE), group="machine")
+    repeat: int = option(5, "timed calls, of which the median counts", group="machine")
+    limit: float = option(600.0, "seconds that all of one row may take", group="machine")
+    threads: int = option(2, "CPU threads", group="machine")
+    child: str = option(
+        "", "internal: measure this row, or the machine's rates, and print JSON", group="machine"
+    )
+
+
+def main(cfg: Options) -> None:
+    """Measure every row at every size; print and write the table, draw the figure."""
+    from histokit.errors import InputError
+    from histokit.files import make_folder
+
+    if cfg.child:
+        print(json.dumps(_child(cfg)))
+        return
+    unknown = set(cfg.rows) - set(GROUPS)
+    if unknown:
+        raise InputError(f"--rows {sorted(unknown)[0]} is none of {', '.join(GROUPS)}")
+    from histokit.plots_profile import draw_profile
+    from histokit.profile_cases import ROWS
+
+    folder = make_folder(cfg.out)
+    limits = _measure(cfg, "rates", WARM)
+    if "machine" not in limits:
+        raise InputError(f"the machine's rates could not be measured: {limits['note']}")
+    print(
+        f"{limits['machine']}: {limits['matrix']:.0f} GFLOP/s in {cfg.dtype} products, "
+        f"{limits['copy']:.1f} GB/s in copies"
+    )
+    rows = []
+    wanted = {*cfg.rows, *(["train"] if cfg.train else [])}
+    for name, row in ROWS.items():
+        if row.group not in wanted:
+            continue
+        for patches in [cfg.train_patches] if row.group == "train" else cfg.patches:
+            rows.append(_row(cfg, name, row.against, patches, limits, rows))
+            _show(rows[-1])
+            _write(rows, folder / "profile.csv")
+    curves = [row for row in rows if ROWS[row["row"]].group != "train"]
+    draw_profile(curves or rows, folder / "profile.png")
+    print(f"wrote {folder / 'profile.csv'} and {folder / 'profile.png'}")
+
+
+def _row(cfg: Options, name: str, against: str | None, patches: int, limits, rows) -> dict:
+    found = _measure(cfg, name, patches)
+    other = next((r for r in rows if r["row"] == against and r["patches"] == patches), {})
+
+    def ratio(key: str):
+        both = other.get(key) and found.get(key)
+        return round(other[key] / found[key], 2) if both else ""
+
+    seconds = found.get("ms_p50", 0) / 1e3
+    gflops = found["gflop"] / seconds if seconds else 0
+    return {
+        "row": name,
+        "patches": patches,
+        "genes": cfg.genes,
+        **{key: found.get(key, "") for key in ("ms_p20", "ms_p50", "ms_p80", "peak_mb", "gflop")},
+        "against": against or "",
+        "time_ratio": ratio("ms_p50"),
+        "memory_ratio": ratio("peak_mb"),
+        "gflop_per_s": round(gflops, 1) if seconds else "",
+        "of_matrix_rate": round(gflops / limits["matrix"], 3) if seconds else "",
+        "of_copy_rate": round(found["gb"] / seconds / limits["copy"], 3) if seconds else "",
+        "error": found.get("error", ""),
+        "note": found.get("note", ""),
+        "machine": limits["machine"],
+        "matrix_gflop_per_s": round(limits["matrix"], 1),
+        "copy_gb_per_s": round(limits["copy"], 1),
+        "dtype": cfg.dtype,
+        "torch": limits["torch"],
+        "kernels": limits["kernels"],
+    }
+
+
+def _measure(cfg: Options, name: str, patches: int) -> dict:
+    """What the child process found, or a note why it found nothing."""
+    options = {"patches": patches, "genes": cfg.genes, "device": cfg.device, "dtype": cfg.dtype}
+    options |= {"repeat": cfg.repeat, "threads": cfg.threads, "child": name}
+    command = [sys.executable, str(Path(__file__).resolve())]
+    for key, value in options.items():
+        command += [f"--{key}", str(value)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=cfg.limit)
+    except subprocess.TimeoutExpired:
+        return {"note": f"left out: takes longer than {cfg.limit:g} s"}
+    if done.returncode == 0:
+        return json.loads(done.stdout.splitlines()[-1])
+    if done.returncode == -9 or any(text in done.stderr for text in NOT_ENOUGH):
+        return {"note": "left out: does not fit the memory"}
+    raise RuntimeError(f"{name} at {patches} patches failed:\n{done.stderr[-3000:]}")
+
+
+def _child(cfg: Options) -> dict:
+    """Measure one row in this process: memory first, then the check, then time."""
+    import torch
+
+    from histokit import profiling
+    from histokit.profile_cases import ROWS, Setting
+
+    torch.set_num_threads(cfg.threads)
+    torch.manual_seed(0)
+    dtype = getattr(torch, cfg.dtype)
+    if cfg.child == "rates":
+        about = {"machine": profiling.machine(cfg.device), "torch": torch.__version__}
+        return about | {"kernels": _kernels()} | profiling.rates(cfg.device, dtype)
+    at = Setting(cfg.patches[0], cfg.genes, cfg.device, dtype)
+    build = ROWS[cfg.child].build
+    few = lambda patches: build(dataclasses.replace(at, patches=min(patches, at.patches)))  # noqa: E731
+    profiling.bound_memory(cfg.device)
+    with torch.no_grad():
+        few(WARM).call()
+        case = build(at)
+        peak = profiling.peak_memory(case.call, cfg.device)
+        ours, theirs = few(CHECKED).check()
+        error = ((ours - theirs).abs().max() / theirs.abs().max()).item()
+        if not error <= TOLERANCE[cfg.dtype]:  # NaN is none either
+            raise RuntimeError(f"relative difference {error:.1e} from the other form")
+        del ours, theirs
+        gflop = profiling.operations(case.call) / 1e9
+        seconds = profiling.seconds_of(case.call, 1 if case.slow else cfg.repeat, cfg.device)
+    p20, p50, p80 = (
+        round(seconds[min(len(seconds) - 1, int(len(seconds) * q))] * 1e3, 2)
+        for q in (0.2, 0.5, 0.8)
+    )
+    found = {"ms_p20": p20, "ms_p50": p50, "ms_p80": p80, "peak_mb": round(peak, 1)}
+    found |= {"gflop": round(gflop, 2), "gb": case.traffic / 1e9}
+    return found | {"error": float(f"{error:.1e}")}
+
+
+def _kernels() -> str:
+    import histokit
+
+    if not histokit.has_kernels():
+        return "reference"
+    from histokit import _C
+
+    return _C.build_info()["instruction_set"]
+
+
+def _show(row: dict) -> None:
+    """Print one line of the table."""
+    start = f"{row['row']:30} {row['patches']:7,} patches "
+    if row["note"]:
+        print(start, row["note"], flush=True)
+        return
+    ratios = ""
+    if row["time_ratio"]:
+        ratios = f"{row['time_ratio']:.1f}x time, {row['memory_ratio']:.1f}x memory"
+    print(
+        f"{start}{row['ms_p50']:11,.1f} ms {row['peak_mb']:10,.0f} MB {row['gflop']:10,.1f} GFLOP "
+        f"= {row['of_matrix_rate']:5.0%} of the matrix rate  {ratios}",
+        flush=True,
+    )
+
+
+def _write(rows: list[dict], path: Path) -> None:
+    from histokit.files import atomic_path
+
+    with atomic_path(path) as temporary, open(temporary, "w", newline="") as handle:
+        writer = csv.DictWriter(handle, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    run(main, Options, __doc__)

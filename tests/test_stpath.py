@@ -1,0 +1,142 @@
+import pytest
+import torch
+
+from histokit.errors import InputError
+from histokit.models.stpath import (
+    MASK_TOKEN,
+    STPath,
+    STPathLayer,
+    frame_bias,
+    rescale_coords,
+)
+
+SMALL = {"input_dim": 12, "num_genes": 30, "width": 32, "num_layers": 2, "mlp_dim": 48}
+
+
+def pair(**sizes):
+    """The same weights under both attentions, in evaluation mode."""
+    torch.manual_seed(0)
+    fused = STPath(attention="fused", **sizes).eval()
+    published = STPath(attention="as_published", **sizes).eval()
+    published.load_state_dict(fused.state_dict())
+    return fused, published
+
+
+def slide(n, dim=12):
+    torch.manual_seed(1)
+    return torch.randn(n, dim), rescale_coords(torch.rand(n, 2) * torch.tensor([9000, 4000]))
+
+
+def test_parameters_are_those_of_the_published_model():
+    with torch.device("meta"):
+        state = STPath().state_dict()
+    assert len(state) == 61
+    assert sum(t.numel() for t in state.values()) == 49_177_208
+    block = {
+        "attn.layernorm_qkv.0.weight": (512,),
+        "attn.layernorm_qkv.0.bias": (512,),
+        "attn.layernorm_qkv.1.weight": (1536, 512),
+        "attn.layernorm_qkv.1.bias": (1536,),
+        "attn.W_output.0.weight": (512, 512),
+        "attn.W_output.0.bias": (512,),
+        "attn.edge_bias.0.weight": (4, 3),
+        "mlp.fc1.weight": (1024, 512),
+        "mlp.fc1.bias": (1024,),
+        "mlp.norm.weight": (1024,),
+        "mlp.norm.bias": (1024,),
+        "mlp.fc2.weight": (512, 1024),
+        "mlp.fc2.bias": (512,),
+    }
+    expected = {f"model.blks.{i}.{key}": shape for i in range(4) for key, shape in block.items()}
+    expected |= {
+        "input_encoder.image_embed.weight": (512, 1536),
+        "input_encoder.image_embed.bias": (512,),
+        "input_encoder.gene_embed.weight": (512, 38_984),
+        "input_encoder.tech_embed.weight": (5, 512),
+        "input_encoder.organ_embed.weight": (25, 512),
+        "gene_exp_head.0.weight": (512,),
+        "gene_exp_head.0.bias": (512,),
+        "gene_exp_head.1.weight": (38_984, 512),
+        "gene_exp_head.1.bias": (38_984,),
+    }
+    assert {key: tuple(t.shape) for key, t in state.items()} == expected
+
+
+def test_layers_of_published_size_agree_to_1e_5():
+    torch.manual_seed(0)
+    fused, published = (STPathLayer(attention=a).eval() for a in ("fused", "as_published"))
+    published.load_state_dict(fused.state_dict())
+    h, coords = torch.randn(150, 512), slide(150)[1]
+    with torch.no_grad():
+        torch.testing.assert_close(fused(h, coords), published(h, coords), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 2, 90])
+def test_models_agree_to_1e_5(n):
+    fused, published = pair(**SMALL)
+    features, coords = slide(n)
+    with torch.no_grad():
+        ours = fused(features, coords, 2, 3)
+        theirs = published(features, coords, 2, 3, published.masked_expression(n))
+    assert ours.shape == (n, 30)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_agree():
+    fused, published = (model.double() for model in pair(**SMALL))
+    features, coords = (t.double() for t in slide(40))
+    for model in (fused, published):
+        model(features, coords, 1, 0).square().sum().backward()
+    theirs = dict(published.named_parameters())
+    for name, ours in fused.named_parameters():
+        grad = torch.zeros_like(ours) if theirs[name].grad is None else theirs[name].grad
+        torch.testing.assert_close(ours.grad, grad, rtol=1e-7, atol=1e-9, msg=name)
+
+
+def test_the_frames_cancel_but_for_the_distance():
+    layer = STPathLayer(32, 4, 48, attention="as_published")
+    coords = slide(60)[1]
+    bias = frame_bias(coords, layer.attn.edge_bias)
+    distance = torch.linalg.vector_norm(coords[:, None] - coords, dim=2)
+    expected = layer.attn.edge_bias[0].weight[:, 2, None, None] * distance
+    torch.testing.assert_close(bias, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_known_expression_changes_the_prediction():
+    model = pair(**SMALL)[0]
+    features, coords = slide(8)
+    known = model.masked_expression(8)
+    assert torch.equal(known.nonzero(), torch.tensor([[n, MASK_TOKEN] for n in range(8)]))
+    known[3] = 0
+    known[3, 5:] = 1.5
+    with torch.no_grad():
+        assert not torch.allclose(
+            model(features, coords, 0, 0, known), model(features, coords, 0, 0)
+        )
+
+
+def test_coordinates_are_rescaled_by_axis():
+    coords = torch.tensor([[10.0, 7.0], [30.0, 7.0], [15.0, 7.0]])
+    before = coords.clone()
+    expected = torch.tensor([[0.0, 0.0], [100.0, 0.0], [25.0, 0.0]])
+    torch.testing.assert_close(rescale_coords(coords), expected)
+    assert torch.equal(coords, before)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"attention": "flash"}, "attention must be one of"),
+        ({"num_heads": 5}, "5 heads do not divide the width 32"),
+        ({"attention_dropout": 0.1}, "fused attention has no dropout"),
+    ],
+)
+def test_bad_options(options, text):
+    with pytest.raises(InputError, match=text):
+        STPath(**(SMALL | options))
+
+
+def test_official_file(tmp_path):
+    torch.save({"wrong": torch.zeros(1)}, tmp_path / "model.pt")
+    with pytest.raises(InputError):
+        STPath.from_official(tmp_path / "model.pt")
