@@ -43,7 +43,9 @@ MODELS = {
     "histoprism, small": {"model": "histoprism", "preset": "small"},
     "bpbooster, small": {"model": "bpbooster", "preset": "small"},
 }
-STEPS = "ridge"  # the model that is measured at every step; the others at the first and the last
+# Models are measured at the first step and the last, but ridge at every one. HistoPrism's
+# cross-attention has D x D weights: it ends where features are 3,840 wide.
+STEPS = {"ridge": range(len(FEATURES)), "histoprism, small": (0, 1)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +71,7 @@ def main(cfg: Options) -> None:
     rows = []
     for model in cfg.models:
         for number, (features, chosen) in enumerate(FEATURES.items()):
-            if model != STEPS and 0 < number < len(FEATURES) - 1:
+            if number not in STEPS.get(model, (0, len(FEATURES) - 1)):
                 continue
             folder = Path(cfg.out) / "context" / cfg.target / f"{model.split(',')[0]}-{number}"
             options = {"data": str(data), "target": cfg.target} | chosen | MODELS[model]
