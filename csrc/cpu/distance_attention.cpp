@@ -53,7 +53,7 @@ struct Softmax {
 };
 
 template <typename Shape, typename T>
-HK_CLONES void forward(const Params& p, int64_t begin, int64_t end) {
+HK_INLINE void forward(const Params& p, int64_t begin, int64_t end) {
   const int64_t blocks = distance_attention_blocks_cpu(p.num_rows), dim = p.head_dim;
   const T scale = 1 / std::sqrt(static_cast<T>(dim));
   const T* coords = static_cast<const T*>(p.coords);
@@ -91,10 +91,15 @@ HK_CLONES void forward(const Params& p, int64_t begin, int64_t end) {
   }
 }
 
-template <typename Shape>
-void by_dtype(const Params& p, int64_t begin, int64_t end) {
-  p.dtype == Dtype::f64 ? forward<Shape, double>(p, begin, end)
-                        : forward<Shape, float>(p, begin, end);
+// Wide tiles are for AVX-512 alone, so they are compiled for nothing else.
+HK_WIDE void forward_wide(const Params& p, int64_t begin, int64_t end) {
+  p.dtype == Dtype::f64 ? forward<Wide, double>(p, begin, end)
+                        : forward<Wide, float>(p, begin, end);
+}
+
+HK_NARROW_CLONES void forward_narrow(const Params& p, int64_t begin, int64_t end) {
+  p.dtype == Dtype::f64 ? forward<Narrow, double>(p, begin, end)
+                        : forward<Narrow, float>(p, begin, end);
 }
 
 }  // namespace
@@ -102,7 +107,7 @@ void by_dtype(const Params& p, int64_t begin, int64_t end) {
 int64_t distance_attention_blocks_cpu(int64_t num_rows) { return (num_rows + kOwn - 1) / kOwn; }
 
 void distance_attention_cpu(const Params& p, int64_t begin, int64_t end) {
-  wide_registers() ? by_dtype<Wide>(p, begin, end) : by_dtype<Narrow>(p, begin, end);
+  wide_registers() ? forward_wide(p, begin, end) : forward_narrow(p, begin, end);
 }
 
 }  // namespace histokit

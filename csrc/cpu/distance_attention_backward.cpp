@@ -23,7 +23,7 @@ struct Scratch {
 };
 
 template <typename Shape, typename T>
-HK_CLONES void backward_query(const Params& p, int64_t begin, int64_t end) {
+HK_INLINE void backward_query(const Params& p, int64_t begin, int64_t end) {
   const int64_t blocks = distance_attention_blocks_cpu(p.num_rows), dim = p.head_dim;
   const T scale = 1 / std::sqrt(static_cast<T>(dim));
   const T* coords = static_cast<const T*>(p.coords);
@@ -83,7 +83,7 @@ HK_CLONES void backward_query(const Params& p, int64_t begin, int64_t end) {
 }
 
 template <typename Shape, typename T>
-HK_CLONES void backward_key(const Params& p, int64_t begin, int64_t end) {
+HK_INLINE void backward_key(const Params& p, int64_t begin, int64_t end) {
   const int64_t blocks = distance_attention_blocks_cpu(p.num_rows), dim = p.head_dim;
   const T scale = 1 / std::sqrt(static_cast<T>(dim));
   const T* coords = static_cast<const T*>(p.coords);
@@ -137,24 +137,35 @@ HK_CLONES void backward_key(const Params& p, int64_t begin, int64_t end) {
   }
 }
 
+// Wide tiles are for AVX-512 alone, so they are compiled for nothing else.
+HK_WIDE void query_wide(const Params& p, int64_t begin, int64_t end) {
+  p.dtype == Dtype::f64 ? backward_query<Wide, double>(p, begin, end)
+                        : backward_query<Wide, float>(p, begin, end);
+}
+
+HK_NARROW_CLONES void query_narrow(const Params& p, int64_t begin, int64_t end) {
+  p.dtype == Dtype::f64 ? backward_query<Narrow, double>(p, begin, end)
+                        : backward_query<Narrow, float>(p, begin, end);
+}
+
+HK_WIDE void key_wide(const Params& p, int64_t begin, int64_t end) {
+  p.dtype == Dtype::f64 ? backward_key<Wide, double>(p, begin, end)
+                        : backward_key<Wide, float>(p, begin, end);
+}
+
+HK_NARROW_CLONES void key_narrow(const Params& p, int64_t begin, int64_t end) {
+  p.dtype == Dtype::f64 ? backward_key<Narrow, double>(p, begin, end)
+                        : backward_key<Narrow, float>(p, begin, end);
+}
+
 }  // namespace
 
 void distance_attention_backward_query_cpu(const Params& p, int64_t begin, int64_t end) {
-  const bool wide = wide_registers();
-  if (p.dtype == Dtype::f64)
-    wide ? backward_query<Wide, double>(p, begin, end)
-         : backward_query<Narrow, double>(p, begin, end);
-  else
-    wide ? backward_query<Wide, float>(p, begin, end)
-         : backward_query<Narrow, float>(p, begin, end);
+  wide_registers() ? query_wide(p, begin, end) : query_narrow(p, begin, end);
 }
 
 void distance_attention_backward_key_cpu(const Params& p, int64_t begin, int64_t end) {
-  const bool wide = wide_registers();
-  if (p.dtype == Dtype::f64)
-    wide ? backward_key<Wide, double>(p, begin, end) : backward_key<Narrow, double>(p, begin, end);
-  else
-    wide ? backward_key<Wide, float>(p, begin, end) : backward_key<Narrow, float>(p, begin, end);
+  wide_registers() ? key_wide(p, begin, end) : key_narrow(p, begin, end);
 }
 
 }  // namespace histokit
