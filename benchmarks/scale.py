@@ -1,7 +1,7 @@
 """Train and evaluate a cohort with as many genes and spots as HEST-1k's; measure rate and memory.
 
-    python benchmarks/scale.py                     # 20 slides of 3,000 spots and 38,982 genes
-    python benchmarks/scale.py --num-slides 100    # what is on disk already is kept
+    python benchmarks/scale.py    # trains on 4 slides of 3,000 spots and 38,982 genes, tests on 20
+    python benchmarks/scale.py --train-slides 40    # what is on disk already is kept
 
 The slides are drawn at random around eight programs that the features carry. Training and
 evaluation run as their users run them, each in a process of its own whose largest resident size is
@@ -41,7 +41,8 @@ class Options:
     """Options of the measurement."""
 
     out: str = option("work/scale", "folder for the cohort and its run")
-    num_slides: int = option(20, "slides")
+    train_slides: int = option(4, "slides that train")
+    test_slides: int = option(20, "slides that test")
     spots: int = option(3000, "spots of a slide")
     genes: int = option(38_982, "genes")
     dim: int = option(1024, "dimension of the features")
@@ -54,26 +55,26 @@ def main(cfg: Options) -> None:
     """Make the cohort, then train and evaluate on it."""
     out = Path(cfg.out)
     make_cohort(cfg, out / "data")
-    split = pd.DataFrame({"slide_id": [f"S{i:03d}" for i in range(cfg.num_slides)]})
-    split["split"] = ["test" if i % 2 else "train" for i in range(cfg.num_slides)]
+    split = pd.DataFrame({"slide_id": _slides(cfg)})
+    split["split"] = ["train"] * cfg.train_slides + ["test"] * cfg.test_slides
     split.to_csv(out / "split.csv", index=False)
-    folder = out / "runs" / f"{cfg.model}-{cfg.num_slides}-{cfg.epochs}-{time.time():.0f}"
+    folder = out / "runs" / f"{cfg.model}-{cfg.train_slides}-{time.time():.0f}"
     train = ["--data", out / "data", "--run", folder, "--folds", out / "split.csv"]
     train += ["--model", cfg.model, "--preset", "small", "--epochs", cfg.epochs, "--no-refit"]
     train += ["--cache-gb", 0.5, "--panel", "union"]
     evaluate = ["--run", folder, "--no-predictions", "--no-pictures"]
     rows = []
-    spots = cfg.spots * cfg.num_slides // 2
-    for stage, arguments, passes in (
-        ("run_train.py", train, cfg.epochs),
-        ("run_eval.py", evaluate, 1),
+    for stage, arguments, passes, slides in (
+        ("run_train.py", train, cfg.epochs, cfg.train_slides),
+        ("run_eval.py", evaluate, 1, cfg.test_slides),
     ):
+        spots = cfg.spots * slides
         seconds, peak = child([sys.executable, str(ROOT / stage), *map(str, arguments)])
         rows.append(
             {
                 "stage": stage,
                 "model": cfg.model,
-                "slides": cfg.num_slides // 2,
+                "slides": slides,
                 "spots_a_slide": cfg.spots,
                 "genes": cfg.genes,
                 "passes": passes,
@@ -115,8 +116,7 @@ def make_cohort(cfg: Options, data: Path) -> None:
     level = rng.gamma(0.35, 1.0, cfg.genes).astype(np.float32)
     level *= cfg.density / np.mean(1 - np.exp(-level))
     names = [f"GENE{i:05d}" for i in range(cfg.genes)]
-    for i in progress_bar(range(cfg.num_slides), desc="slides", unit="slide"):
-        slide = f"S{i:03d}"
+    for i, slide in enumerate(progress_bar(_slides(cfg), desc="slides", unit="slide")):
         if (features / f"{slide}.h5").is_file():
             continue
         rng = np.random.default_rng(i)
@@ -131,7 +131,7 @@ def make_cohort(cfg: Options, data: Path) -> None:
         write_expression(folders["expression"] / f"{slide}.h5ad", spots, "drawn")
         picture = rng.integers(200, 255, (64, 64, 3)).astype(np.uint8)
         Image.fromarray(picture).save(folders["thumbnails"] / f"{slide}.jpg")
-        row = {"slide_id": slide, "cancer": CANCERS[i // 2 % len(CANCERS)], "patient": f"P{i}"}
+        row = {"slide_id": slide, "cancer": CANCERS[i % len(CANCERS)], "patient": f"P{i}"}
         row |= {"technology": "drawn", "mpp": 0.5, "mpp_source": "drawn", "image": ""}
         sizes = {"num_spots": cfg.spots, "num_genes": cfg.genes, "thumbnail_scale": 0.01}
         upsert_row(data / "slides.csv", row | sizes)
@@ -139,6 +139,10 @@ def make_cohort(cfg: Options, data: Path) -> None:
         attributes |= {"pooling": "drawn", "precision": "float32", "mpp": 0.5, "patch_um": 112.0}
         corners = (centres - 112).astype(np.int64)
         write_features(features / f"{slide}.h5", x, corners, barcodes, attributes)
+
+
+def _slides(cfg: Options) -> list[str]:
+    return [f"S{i:03d}" for i in range(cfg.train_slides + cfg.test_slides)]
 
 
 def _counts(rng, programs: np.ndarray, loading: np.ndarray, level: np.ndarray) -> sp.csr_matrix:
