@@ -31,7 +31,7 @@ from histokit.files import make_folder  # noqa: E402
 from histokit.options import option, run  # noqa: E402
 from histokit.progress import progress_bar  # noqa: E402
 
-CANCERS = ("IDC", "PRAD", "SKCM", "LUAD")
+CANCERS = ("IDC", "PRAD")
 PROGRAMS, MAP_SEED = 8, 7
 ENCODER = "efficientnet-lite0"  # the features are not its own; their attributes say so
 
