@@ -193,10 +193,13 @@ def _leiden(points: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:
     """Labels from the graph of nearest neighbours; the number of clusters is the method's own."""
     import anndata
     import scanpy
+    from sklearn.neighbors import KNeighborsTransformer
 
     data = anndata.AnnData(points)
     near = min(NEIGHBOURS, len(points) - 1)
-    scanpy.pp.neighbors(data, n_neighbors=near, use_rep="X", random_state=seed)
+    # Exact neighbours at every size: from 4,096 points on scanpy would take approximate ones.
+    exact = KNeighborsTransformer(n_neighbors=near, algorithm="brute")
+    scanpy.pp.neighbors(data, n_neighbors=near, use_rep="X", random_state=seed, transformer=exact)
     scanpy.tl.leiden(
         data, flavor="igraph", n_iterations=2, directed=False, random_state=seed, resolution=1.0
     )

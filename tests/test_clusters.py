@@ -34,6 +34,15 @@ def test_cancers_that_differ_are_found_and_noise_is_not():
     assert (noise.loc["spot", ["ami", "ari"]].abs() < 0.05).all(axis=None)
 
 
+def test_many_spots_are_clustered():
+    """More than the 4,096 up to which scanpy searches neighbours exactly by itself."""
+    table = score_clusters(blocks(2.0, spots=500), components=10, seeds=1)
+    spots = table.set_index(["level", "method"]).loc["spot"]
+    assert (spots["items"] == 4500).all()
+    assert spots.loc["k-means", "ami"] > 0.99
+    assert spots.loc["leiden", "ami"] > 0.5
+
+
 def test_streaming_components_are_those_of_all_rows_together():
     rng = np.random.default_rng(0)
     size = 3.0 ** -np.arange(12)
