@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from op_cases import CASES, compiled
 
-from histokit import _C, ops
+from histokit import _C, ops, profiling
 from histokit.files import atomic_path
 from histokit.options import option, run
 
@@ -42,22 +42,16 @@ class Options:
     child: str = option("", "internal: measure the memory of this provider and print it")
 
 
-def synchronise(device: str) -> None:
-    """Wait for the device."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
 def times(call, repeat: int, device: str) -> list[float]:
     """Seconds of each call after a first one that is not counted, ascending."""
     if repeat > 1:
         call()
     found = []
     for _ in range(repeat):
-        synchronise(device)
+        profiling.synchronise(device)
         start = time.perf_counter()
         call()
-        synchronise(device)
+        profiling.synchronise(device)
         found.append(time.perf_counter() - start)
     return sorted(found)
 
@@ -82,24 +76,7 @@ def rates(device: str) -> dict[str, float]:
 def peak_memory(call, device: str) -> float:
     """MB that a call needs beyond what was there before it; median of three after a first one."""
     call()
-    return sorted(_rise(call, device) for _ in range(3))[1]
-
-
-def _rise(call, device: str) -> float:
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
-    before = _status("VmRSS")
-    call()
-    return (_status("VmHWM") - before) / 1024
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+    return sorted(profiling.peak_memory(call, device) for _ in range(3))[1]
 
 
 def in_child(cfg: Options, name: str, provider: str) -> float:

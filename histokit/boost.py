@@ -189,16 +189,7 @@ def train_patches(
         summed = sum(model.loss(x, y, kind).item() * len(x) for x, y in parts)
         return summed / (len(patches.x) - patches.num_train)
 
-    settings = Settings(
-        lr=cfg.lr,
-        weight_decay=cfg.weight_decay,
-        epochs=cfg.epochs,
-        patience=cfg.patience,
-        clip=cfg.clip,
-        seed=cfg.seed,
-        stop_after=stop_after,
-        checkpoint_seconds=cfg.checkpoint_seconds,
-    )
+    settings = dataclasses.replace(Settings.of(cfg), stop_after=stop_after)
     validated = patches.num_train < len(patches.x)
     return run_epochs(
         {"model": model, "optimizer": optimizer},

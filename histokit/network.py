@@ -65,16 +65,7 @@ def fit_network(
     slides = SlideCache(
         lambda slide_id: _prepare(cohort, slide_id, genes, model, cfg), int(cfg.cache_gb * 1e9)
     )
-    settings = Settings(
-        lr=cfg.lr,
-        weight_decay=cfg.weight_decay,
-        epochs=cfg.epochs,
-        patience=cfg.patience,
-        clip=cfg.clip,
-        slides_per_step=cfg.slides_per_step,
-        seed=cfg.seed,
-        checkpoint_seconds=cfg.checkpoint_seconds,
-    )
+    settings = Settings.of(cfg)
     checkpoints = make_folder(folder / "checkpoints")
     board = tensorboard(folder) if cfg.tensorboard else None
     result = train_network(

@@ -37,6 +37,12 @@ class Settings:
     stop_after: int | None = None
     checkpoint_seconds: float = 30
 
+    @classmethod
+    def of(cls, cfg) -> Settings:
+        """Those that the options of run_train.py name."""
+        names = (field.name for field in dataclasses.fields(cls))
+        return cls(**{name: getattr(cfg, name) for name in names if hasattr(cfg, name)})
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSlide:
