@@ -5,7 +5,7 @@
 HISTOKIT_BUILD=0        pure Python: histokit.reference serves every op
 HISTOKIT_CUDA=auto|0|1  auto: with nvcc yes, without it no
 HISTOKIT_NVCC           path of nvcc, when it is not on PATH
-HISTOKIT_CUDA_ARCHS     "80;90" by default; the last one also as PTX
+HISTOKIT_CUDA_ARCHS     "80;90" by default, lowest first; that one also as PTX
 HISTOKIT_SANITIZE=1     AddressSanitizer and UndefinedBehaviorSanitizer in the CPU kernels
 """
 
@@ -48,8 +48,9 @@ def toolkit_libraries(nvcc):
 def cuda_objects(nvcc, archs, folder):
     """Compile csrc/cuda/*.cu side by side, those that are out of date; returns the objects."""
     folder.mkdir(parents=True, exist_ok=True)
-    flags = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
-    flags.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+    # one front-end pass serves all: no kernel asks for its architecture
+    code = ",".join([*(f"sm_{arch}" for arch in archs), f"compute_{archs[0]}"])
+    flags = [f"-gencode=arch=compute_{archs[0]},code=[{code}]"]
     headers = [*ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cuda/*.cuh"), Path(__file__)]
     newest = max(path.stat().st_mtime for path in headers)
 

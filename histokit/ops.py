@@ -106,9 +106,11 @@ def _fold(context, w_in, b_in, w_out, b_out, gamma, beta, num_heads: int, *, wit
     tokens, dim = context.shape[1:]
     w_q, w_k, w_v = w_in.chunk(3)
     b_q, b_k, b_v = b_in.chunk(3)
-    value = F.linear(context, w_v, b_v)  # (S, T, D)
     if tokens == 1 and not with_mask:  # the softmax is 1 and the heads add up
-        return None, None, F.linear(value, w_out, b_out), None, gamma, beta
+        # weights first: a product that begins with so few rows reads them at half the speed
+        value = w_out @ (w_v @ context[:, 0].T + b_v[:, None]) + b_out[:, None]
+        return None, None, value.T[:, None], None, gamma, beta
+    value = F.linear(context, w_v, b_v)  # (S, T, D)
     split = (num_heads, dim // num_heads)
     w_o = w_out.unflatten(1, split)
     value = torch.einsum("sthd,ehd->shte", value.unflatten(-1, split), w_o).flatten(1, 2)

@@ -59,7 +59,7 @@ HK_CLONES void forward(const Params& p, int64_t begin, int64_t end) {
   const int64_t dim = p.dim, keys = p.num_keys;
   std::vector<T> z(kRows * dim), weight(kRows * keys);
   for (int64_t n = begin, count; n < end; n += count) {
-    count = group(p, n, end);
+    count = keys == 1 ? 1 : group(p, n, end);
     const int64_t slide = p.slide_index ? p.slide_index[n] : 0;
     const T* x[kRows];
     T total[kRows];
@@ -74,8 +74,12 @@ HK_CLONES void forward(const Params& p, int64_t begin, int64_t end) {
       }
     }
     weights(p, n, count, prob, weight.data());
-    attend(x, p.x_stride, count, as<T>(p.value) + slide * keys * dim, as<T>(p.bias), weight.data(),
-           keys, dim, z.data(), total);
+    const T* value = as<T>(p.value) + slide * keys * dim;
+    if (keys == 1)  // little work: one row at a time stays in the L1 cache
+      attend<1>(x, p.x_stride, 1, value, as<T>(p.bias), weight.data(), 1, dim, z.data(), total);
+    else
+      attend<kRows>(x, p.x_stride, count, value, as<T>(p.bias), weight.data(), keys, dim, z.data(),
+                    total);
     for (int r = 0; r < count; ++r) normalise(p, z.data() + r * dim, total[r], n + r);
   }
 }

@@ -42,41 +42,41 @@ HK_INLINE void dot_rows(const T* const* a, int count, const T* b, int64_t keys, 
   }
 }
 
-// z[r] = x[r] + bias + sum_k weight[r, k] value[k]; z has room for four rows. Their sums too.
+// z[r] = x[r] + bias + sum_k weight[r, k] value[k]; z has room for R rows. Their sums too.
 // Fetches the next rows, which the hardware, starting anew in each page, would bring late.
-template <typename T>
+template <int R, typename T>
 HK_INLINE void attend(const T* const* x, int64_t stride, int count, const T* value, const T* bias,
                       const T* weight, int64_t keys, int64_t dim, T* z, T* total) {
-  const T *rows[kRows], *next[kRows];
-  for (int r = 0; r < kRows; ++r) {
+  const T *rows[R], *next[R];
+  for (int r = 0; r < R; ++r) {
     rows[r] = x[r < count ? r : 0];
-    next[r] = rows[r] + kRows * stride;
+    next[r] = rows[r] + R * stride;
   }
-  Vec<T> sums[kRows] = {};
+  Vec<T> sums[R] = {};
   by_vector<T>(dim, [&](int64_t j, auto part) HK_INLINE_LAMBDA {
-    Vec<T> acc[kRows];
+    Vec<T> acc[R];
 #pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
+    for (int r = 0; r < R; ++r) {
       acc[r] = load(rows[r] + j, part);
       __builtin_prefetch(next[r] + j);
     }
     if (bias) {
       const Vec<T> offset = load(bias + j, part);
 #pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) acc[r] += offset;
+      for (int r = 0; r < R; ++r) acc[r] += offset;
     }
     for (int64_t k = 0; k < keys; ++k) {
       const Vec<T> v = load(value + k * dim + j, part);
 #pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) acc[r] += weight[r * keys + k] * v;
+      for (int r = 0; r < R; ++r) acc[r] += weight[r * keys + k] * v;
     }
 #pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
+    for (int r = 0; r < R; ++r) {
       store(z + r * dim + j, acc[r], part);
       sums[r] += acc[r];
     }
   });
-  for (int r = 0; r < kRows; ++r) total[r] = sum<T>(sums[r]);
+  for (int r = 0; r < R; ++r) total[r] = sum<T>(sums[r]);
 }
 
 // The attention weights of up to four rows: prob (when given) times the dropout mask, or ones.
