@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import platform
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
@@ -95,7 +96,15 @@ class Options:
         "start the head at zero weights and the training mean of each gene"
     )
     clip: float = option(1.0, "largest norm of the gradient", group="network")
-    slides_per_step: int = option(1, "slides packed in one step", group="network")
+    slides_per_step: int = option(
+        1, "slides packed in one step, of each rank where torchrun starts several", group="network"
+    )
+    autocast: str = option(
+        "none",
+        "type of the network's matrix products; the loss stays float32",
+        choices=("none", "bfloat16", "float16"),
+        group="network",
+    )
     init: str | None = boost(
         "what prototypes start as: N(0, 1), or pathways of spatially variable genes",
         choices=("random", "programs"),
@@ -138,7 +147,19 @@ class Options:
         "run_eval.py shows them beside the run",
         group="checks",
     )
-    cache_gb: float = option(4.0, "memory for slides kept between epochs, in GB", group="machine")
+    cache_gb: float = option(
+        4.0, "memory for slides kept between epochs, in GB, of each rank", group="machine"
+    )
+    workers: int = option(
+        1, "processes that read slides ahead where they do not fit that; 0: none", group="machine"
+    )
+    on_error: str = option(
+        "stop",
+        "a training slide that cannot be read, or a disk too full for a checkpoint: stop, or skip "
+        "it, say so and go on",
+        choices=("stop", "skip"),
+        group="machine",
+    )
     device: str = option("cpu", "torch device, such as cpu or cuda", group="machine")
     kernels: str = option(
         "auto",
@@ -153,11 +174,12 @@ class Options:
 
 def main(cfg: Options) -> None:
     """Train every fold that is not trained yet."""
-    from histokit import ablation, audit, controls, ops
+    from histokit import ablation, audit, controls, ops, ranks
     from histokit.cohort import Cohort
     from histokit.files import folder_lock, make_folder
     from histokit.splits import make_folds
 
+    team = ranks.start(cfg.device)
     ops.use(cfg.kernels)
     if cfg.ablate:
         for variant in ablation.variants(cfg):
@@ -171,24 +193,35 @@ def main(cfg: Options) -> None:
     if not cfg.allow_leakage:
         audit.refuse_leakage(leaks)
     folder = make_folder(cfg.run)
-    with folder_lock(folder):
-        _claim(folder, cfg, cohort, folds)
-        audit.audit_training(cohort, folds, cfg.panel, folder / "audit", leaks)
-        _train(folder, cfg, cohort, folds)
+    with folder_lock(folder) if team.first else nullcontext():
+        if team.first:
+            _claim(folder, cfg, cohort, folds)
+            audit.audit_training(cohort, folds, cfg.panel, folder / "audit", leaks)
+        team.wait()
+        _train(folder, cfg, cohort, folds, team)
         if cfg.controls:
             for place, options, slides, note in controls.trainings(cohort, cfg, folder):
-                print(f"control: {controls.LABELS[note['kind']]}")
-                _claim(make_folder(place), options, slides, folds, note)
-                _train(place, options, slides, folds)
-    print(f"wrote {cfg.model} for {len(folds)} folds to {folder}")
+                if team.first:
+                    print(f"control: {controls.LABELS[note['kind']]}")
+                    _claim(make_folder(place), options, slides, folds, note)
+                team.wait()
+                _train(place, options, slides, folds, team)
+    if team.first:
+        print(f"wrote {cfg.model} for {len(folds)} folds to {folder}")
 
 
-def _train(folder: Path, cfg: Options, cohort, folds: list) -> None:
+def _train(folder: Path, cfg: Options, cohort, folds: list, team) -> None:
+    """All ranks train a network together; of the other models each takes folds of its own."""
     from histokit.files import make_folder
+    from histokit.models import NETWORKS
+    from histokit.ranks import ALONE
     from histokit.train import train_fold
 
-    for fold in folds:
-        train_fold(cohort, fold, cfg, make_folder(folder / "folds" / fold.name))
+    together = cfg.model in NETWORKS
+    for fold in folds if together else team.share(folds):
+        place = make_folder(folder / "folds" / fold.name)
+        train_fold(cohort, fold, cfg, place, team if together else ALONE)
+    team.wait()
 
 
 def _claim(folder: Path, cfg: Options, cohort, folds: list, control: dict | None = None) -> None:

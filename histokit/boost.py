@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -165,11 +166,10 @@ def train_patches(
     optimizer = torch.optim.AdamW(trained, cfg.lr, weight_decay=cfg.weight_decay, fused=True)
     held = slice(patches.num_train, None)
 
-    def train_epoch(epoch: int) -> float:
-        model.train()
+    def train_steps(epoch: int, done: int) -> Iterator[tuple[float, int]]:
         shuffle = torch.Generator().manual_seed(cfg.seed * 1_000_003 + epoch)
-        order, total = torch.randperm(patches.num_train, generator=shuffle), 0.0
-        for batch in order.to(patches.x.device).split(cfg.batch_size):
+        order = torch.randperm(patches.num_train, generator=shuffle)
+        for batch in order.to(patches.x.device).split(cfg.batch_size)[done:]:
             loss = model.loss(patches.x[batch], patches.y[batch], cfg.losses)
             if not torch.isfinite(loss):
                 raise InputError(f"the loss is {loss.item()} in epoch {epoch}; lower --lr")
@@ -177,24 +177,21 @@ def train_patches(
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, cfg.clip)
             optimizer.step()
-            total += loss.item() * len(batch)
+            yield loss.item() * len(batch), len(batch)
         model.check_open()
-        return total / patches.num_train
 
-    @torch.no_grad()
-    def validate() -> float:
-        model.eval()
+    def val_steps() -> Iterator[tuple[float, int]]:
         parts = zip(patches.x[held].split(CHUNK), patches.y[held].split(CHUNK), strict=True)
         kind = "reconstruction" if cfg.losses == "reconstruction" else "regression"
-        summed = sum(model.loss(x, y, kind).item() * len(x) for x, y in parts)
-        return summed / (len(patches.x) - patches.num_train)
+        for x, y in parts:
+            yield model.loss(x, y, kind).item() * len(x), len(x)
 
     settings = dataclasses.replace(Settings.of(cfg), stop_after=stop_after)
     validated = patches.num_train < len(patches.x)
     return run_epochs(
         {"model": model, "optimizer": optimizer},
-        train_epoch,
-        validate if validated else None,
+        train_steps,
+        val_steps if validated else None,
         settings,
         checkpoint,
         on_epoch,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import OrderedDict
 from pathlib import Path
 
 import h5py
@@ -173,25 +172,6 @@ class Cohort:
 
     def _expression_file(self, slide_id: str) -> Path:
         return self.folder / "expression" / f"{slide_id}.h5ad"
-
-
-class SlideCache:
-    """Prepared slides, kept up to a bound of memory; beyond it a slide is read again."""
-
-    def __init__(self, prepare, max_bytes: int):
-        self.prepare, self.max_bytes = prepare, max_bytes
-        self._kept: OrderedDict[str, object] = OrderedDict()
-        self._bytes = 0
-
-    def __getitem__(self, slide_id: str):
-        if slide_id in self._kept:
-            return self._kept[slide_id]
-        slide = self.prepare(slide_id)
-        size = slide.num_bytes()
-        if self._bytes + size <= self.max_bytes:
-            self._kept[slide_id] = slide
-            self._bytes += size
-        return slide
 
 
 def _open(path: Path) -> h5py.File:

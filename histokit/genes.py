@@ -108,58 +108,59 @@ def select_panel(tables: dict[str, pd.DataFrame], panel: str) -> pd.DataFrame:
     return frame.rename_axis("gene").reset_index()[["gene", "gene_id", "symbol"]]
 
 
-def detected(counts: sp.csr_matrix, slide: np.ndarray) -> np.ndarray:
-    """Whether a gene is seen in at least 10 % of the spots of every slide, HEST-Bench's rule.
+def detected(counts: sp.csr_matrix) -> np.ndarray:
+    """Whether a gene is seen in at least 10 % of a slide's spots, HEST-Bench's rule.
 
     Args:
-        counts: (N, G) CSR raw counts.
-        slide: (N,) the slide of each spot.
+        counts: (N, G) CSR raw counts of one slide.
 
     Returns:
         (G,) bool.
     """
-    seen = np.ones(counts.shape[1], bool)
-    for name in np.unique(slide):
-        rows = counts[slide == name]
-        seen &= rows.getnnz(axis=0) >= np.ceil(0.1 * rows.shape[0])
-    return seen
+    return counts.getnnz(axis=0) >= np.ceil(0.1 * counts.shape[0])
 
 
-def rank_hvgs(
-    counts: sp.csr_matrix, library_size: np.ndarray, slide: np.ndarray, rule: str
-) -> np.ndarray:
-    """Rank genes by how variable they are over the training spots, on counts10k-log1p.
-
-    Only genes that :func:`detected` finds take part.
+def rank_hvgs(variability: np.ndarray, eligible: np.ndarray) -> np.ndarray:
+    """Rank genes by how variable they are.
 
     Args:
-        counts: (N, G) CSR raw counts of the training spots.
-        library_size: (N,) total counts of each spot.
-        slide: (N,) the slide of each spot.
-        rule: ``variance``, or ``dispersion``, scanpy's Seurat flavour: the dispersion within a bin
-            of genes of similar mean, which on shallow data prefers genes close to noise.
+        variability: (G,) of any scale, such as the variance.
+        eligible: (G,) bool, the genes that take part; those without variability (NaN) do not.
 
     Returns:
         (G,) float; 1 is the most variable gene, NaN a gene that takes no part.
     """
-    eligible = detected(counts, slide)
-    ranks = np.full(counts.shape[1], np.nan)
-    y = normalise(counts, library_size, "counts10k-log1p")[:, eligible]
-    if rule == "variance":
-        spots = np.zeros(len(slide), int)
-        variability = moments(y, np.ones((1, y.shape[1])), spots)[1]
-    elif eligible.sum() < 3:  # too few to bin by mean expression
-        return ranks
-    else:
+    ranks = np.full(len(variability), np.nan)
+    found = np.flatnonzero(eligible & ~np.isnan(variability))
+    order = np.argsort(-variability[found], kind="stable")
+    ranks[found[order]] = np.arange(1, len(order) + 1)
+    return ranks
+
+
+def dispersion(counts: sp.csr_matrix, library_size: np.ndarray, eligible: np.ndarray) -> np.ndarray:
+    """Scanpy's normalised dispersion, its Seurat flavour, on counts10k-log1p.
+
+    The dispersion within a bin of genes of similar mean: on shallow data it prefers genes close
+    to noise.
+
+    Args:
+        counts: (N, G) CSR raw counts of the training spots.
+        library_size: (N,) total counts of each spot.
+        eligible: (G,) bool, the genes that take part.
+
+    Returns:
+        (G,) float, NaN for a gene that takes no part; for all where fewer than three do, which
+        are too few to bin.
+    """
+    variability = np.full(counts.shape[1], np.nan)
+    if eligible.sum() >= 3:
         import anndata
         import scanpy
 
-        data = anndata.AnnData(y)
+        data = anndata.AnnData(normalise(counts, library_size, "counts10k-log1p")[:, eligible])
         scanpy.pp.highly_variable_genes(data, n_top_genes=data.n_vars, flavor="seurat")
-        variability = data.var["dispersions_norm"].fillna(-np.inf).to_numpy()
-    order = np.argsort(-variability, kind="stable")
-    ranks[np.flatnonzero(eligible)[order]] = np.arange(1, len(order) + 1)
-    return ranks
+        variability[eligible] = data.var["dispersions_norm"].fillna(-np.inf)
+    return variability
 
 
 def moments(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +12,20 @@ import pandas as pd
 import torch
 
 from histokit import models
-from histokit.cohort import Cohort, SlideCache
+from histokit.cohort import Cohort
 from histokit.errors import InputError
 from histokit.files import atomic_path, make_folder
-from histokit.genes import normalise
 from histokit.models.base import Model, Standardizer
-from histokit.optimise import Result, Settings, TrainingSlide, train_network
-from histokit.sparse import csr_tensor
+from histokit.optimise import Settings, train_network
+from histokit.ranks import ALONE, Team
+from histokit.reading import Preparation, SlideReader
 from histokit.splits import Split
 
 
 def fit_network(
-    cohort: Cohort, split: Split, cfg, folder: Path, panel: pd.DataFrame, standardizer: Standardizer
-) -> tuple[Model, dict, str]:
+    cohort: Cohort, split: Split, cfg, folder: Path, panel: pd.DataFrame,
+    standardizer: Standardizer, team: Team = ALONE,
+) -> tuple[Model, dict, str]:  # fmt: skip
     """Train ``cfg.model`` on a fold and write metrics.csv and loss.png into its folder.
 
     With ``cfg.refit`` the training that validation stopped is repeated from the same seed on
@@ -36,6 +38,7 @@ def fit_network(
         folder: of the fold; checkpoints go into a subfolder that is left there.
         panel: gene and train_mean of the G outputs.
         standardizer: fitted on the training and validation spots.
+        team: the processes that train together; each takes its share of the slides of a step.
 
     Returns:
         The trained model, the arguments that rebuild it, and a line on what was done.
@@ -61,43 +64,35 @@ def fit_network(
             model.head.bias.data.copy_(torch.tensor(panel["train_mean"].to_numpy()))
         return model.to(cfg.device)
 
-    model = build()
-    slides = SlideCache(
-        lambda slide_id: _prepare(cohort, slide_id, genes, model, cfg), int(cfg.cache_gb * 1e9)
+    slides = SlideReader(
+        Preparation(cohort, genes, cfg.target, standardizer),
+        cfg.device,
+        int(cfg.cache_gb * 1e9),
+        cfg.workers,
+        cfg.on_error == "skip",
     )
-    settings = Settings.of(cfg)
+    settings, begin = Settings.of(cfg), time.perf_counter()
     checkpoints = make_folder(folder / "checkpoints")
-    board = tensorboard(folder) if cfg.tensorboard else None
+    board = tensorboard(folder) if cfg.tensorboard and team.first else None
+    model = build()
     result = train_network(
-        model, split.train, split.val, slides, settings, checkpoints / "last.ckpt", board
+        model, split.train, split.val, slides, settings, checkpoints / "last.ckpt", board, team
     )
-    write_curves(result.history, folder)
     said = f"{cfg.model}, {result.epochs} epochs"
     if split.val:
         said += f", validation MSE {result.history[result.epochs - 1]['val_loss']:.4f}"
     if cfg.refit and split.val:
-        result = _refit(build, split, slides, settings, result, checkpoints)
+        again, members = checkpoints / "refit.ckpt", split.train + split.val
+        shorter = dataclasses.replace(settings, stop_after=result.epochs)
+        chosen = train_network(build(), members, [], slides, shorter, again, None, team)
         said += ", trained again with the validation slides"
-    model.load_state_dict(result.weights)
+    else:
+        chosen = result
+    if team.first:
+        write_curves(result.history, folder)
+    model.load_state_dict(chosen.weights)
+    said += f"; waited for slides {slides.waited / (time.perf_counter() - begin):.0%} of the time"
     return model, arguments, said
-
-
-def _refit(build, split, slides, settings, chosen: Result, checkpoints: Path) -> Result:
-    settings = dataclasses.replace(settings, stop_after=chosen.epochs)
-    members = split.train + split.val
-    return train_network(build(), members, [], slides, settings, checkpoints / "refit.ckpt")
-
-
-def _prepare(cohort, slide_id: str, genes: list[str], model: Model, cfg) -> TrainingSlide:
-    slide = cohort.load(slide_id, genes)
-    y = normalise(slide.counts, slide.library_size, cfg.target)
-    return TrainingSlide(
-        slide_id,
-        model.standardizer(slide.features).to(cfg.device),
-        csr_tensor(y).to(cfg.device),
-        torch.from_numpy(slide.measured).to(cfg.device),
-        model.cancer_code(slide.cancer),
-    )
 
 
 def write_curves(history: list[dict], folder: Path, loss: str = "MSE over measured genes") -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import errno
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -15,6 +18,9 @@ from histokit.errors import InputError
 from histokit.files import atomic_path
 from histokit.models.base import Model
 from histokit.progress import progress_bar
+from histokit.ranks import ALONE, Team
+from histokit.reading import SlideReader, TrainingSlide
+from histokit.stopping import Stopped, noted_signals
 
 WARM_UP = 0.05  # share of all steps, the authors'
 
@@ -24,7 +30,7 @@ class Settings:
     """Hyper-parameters of a training.
 
     ``epochs`` bounds the training and sets the length of the learning-rate schedule; ``stop_after``
-    ends it earlier without changing the schedule.
+    ends it earlier without changing the schedule. ``slides_per_step`` are those of each rank.
     """
 
     lr: float
@@ -36,35 +42,14 @@ class Settings:
     slides_per_step: int = 1
     stop_after: int | None = None
     checkpoint_seconds: float = 30
+    autocast: str = "none"
+    on_error: str = "stop"
 
     @classmethod
     def of(cls, cfg) -> Settings:
         """Those that the options of run_train.py name."""
         names = (field.name for field in dataclasses.fields(cls))
         return cls(**{name: getattr(cfg, name) for name in names if hasattr(cfg, name)})
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingSlide:
-    """One slide as the loss needs it.
-
-    Attributes:
-        features: (N, D) float32.
-        target: (N, G) sparse CSR float32 on the target scale.
-        measured: (G,) bool.
-        cancer: the model's integer code of the slide.
-    """
-
-    slide_id: str
-    features: torch.Tensor
-    target: torch.Tensor
-    measured: torch.Tensor
-    cancer: int
-
-    def num_bytes(self) -> int:
-        """Memory that the slide holds."""
-        index = self.target.crow_indices().nbytes + self.target.col_indices().nbytes
-        return self.features.nbytes + self.target.values().nbytes + index + self.measured.nbytes
 
 
 @dataclasses.dataclass
@@ -76,15 +61,22 @@ class Result:
     history: list[dict]
 
 
-def step_loss(model: Model, slides: list[TrainingSlide]) -> torch.Tensor:
-    """Mean over packed slides of each slide's MSE over its measured genes (Eq. 5, per entry)."""
+def step_loss(model: Model, slides: list[TrainingSlide], autocast: str = "none") -> torch.Tensor:
+    """Mean over packed slides of each slide's MSE over its measured genes (Eq. 5, per entry).
+
+    ``autocast`` names the type, ``bfloat16`` or ``float16``, of the matrix products before the
+    loss; the loss itself is float32.
+    """
     sizes = [len(s.features) for s in slides]
     x = torch.cat([s.features for s in slides])
     index = torch.repeat_interleave(torch.arange(len(slides)), torch.tensor(sizes))
     packed = index.to(x.device) if len(slides) > 1 else None
-    hidden = model.hidden(x, torch.tensor([s.cancer for s in slides]), packed)
+    codes = torch.tensor([model.cancer_code(s.cancer) for s in slides])
+    lower = getattr(torch, autocast, None)
+    with torch.autocast(x.device.type, lower, enabled=lower is not None):
+        hidden = model.hidden(x, codes, packed)
     losses = [
-        ops.linear_mse(part, model.head.weight, model.head.bias, s.target, s.measured)
+        ops.linear_mse(part.float(), model.head.weight, model.head.bias, s.target, s.measured)
         for part, s in zip(hidden.split(sizes), slides, strict=True)
     ]
     return torch.stack(losses).mean()
@@ -94,122 +86,201 @@ def train_network(
     model: Model,
     train: list[str],
     val: list[str],
-    slides,
+    slides: SlideReader,
     settings: Settings,
     checkpoint: Path,
     on_epoch: Callable[[dict], None] | None = None,
+    team: Team = ALONE,
 ) -> Result:
     """Train until validation stops improving, or to the last epoch without validation slides.
 
     All randomness comes from ``settings.seed`` and the checkpoint holds all state, so a training
-    that was killed and started again ends with the same weights, bit for bit on one machine.
+    that was killed and started again ends with the same weights, bit for bit on one machine. A
+    team of n ranks with one slide in a step does what one process does with n, but for the order
+    of sums and for dropout, which every rank draws for itself.
 
     Args:
         model: freshly built; its initial weights are part of what the seed determines.
         train: slide ids.
         val: slide ids; may be empty.
-        slides: maps a slide id to a TrainingSlide.
+        slides: reads them.
         settings: hyper-parameters.
         checkpoint: file that holds the state between epochs.
-        on_epoch: called with each row of the history.
+        on_epoch: called with each row of the history, on rank 0.
+        team: the processes that train together.
 
     Raises:
-        InputError: the loss is no longer finite.
+        InputError: the loss is no longer finite, or a slide cannot be read.
+        Stopped: a signal ended the training, which is saved.
     """
     optimizer = torch.optim.AdamW(
         model.parameters(), settings.lr, weight_decay=settings.weight_decay, fused=True
     )
-    steps = -(-len(train) // settings.slides_per_step) * settings.epochs
+    slides_a_step = settings.slides_per_step * team.size
+    steps = -(-len(train) // slides_a_step) * settings.epochs
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_up_then_linear(steps))
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    half = settings.autocast == "float16"  # gradients of float16 underflow without a scale
+    scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=half)
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
 
-    def train_epoch(epoch: int) -> float:
-        return _train_epoch(model, train, slides, settings, epoch, parts)
+    def train_steps(epoch: int, done: int) -> Iterator[tuple[float, float]]:
+        shuffle = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
+        order = [train[i] for i in torch.randperm(len(train), generator=shuffle)]
+        batches = [order[i : i + slides_a_step] for i in range(0, len(order), slides_a_step)]
+        own = [team.share(batch) for batch in batches[done:]]
+        stream = slides.stream(list(chain(*own)))
+        for batch in own:
+            loaded = [s for s in islice(stream, len(batch)) if s is not None]
+            yield _step(parts, loaded, settings, epoch, team)
 
-    def validate() -> float:
-        return _validate(model, val, slides)
+    def val_steps() -> Iterator[tuple[float, float]]:
+        for slide in slides.stream(team.share(val)):
+            if slide is None:
+                raise InputError(
+                    "a validation slide cannot be read, without which epochs no longer compare; "
+                    "extract it again"
+                )
+            yield step_loss(model, [slide], settings.autocast).item(), 1
 
-    return run_epochs(parts, train_epoch, validate if val else None, settings, checkpoint, on_epoch)
+    return run_epochs(
+        parts, train_steps, val_steps if val else None, settings, checkpoint, on_epoch, team
+    )
+
+
+def _step(parts: dict, slides: list[TrainingSlide], settings, epoch: int, team: Team):
+    """One step of the optimiser; the summed loss of this rank's slides and their number."""
+    model, optimizer, scaler = parts["model"], parts["optimizer"], parts["scaler"]
+    parameters = list(model.parameters())
+    optimizer.zero_grad()
+    total = 0.0
+    if slides:
+        loss = step_loss(model, slides, settings.autocast)
+        if not torch.isfinite(loss):
+            raise InputError(
+                f"the loss is {loss.item()} in epoch {epoch} at slide {slides[0].slide_id}; lower "
+                "--lr"
+            )
+        scaler.scale(loss).backward()
+        total = loss.item() * len(slides)
+    if any(team.any(bool(slides))):
+        team.average_gradients(parameters, len(slides))
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
+        scaler.step(optimizer)
+        scaler.update()
+    parts["schedule"].step()
+    return total, len(slides)
+
+
+Steps = Iterable[tuple[float, float]]  # summed loss and weight of each step
 
 
 def run_epochs(
     parts: dict,
-    train_epoch: Callable[[int], float],
-    validate: Callable[[], float] | None,
+    train_steps: Callable[[int, int], Steps],
+    val_steps: Callable[[], Steps] | None,
     settings: Settings,
     checkpoint: Path,
     on_epoch: Callable[[dict], None] | None = None,
+    team: Team = ALONE,
 ) -> Result:
     """Run epochs until validation stops improving, or to the last without validation.
 
+    The state is saved between steps, so neither a kill nor a signal loses more than the seconds
+    since the last checkpoint, and what goes on ends with the same weights.
+
     Args:
-        parts: what the checkpoint holds: ``model``, ``optimizer`` and perhaps ``schedule``.
-        train_epoch: trains for the epoch of that number, from 1, and returns the training loss.
-        validate: returns the loss on what is held out.
+        parts: what the checkpoint holds: ``model``, ``optimizer`` and others with a state.
+        train_steps: given the number of an epoch, from 1, and how many of its steps are done,
+            takes those that are left; yields the summed loss and the weight of each.
+        val_steps: the same for what is held out, without training.
         settings: hyper-parameters.
-        checkpoint: file that holds the state between epochs.
-        on_epoch: called with each row of the history.
+        checkpoint: file that holds the state.
+        on_epoch: called with each row of the history, on rank 0.
+        team: the processes that train together.
+
+    Raises:
+        Stopped: SIGTERM or Ctrl-C; the state is saved.
     """
     model, optimizer = parts["model"], parts["optimizer"]
     state = {"best_loss": float("inf"), "best_epoch": 0, "best": None, "history": []}
+    state["epoch"] = _begun(optimizer)
     if checkpoint.is_file():
-        _restore(checkpoint, parts, state)
+        _restore(checkpoint, parts, state, team)
     else:
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(settings.seed + 1_000_003 * team.rank)
     last = settings.stop_after or settings.epochs
     saved = time.monotonic()
-    progress = progress_bar(total=last, initial=len(state["history"]), desc="epochs", unit="epoch")
-    while not _finished(state, last, settings.patience, validate is not None):
-        row = {"epoch": len(state["history"]) + 1, "lr": optimizer.param_groups[0]["lr"]}
-        row["train_loss"] = train_epoch(row["epoch"])
-        row["val_loss"] = validate() if validate else None
-        state["history"].append(row)
-        if not validate or row["val_loss"] < state["best_loss"]:
-            state["best_epoch"] = row["epoch"]
-            state["best_loss"] = row["val_loss"] if validate else float("inf")
-            state["best"] = copy.deepcopy(model.state_dict()) if validate else None
-        if on_epoch:
-            on_epoch(row)
-        progress.update()
-        progress.set_postfix(train=row["train_loss"], val=row["val_loss"], refresh=False)
-        if time.monotonic() - saved > settings.checkpoint_seconds:
-            _save(checkpoint, parts, state)
+
+    def pause(signum: int) -> None:
+        nonlocal saved
+        due = time.monotonic() - saved > settings.checkpoint_seconds
+        stop, due = team.any(bool(signum), due and team.first)
+        if stop or due:
+            _save(checkpoint, parts, state, team, settings.on_error)
             saved = time.monotonic()
-    progress.close()
-    _save(checkpoint, parts, state)
+        if stop:
+            epoch, steps = len(state["history"]) + 1, state["epoch"]["steps"]
+            raise Stopped(f"saved in epoch {epoch} after {steps} steps", signum or 15)
+
+    progress = progress_bar(total=last, initial=len(state["history"]), desc="epochs", unit="epoch")
+    with progress, noted_signals() as signal_number:
+        while not _finished(state, last, settings.patience, val_steps is not None):
+            epoch = state["epoch"]
+            model.train()
+            for loss, weight in train_steps(len(state["history"]) + 1, epoch["steps"]):
+                epoch["loss"] += loss
+                epoch["weight"] += weight
+                epoch["steps"] += 1
+                pause(signal_number())
+            row = {"epoch": len(state["history"]) + 1, "lr": epoch["lr"]}
+            row["train_loss"] = _mean(team, [(epoch["loss"], epoch["weight"])])
+            row["val_loss"] = None
+            if val_steps:
+                model.eval()
+                with torch.no_grad():
+                    row["val_loss"] = _mean(team, _until(signal_number, val_steps()))
+                pause(signal_number())
+            state["history"].append(row)
+            state["epoch"] = _begun(optimizer)
+            if not val_steps or row["val_loss"] < state["best_loss"]:
+                state["best_epoch"] = row["epoch"]
+                state["best_loss"] = row["val_loss"] if val_steps else float("inf")
+                state["best"] = copy.deepcopy(model.state_dict()) if val_steps else None
+            if on_epoch and team.first:
+                on_epoch(row)
+            progress.update()
+            progress.set_postfix(train=row["train_loss"], val=row["val_loss"], refresh=False)
+    _save(checkpoint, parts, state, team, settings.on_error)
     return Result(state["best"] or model.state_dict(), state["best_epoch"], state["history"])
+
+
+def _begun(optimizer) -> dict:
+    """An epoch of which no step is done."""
+    return {"steps": 0, "loss": 0.0, "weight": 0.0, "lr": optimizer.param_groups[0]["lr"]}
+
+
+def _until(signal_number: Callable[[], int], steps: Steps) -> Steps:
+    """Steps until a signal comes; what they add up to is then thrown away."""
+    for step in steps:
+        yield step
+        if signal_number():
+            return
+
+
+def _mean(team: Team, steps: Steps) -> float:
+    loss = weight = 0.0
+    for added, slides in steps:
+        loss, weight = loss + added, weight + slides
+    loss, weight = team.total(loss, weight)
+    if not weight:
+        raise InputError("no slide of an epoch could be read; extract the slides again")
+    return loss / weight
 
 
 def _finished(state: dict, last: int, patience: int, validated: bool) -> bool:
     done = len(state["history"])
     return done >= last or (validated and done - state["best_epoch"] >= patience)
-
-
-def _train_epoch(model, train, slides, settings: Settings, epoch: int, parts) -> float:
-    model.train()
-    shuffle = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
-    order = [train[i] for i in torch.randperm(len(train), generator=shuffle)]
-    total = 0.0
-    for start in range(0, len(order), settings.slides_per_step):
-        batch = order[start : start + settings.slides_per_step]
-        loss = step_loss(model, [slides[s] for s in batch])
-        if not torch.isfinite(loss):
-            raise InputError(
-                f"the loss is {loss.item()} in epoch {epoch} at slide {batch[0]}; lower --lr"
-            )
-        parts["optimizer"].zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-        parts["optimizer"].step()
-        parts["schedule"].step()
-        total += loss.item() * len(batch)
-    return total / len(order)
-
-
-@torch.no_grad()
-def _validate(model, val, slides) -> float:
-    model.eval()
-    return sum(step_loss(model, [slides[s]]).item() for s in val) / len(val)
 
 
 def _warm_up_then_linear(steps: int) -> Callable[[int], float]:
@@ -223,24 +294,41 @@ def _warm_up_then_linear(steps: int) -> Callable[[int], float]:
     return factor
 
 
-def _save(path: Path, parts: dict, state: dict) -> None:
-    with atomic_path(path) as temporary:
-        torch.save(
-            {name: part.state_dict() for name, part in parts.items()}
-            | {"state": state, "random": torch.get_rng_state()},
-            temporary,
-        )
+def _save(path: Path, parts: dict, state: dict, team: Team, on_error: str) -> None:
+    """Rank 0 writes for all; every rank draws its own random numbers and sums its own losses."""
+    own = team.gather({"random": torch.get_rng_state(), "epoch": state["epoch"]})
+    if not team.first:
+        return
+    try:
+        with atomic_path(path) as temporary:
+            torch.save(
+                {name: part.state_dict() for name, part in parts.items()}
+                | {"state": state, "ranks": own},
+                temporary,
+            )
+    except (OSError, RuntimeError) as error:  # torch says RuntimeError where a disk is full
+        full = isinstance(error, RuntimeError) or error.errno == errno.ENOSPC
+        if on_error != "skip" or not full:
+            raise OSError(errno.ENOSPC, "no space left", str(path)) if full else error from error
+        print(f"the disk is full at {path}: no checkpoint, training goes on", file=sys.stderr)
 
 
-def _restore(path: Path, parts: dict, state: dict) -> None:
+def _restore(path: Path, parts: dict, state: dict, team: Team) -> None:
     try:
         saved = torch.load(path, weights_only=True)
         for name, part in parts.items():
             part.load_state_dict(saved[name])
+        ranks = saved["ranks"]
     except Exception as error:
         raise InputError(
             f"the checkpoint {path} is damaged or of another training; delete it to start the "
             "fold again"
         ) from error
+    if len(ranks) != team.size:
+        raise InputError(
+            f"the checkpoint {path} was written by {len(ranks)} processes and {team.size} would go "
+            f"on; start {len(ranks)}, or delete it to start the fold again"
+        )
     state.update(saved["state"])
-    torch.set_rng_state(saved["random"])
+    state["epoch"] = ranks[team.rank]["epoch"]
+    torch.set_rng_state(ranks[team.rank]["random"])

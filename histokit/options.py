@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import errno
+import os
+import signal
 import sys
 import types
 import typing
 from collections.abc import Callable
 
 from histokit.errors import InputError
+from histokit.stopping import Stopped
 
 
 def option(
@@ -83,8 +86,13 @@ def parse(cls: type, doc: str, arguments: list[str] | None = None):
 def run(main: Callable, cls: type, doc: str) -> None:
     """Run a stage: parse, call ``main(cfg)``, and turn a mendable error into one sentence."""
     cfg = parse(cls, doc)
+    # the default would end the process without removing half-written files
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         main(cfg)
+    except Stopped as stop:
+        print(f"stopped: {stop}; the same command goes on from here", file=sys.stderr)
+        sys.exit(stop.exit_code)
     except InputError as error:
         sys.exit(_fail(str(error)))
     except OSError as error:
@@ -101,6 +109,12 @@ def run(main: Callable, cls: type, doc: str) -> None:
         sys.exit(130)
 
 
+def _interrupt(signum, frame):
+    print("terminated; the same command goes on from here", file=sys.stderr)
+    sys.exit(128 + signum)
+
+
 def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
+    print(f"{rank}error: {message}", file=sys.stderr)
     return 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,64 +13,115 @@ import torch
 
 from histokit import controls, fit, models
 from histokit.boost import fit_bpbooster
-from histokit.cohort import Cohort
+from histokit.cohort import Cohort, Slide
 from histokit.errors import InputError
 from histokit.files import atomic_path
-from histokit.genes import detected, moments, normalise, rank_hvgs, select_panel
+from histokit.genes import dispersion, normalise, rank_hvgs, select_panel
 from histokit.models.base import Standardizer
 from histokit.network import fit_network
 from histokit.progress import progress_bar
+from histokit.ranks import ALONE, Team
 from histokit.splits import Split
+from histokit.survey import Survey
 
 
-def train_fold(cohort: Cohort, split: Split, cfg, folder) -> None:
+def train_fold(cohort: Cohort, split: Split, cfg, folder: Path, team: Team = ALONE) -> None:
     """Train one fold into ``folder``; a finished one is left alone.
 
     Files: split.csv, genes.csv, metrics.csv and loss.png for a network, model.json, and last
-    model.safetensors, whose presence marks the fold as finished.
+    model.safetensors, whose presence marks the fold as finished. One slide at a time is in memory,
+    but for closed forms, BP-Booster and ``--hvg dispersion``, which need all training spots.
+
+    Args:
+        cohort: of the slides.
+        split: the fold.
+        cfg: options of run_train.py.
+        folder: of the fold.
+        team: the processes that train a network together.
     """
     if (folder / "model.safetensors").is_file():
         print(f"fold {split.name}: already trained")
         return
-    _write_table(split.table(cohort.slides), folder / "split.csv")
     members = split.train + split.val  # test slides are never read here
-    tables = {s: cohort.gene_table(s) for s in members}
-    panel = select_panel(tables, cfg.panel)
-    loaded = progress_bar(members, desc=f"fold {split.name}: reading", unit="slide")
-    pooled = _pool([cohort.load(s, list(panel["gene"])) for s in loaded], cfg.target)
+    panel = select_panel({s: cohort.gene_table(s) for s in members}, cfg.panel)
+    stacked = cfg.model not in models.NETWORKS or cfg.hvg == "dispersion"
+    survey, kept = _read(cohort, split, panel, cfg, stacked, team)
+    panel, seen = _describe(panel, survey, kept, cfg, split.name)
+    if team.first:
+        _write_table(split.table(cohort.slides), folder / "split.csv")
+        _write_table(panel, folder / "genes.csv")
+    blocks = cohort.provenance(members[0]).get("blocks", ())
+    standardizer = Standardizer.from_moments(cfg.standardize, *survey.feature_moments(), blocks)
+    if cfg.model in models.NETWORKS:
+        model, arguments, said = fit_network(cohort, split, cfg, folder, panel, standardizer, team)
+    else:
+        pooled = _pool(kept, cfg.target, seen)
+        if cfg.model == "bpbooster":
+            model, arguments, said = fit_bpbooster(
+                cohort, split, cfg, folder, panel, pooled, standardizer
+            )
+        else:
+            model, arguments, said = _fit_closed_form(cfg.model, pooled, standardizer)
+    if team.first:
+        models.save(model, cfg.model, arguments, folder)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        print(f"fold {split.name}: {said}")
+    team.wait()
+
+
+def _read(
+    cohort: Cohort, split: Split, panel: pd.DataFrame, cfg, stacked: bool, team: Team
+) -> tuple[Survey, list[Slide]]:
+    """Survey the training slides, each rank its share; keep them only where ``stacked`` asks."""
+    survey, kept, genes = Survey(len(panel), cfg.target), [], list(panel["gene"])
+    members = split.train + split.val
+    bar = progress_bar(
+        members if stacked else team.share(members),
+        desc=f"fold {split.name}: reading",
+        unit="slide",
+    )
+    for slide_id in bar:
+        try:
+            slide = cohort.load(slide_id, genes)
+        except InputError as error:
+            if stacked or cfg.on_error == "stop":
+                raise
+            print(f"slide {slide_id} is left out: {error}", file=sys.stderr)
+            continue
+        survey.add(slide)
+        if stacked:
+            kept.append(slide)
+    if not stacked:
+        survey, *others = team.gather(survey)
+        for other in others:
+            survey.merge(other)
+    return survey, kept
+
+
+def _describe(
+    panel: pd.DataFrame, survey: Survey, kept: list[Slide], cfg, fold: str
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """The panel's final genes with rank and moments, and which of all they are, (G,) bool."""
+    panel["train_mean"], panel["train_variance"] = survey.moments()
+    seen = np.ones(len(panel), bool)
     if cfg.panel == "detected":
-        seen = detected(pooled["counts"], pooled["slide"])
+        seen = survey.detected
         if not seen.any():
             raise InputError(
-                f"no gene is detected in 10 % of the spots of every training slide of fold "
-                f"{split.name}; use --panel common"
+                f"no gene is detected in 10 % of the spots of every training slide of fold {fold}; "
+                "use --panel common"
             )
-        panel = panel[seen].reset_index(drop=True)
-        pooled |= {key: pooled[key][:, seen] for key in ("counts", "y", "measured")}
-    panel["hvg_rank"] = pd.array(
-        rank_hvgs(pooled["counts"], pooled["library_size"], pooled["slide"], cfg.hvg),
-        dtype="Int64",
-    )
-    y, measured, slide = pooled["y"], pooled["measured"], pooled["slide"]
-    panel["train_mean"], panel["train_variance"] = moments(y, measured, slide)
-    _write_table(panel, folder / "genes.csv")
-    blocks = cohort.provenance(members[0]).get("blocks", ())
-    standardizer = Standardizer.fit(cfg.standardize, torch.cat(pooled["x"]), blocks)
-    if cfg.model == "bpbooster":
-        model, arguments, said = fit_bpbooster(
-            cohort, split, cfg, folder, panel, pooled, standardizer
-        )
-    elif cfg.model in models.NETWORKS:
-        model, arguments, said = fit_network(cohort, split, cfg, folder, panel, standardizer)
-    else:
-        model, arguments, said = _fit_closed_form(cfg.model, pooled, standardizer)
-    models.save(model, cfg.model, arguments, folder)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    print(f"fold {split.name}: {said}")
+    variability, eligible = survey.variability(), survey.detected
+    if cfg.hvg == "dispersion":
+        counts = sp.vstack([s.counts for s in kept], format="csr")
+        sizes = np.concatenate([s.library_size for s in kept])
+        variability = dispersion(counts, sizes, eligible)
+    panel.insert(3, "hvg_rank", pd.array(rank_hvgs(variability, eligible), dtype="Int64"))
+    return panel[seen].reset_index(drop=True), seen
 
 
-def _pool(slides: list, target: str) -> dict:
-    """Stack the training spots: features x, targets y, raw counts, and which slide each is of."""
+def _pool(slides: list[Slide], target: str, seen: np.ndarray) -> dict:
+    """Stack the training spots: features x, targets y of genes seen, and which slide each is of."""
     sizes = [len(s.barcodes) for s in slides]
     widths = {s.features.shape[1] for s in slides}
     if len(widths) > 1:
@@ -80,10 +132,8 @@ def _pool(slides: list, target: str) -> dict:
     library_size = np.concatenate([s.library_size for s in slides])
     return {
         "x": [s.features for s in slides],
-        "y": normalise(counts, library_size, target),
-        "counts": counts,
-        "library_size": library_size,
-        "measured": np.stack([s.measured for s in slides]),
+        "y": normalise(counts, library_size, target)[:, seen],
+        "measured": np.stack([s.measured for s in slides])[:, seen],
         "slide": np.repeat(np.arange(len(slides)), sizes),
         "group": _groups(slides),
     }

@@ -31,24 +31,33 @@ class Standardizer:
     @classmethod
     def fit(cls, how: str, x: torch.Tensor, blocks: tuple[int, ...] = ()) -> Standardizer:
         """From the features of all training patches x (N, D); ``blocks`` are the encoders' D."""
-        return cls(how, *(_moments(x) if how == "train" else (None, None)), tuple(blocks))
+        return cls.from_moments(how, x.mean(dim=0), x.std(dim=0, correction=0), blocks)
+
+    @classmethod
+    def from_moments(
+        cls, how: str, mean: torch.Tensor, deviation: torch.Tensor, blocks: tuple[int, ...] = ()
+    ) -> Standardizer:
+        """From the mean and deviation (D,) of the features of all training patches."""
+        known = (mean, _scale(deviation)) if how == "train" else (None, None)
+        return cls(how, *known, tuple(blocks))
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
         """(N, D) to (N, D)."""
         if self.how == "none":
             return features
-        mean, scale = (self.mean, self.scale) if self.how == "train" else _moments(features)
+        if self.how == "train":
+            mean, scale = self.mean, self.scale
+        else:
+            mean, scale = features.mean(dim=0), _scale(features.std(dim=0, correction=0))
         if len(self.blocks) > 1:
             share = [(scale.numel() / len(self.blocks) / size) ** 0.5 for size in self.blocks]
             scale = scale / torch.tensor(share).repeat_interleave(torch.tensor(self.blocks))
         return (features - mean) / scale
 
 
-def _moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    deviation = x.std(dim=0, correction=0)
+def _scale(deviation: torch.Tensor) -> torch.Tensor:
     floor = 0.1 * deviation.mean()
-    scale = deviation.clamp(min=floor) if floor > 0 else torch.ones_like(deviation)
-    return x.mean(dim=0), scale
+    return deviation.clamp(min=floor) if floor > 0 else torch.ones_like(deviation)
 
 
 class Model(nn.Module):

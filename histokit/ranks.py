@@ -1,0 +1,97 @@
+"""Several processes at one piece of work, as ``torchrun`` starts them; one alone is the same code.
+
+    torchrun --nproc-per-node=2 run_train.py ...
+
+gloo carries what CPU processes tell each other, NCCL what those on GPUs do.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+# Rank 0 writes reports alone while the others wait; torchrun, not a timeout, ends a broken run.
+PATIENCE = datetime.timedelta(hours=24)
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes of a run. Every rank must reach each call that exchanges something.
+
+    Attributes:
+        rank: of this process, from 0.
+        size: how many processes there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, which writes what is written once."""
+        return self.rank == 0
+
+    def share(self, items: Sequence) -> Sequence:
+        """This rank's part of a sequence that all ranks hold."""
+        return items[self.rank :: self.size]
+
+    def gather(self, value) -> list:
+        """Every rank's value, by rank."""
+        if self.size == 1:
+            return [value]
+        found = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def gather_shares(self, items: Sequence) -> list:
+        """What ``share`` took apart, in the old order."""
+        parts = self.gather(list(items))
+        return [parts[i % self.size][i // self.size] for i in range(sum(map(len, parts)))]
+
+    def any(self, *asked: bool) -> list[bool]:
+        """For each question, whether any rank says yes."""
+        if self.size == 1:
+            return list(asked)
+        return [any(answers) for answers in zip(*self.gather(asked), strict=True)]
+
+    def total(self, *values: float) -> list[float]:
+        """Sums over ranks, in the order of the ranks: the same number on each."""
+        return [sum(parts) for parts in zip(*self.gather(values), strict=True)]
+
+    def average_gradients(self, parameters: Iterable[torch.Tensor], weight: float) -> None:
+        """Replace gradients by their mean over ranks, each weighted by its number of slides."""
+        if self.size == 1:
+            return
+        parameters = [p for p in parameters if p.requires_grad]
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = torch.cat([*(p.flatten() for p in parts), parts[0].new_ones(1)]) * weight
+        dist.all_reduce(flat)
+        flat = flat[:-1] / flat[-1]
+        for p, mean in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            p.grad = mean.view_as(p)
+
+    def wait(self) -> None:
+        """Go on when all ranks are here."""
+        self.gather(None)
+
+
+ALONE = Team()
+
+
+def start(device: str = "cpu") -> Team:
+    """Join the run that ``torchrun`` started; a team of one without it."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return ALONE
+    if not dist.is_initialized():
+        backend = "gloo"
+        if device.startswith("cuda"):
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            backend = "cpu:gloo,cuda:nccl"
+        dist.init_process_group(backend, timeout=PATIENCE)
+    return Team(dist.get_rank(), size)

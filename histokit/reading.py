@@ -1,0 +1,169 @@
+"""Training slides: kept in memory up to a bound, beyond it read ahead by worker processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from histokit.cohort import Cohort
+from histokit.errors import InputError
+from histokit.genes import normalise
+from histokit.models.base import Standardizer
+from histokit.sparse import csr_tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSlide:
+    """One slide as the loss needs it.
+
+    Attributes:
+        features: (N, D) float32.
+        target: (N, G) sparse CSR float32 on the target scale.
+        measured: (G,) bool.
+        cancer: the slide's oncotree code.
+    """
+
+    slide_id: str
+    features: torch.Tensor
+    target: torch.Tensor
+    measured: torch.Tensor
+    cancer: str
+
+    def num_bytes(self) -> int:
+        """Memory that the slide holds."""
+        index = self.target.crow_indices().nbytes + self.target.col_indices().nbytes
+        return self.features.nbytes + self.target.values().nbytes + index + self.measured.nbytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+    """How a slide of a cohort becomes a training slide: genes, scale of targets and features."""
+
+    cohort: Cohort
+    genes: list[str]
+    target: str
+    standardizer: Standardizer
+
+    def __call__(self, slide_id: str) -> tuple[np.ndarray, sp.csr_matrix, np.ndarray, str]:
+        """Features (N, D), targets (N, G) CSR, measured (G,) and cancer; plain arrays travel."""
+        slide = self.cohort.load(slide_id, self.genes)
+        y = normalise(slide.counts, slide.library_size, self.target)
+        features = self.standardizer(slide.features).numpy()
+        return features, y, slide.measured, slide.cancer
+
+
+class SlideReader:
+    """Training slides in the order that each epoch asks for.
+
+    Slides are kept as long as ``max_bytes`` are not full. From then on the others are read again
+    each time, by worker processes that are one slide ahead of the training.
+
+    Args:
+        prepare: slide id to plain arrays; see ``Preparation``.
+        device: where slides go.
+        max_bytes: memory for slides that are kept.
+        workers: processes that read ahead; 0 reads in this one.
+        skip: go on without a slide that cannot be read, instead of raising InputError.
+
+    Attributes:
+        waited: seconds that the training has waited for slides.
+    """
+
+    def __init__(
+        self,
+        prepare: Callable,
+        device: str = "cpu",
+        max_bytes: int = 0,
+        workers: int = 0,
+        skip: bool = False,
+    ):
+        self.prepare, self.device, self.max_bytes = prepare, device, max_bytes
+        self.workers, self.skip = workers, skip
+        self.waited = 0.0
+        self._kept: dict[str, TrainingSlide] = {}
+        self._bytes, self._full = 0, False
+
+    def stream(self, order: Sequence[str]) -> Iterator[TrainingSlide | None]:
+        """Yield the slides in this order, None for one that was left out."""
+        ahead = None
+        for position, slide_id in enumerate(order):
+            if slide_id in self._kept:
+                yield self._kept[slide_id]
+                continue
+            begin = time.perf_counter()
+            if ahead is None and self._full and self.workers:
+                rest = [s for s in order[position:] if s not in self._kept]
+                ahead = iter(self._read_ahead(rest))
+            found, mistake = next(ahead) if ahead else self.attempt(slide_id)
+            slide = None if mistake else self._place(slide_id, *found)
+            self.waited += time.perf_counter() - begin
+            if mistake and not self.skip:
+                raise InputError(mistake)
+            if mistake:
+                print(f"slide {slide_id} is left out: {mistake}", file=sys.stderr, flush=True)
+            yield slide
+
+    def _read_ahead(self, slide_ids: list[str]) -> DataLoader:
+        return DataLoader(
+            _Attempts(self.attempt, slide_ids),
+            batch_size=None,
+            num_workers=self.workers,
+            prefetch_factor=1,
+            collate_fn=_as_it_is,  # tensors would go through /dev/shm, which containers keep small
+            worker_init_fn=_leave_signals,
+            multiprocessing_context="fork",
+            generator=torch.Generator(),  # of its own: the loader draws one number, used or not
+        )
+
+    def attempt(self, slide_id: str) -> tuple[tuple | None, str]:
+        """The prepared slide and no mistake, or None and what is wrong with its files."""
+        try:
+            return self.prepare(slide_id), ""
+        except (InputError, OSError, KeyError) as error:
+            return None, str(error)
+
+    def _place(self, slide_id: str, features, target, measured, cancer) -> TrainingSlide:
+        # a copy, for what came from a worker lies at odd addresses, at which products may sum in
+        # another order
+        slide = TrainingSlide(
+            slide_id,
+            torch.tensor(features, device=self.device),
+            csr_tensor(target).to(self.device),
+            torch.from_numpy(measured).to(self.device),
+            cancer,
+        )
+        if self._bytes + slide.num_bytes() <= self.max_bytes:
+            self._kept[slide_id] = slide
+            self._bytes += slide.num_bytes()
+        else:
+            self._full = True
+        return slide
+
+
+class _Attempts(Dataset):
+    def __init__(self, attempt: Callable, slide_ids: list[str]):
+        self.attempt, self.slide_ids = attempt, slide_ids
+
+    def __len__(self) -> int:
+        return len(self.slide_ids)
+
+    def __getitem__(self, index: int):
+        return self.attempt(self.slide_ids[index])
+
+
+def _as_it_is(item):
+    return item
+
+
+def _leave_signals(_) -> None:
+    """What a terminal or scheduler sends to all processes is the training's to answer."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,62 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from cohorts import write_cohort
+
+from histokit.cohort import Cohort
+from histokit.genes import detected, moments, normalise
+from histokit.survey import Survey
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory):
+    cohort = Cohort(write_cohort(tmp_path_factory.mktemp("cohort")), "tiny")
+    found = [cohort.load(s) for s in cohort.slides.index]
+    measured = np.ones(found[0].counts.shape[1], bool)
+    measured[3] = False
+    empty = found[0].counts.tolil()
+    empty[:, 3] = 0
+    found[0] = dataclasses.replace(found[0], counts=empty.tocsr(), measured=measured)
+    return found
+
+
+def survey(slides, target="log1p"):
+    found = Survey(slides[0].counts.shape[1], target)
+    for slide in slides:
+        found.add(slide)
+    return found
+
+
+@pytest.mark.parametrize("target", ["log1p", "counts10k-log1p"])
+def test_it_equals_all_spots_stacked(slides, target):
+    found = survey(slides, target)
+    y = [normalise(s.counts, s.library_size, target) for s in slides]
+    index = np.repeat(np.arange(len(slides)), [len(s.barcodes) for s in slides])
+    expected = moments(sp.vstack(y, format="csr"), measured(slides), index)
+    for ours, theirs in zip(found.moments(), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-9)
+    scaled = [normalise(s.counts, s.library_size, "counts10k-log1p").toarray() for s in slides]
+    np.testing.assert_allclose(found.variability(), np.concatenate(scaled).var(0), rtol=1e-5)
+    x = torch.cat([s.features for s in slides])
+    mean, deviation = found.feature_moments()
+    torch.testing.assert_close(mean, x.mean(0))
+    torch.testing.assert_close(deviation, x.std(0, correction=0))
+    assert np.array_equal(found.detected, np.all([detected(s.counts) for s in slides], axis=0))
+
+
+def measured(slides):
+    return np.stack([s.measured for s in slides])
+
+
+def test_two_halves_merge_to_the_whole(slides):
+    whole, half = survey(slides), survey(slides[:2])
+    half.merge(survey(slides[2:]))
+    half.merge(Survey(slides[0].counts.shape[1], "log1p"))  # a rank that had no slide
+    for name in ("moments", "feature_moments"):
+        for a, b in zip(getattr(whole, name)(), getattr(half, name)(), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(whole.variability(), half.variability())
+    assert np.array_equal(whole.detected, half.detected)
