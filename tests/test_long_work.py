@@ -1,0 +1,186 @@
+"""Signals, damaged files, full disks, several processes: what happens to trainings that last."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from cohorts import write_cohort
+from safetensors.torch import load_file
+
+import run_train
+from histokit.cohort import Cohort
+from histokit.errors import InputError
+from histokit.models.base import Standardizer
+from histokit.reading import Preparation, SlideReader
+from histokit.runs import Run
+
+SCRIPT = str(Path(run_train.__file__))
+OPTIONS = "--encoder tiny --lr 1e-3 --hidden-dim 16 --feedforward-dim 32".split()
+TORCHRUN = [sys.executable, *"-m torch.distributed.run --nproc-per-node=2 --standalone --".split()]
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_cohort(tmp_path / "data")
+
+
+@pytest.fixture
+def folds(tmp_path):
+    path = tmp_path / "folds.csv"
+    path.write_text("slide_id,split\nA1,train\nA2,train\nC1,train\nB1,val\nD1,test\n")
+    return path
+
+
+def command(data, run, folds, *more, model="histoprism"):
+    common = ["--data", data, "--run", run, "--folds", folds, "--model", model]
+    return [str(part) for part in (SCRIPT, *common, *OPTIONS, *more)]
+
+
+def weights(run):
+    return load_file(run / "folds" / "0" / "model.safetensors")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_same_command_goes_on(data, tmp_path, folds, number):
+    more = "--epochs 100 --patience 100 --cache-gb 0 --workers 0 --checkpoint-seconds 0.2".split()
+    whole = [sys.executable, *command(data, tmp_path / "whole", folds, *more)]
+    subprocess.run(whole, check=True, capture_output=True)
+    stopped = [sys.executable, *command(data, tmp_path / "stopped", folds, *more)]
+    process = subprocess.Popen(stopped, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "stopped/folds/0/checkpoints/last.ckpt").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    begin = time.monotonic()
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    assert time.monotonic() - begin < 10
+    assert process.returncode == 128 + number
+    assert "stopped: saved in epoch" in said
+    assert not (tmp_path / "stopped/folds/0/model.safetensors").exists()
+    subprocess.run(stopped, check=True, capture_output=True)
+    expected = weights(tmp_path / "whole")
+    for name, value in weights(tmp_path / "stopped").items():
+        assert torch.equal(value, expected[name]), name
+
+
+def reader(data, **options):
+    cohort = Cohort(data, "tiny")
+    genes = list(cohort.gene_table("A1").index)
+    return SlideReader(
+        Preparation(cohort, genes, "log1p", Standardizer("none")), **options
+    )  # fmt: skip
+
+
+def test_slides_read_ahead_come_in_order_and_whole(data):
+    order = ["A2", "C1", "A1", "B1", "D1"]
+    kept, ahead = reader(data, max_bytes=10**9), reader(data, workers=2)
+    for _ in range(2):
+        for a, b in zip(kept.stream(order), ahead.stream(order), strict=True):
+            assert a.slide_id == b.slide_id
+            assert a.cancer == b.cancer
+            assert torch.equal(a.features, b.features)
+            assert torch.equal(a.target.to_dense(), b.target.to_dense())
+    assert list(kept._kept) == order
+    assert not ahead._kept
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_slide_stops_or_is_left_out(data, capsys, workers):
+    (data / "features/tiny/C1.h5").write_bytes(b"no HDF5")
+    order = ["A1", "C1", "A2"]
+    with pytest.raises(InputError, match=r"C1\.h5 is damaged"):
+        list(reader(data, workers=workers).stream(order))
+    found = list(reader(data, workers=workers, skip=True).stream(order))
+    assert [s and s.slide_id for s in found] == ["A1", None, "A2"]
+    assert "slide C1 is left out" in capsys.readouterr().err
+
+
+def test_training_goes_on_without_a_damaged_slide(data, tmp_path, folds, capsys):
+    with h5py.File(data / "features/tiny/C1.h5", "r+") as file:
+        file["features"][3, 2] = np.nan
+    options = {"data": str(data), "folds": str(folds), "model": "mlp", "encoder": "tiny"}
+    options |= {"epochs": 2, "cache_gb": 0.0}
+    with pytest.raises(InputError, match=r"C1\.h5 holds features that are not finite"):
+        run_train.main(run_train.Options(run=str(tmp_path / "stop"), **options))
+    run_train.main(run_train.Options(run=str(tmp_path / "skip"), on_error="skip", **options))
+    assert (tmp_path / "skip/folds/0/model.safetensors").is_file()
+    assert "slide C1 is left out" in capsys.readouterr().err
+
+
+def test_a_full_disk_stops_or_costs_the_checkpoint(data, tmp_path, folds, capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(torch, "save", full)
+    options = {"data": str(data), "folds": str(folds), "model": "mlp", "encoder": "tiny"}
+    with pytest.raises(OSError, match="no space left"):
+        run_train.main(run_train.Options(run=str(tmp_path / "a"), epochs=2, **options))
+    run_train.main(run_train.Options(run=str(tmp_path / "b"), epochs=2, on_error="skip", **options))
+    assert "the disk is full" in capsys.readouterr().err
+    assert (tmp_path / "b/folds/0/model.safetensors").is_file()
+
+
+def test_two_ranks_train_what_one_process_does(data, tmp_path, folds):
+    more = "--epochs 4 --dropout 0 --cache-gb 0".split()
+    one = [sys.executable, *command(data, tmp_path / "one", folds, *more, "--slides-per-step", 2)]
+    subprocess.run(one, check=True, capture_output=True)
+    two = [*TORCHRUN, *command(data, tmp_path / "two", folds, *more)]
+    done = subprocess.run(two, check=True, capture_output=True, text=True)
+    assert done.stdout.count("wrote histoprism for 1 folds") == 1
+    # predictions, not weights: where a gradient is zero but for rounding, Adam follows the rounding
+    x = torch.randn(20, 16)
+    a, b = (Run(tmp_path / n).folds[0].load_model().predict(x, "IDC") for n in ("one", "two"))
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    losses = [pd.read_csv(tmp_path / n / "folds/0/metrics.csv") for n in ("one", "two")]
+    pd.testing.assert_frame_equal(*losses, rtol=1e-5)
+    for name in ("genes.csv", "split.csv"):
+        tables = [pd.read_csv(tmp_path / n / "folds/0" / name) for n in ("one", "two")]
+        pd.testing.assert_frame_equal(*tables)
+
+
+def test_a_rank_that_dies_ends_the_run_which_goes_on_later(data, tmp_path, folds):
+    more = "--epochs 100000 --patience 100000 --checkpoint-seconds 0.2".split()
+    both = [*TORCHRUN, *command(data, tmp_path / "run", folds, *more)]
+    process = subprocess.Popen(both, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    checkpoint = tmp_path / "run/folds/0/checkpoints/last.ckpt"
+    while not checkpoint.exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
+    os.kill(int(found.stdout.split()[-1]), signal.SIGKILL)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode != 0
+    assert "SIGKILL" in said
+    state = torch.load(checkpoint, weights_only=True)
+    assert len(state["ranks"]) == 2
+    alone = command(data, tmp_path / "run", folds, *more)
+    refused = subprocess.run([sys.executable, *alone], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "was written by 2 processes" in refused.stderr
+
+
+def test_ranks_share_the_folds_of_closed_forms(data, tmp_path):
+    more = ["--folds", "leave-one-patient-out"]
+    common = ["--data", data, "--model", "ridge", "--encoder", "tiny"]
+    for start, name in (([sys.executable], "one"), (TORCHRUN, "two")):
+        call = [*start, SCRIPT, *common, *more, "--run", tmp_path / name]
+        subprocess.run([str(part) for part in call], check=True, capture_output=True)
+    for fold in "ABCD":
+        a, b = (
+            load_file(tmp_path / n / "folds" / fold / "model.safetensors") for n in ("one", "two")
+        )
+        for name in a:
+            torch.testing.assert_close(a[name], b[name])
