@@ -66,25 +66,30 @@ class Options:
 
 def main(cfg: Options) -> None:
     """Evaluate each run, then compare them."""
-    from histokit import eval_compare, eval_run
+    from histokit import eval_compare, eval_run, ranks
     from histokit.eval_sections import text_table
 
+    team = ranks.start()
     jobs = eval_run.prepare(cfg)
+    team.wait()  # nothing is written before every rank has found the runs in order
     results = {}
     for job in jobs:
         controls = {name: results[name] for name in job.controls}
-        results[job.name] = eval_run.evaluate(job, cfg, controls)
+        results[job.name] = eval_run.evaluate(job, cfg, controls, team)
+        if not team.first:
+            continue
         if len(cfg.run) == 1 and not job.control:
             print(text_table(results[job.name]["table"]))
             if controls:
                 print(f"\n{text_table(results[job.name]['controls'])}\n")
         print(f"wrote the evaluation of {job.run.folder} to {job.out}, see {job.out}/report.html")
-    results = eval_compare.without_repeats(results)
-    if len(cfg.run) > 1:
+    if len(cfg.run) > 1 and team.first:
+        results = eval_compare.without_repeats(results)
         out = eval_run.comparison_folder(cfg)
         for table in eval_compare.compare_runs(results, out, cfg):
             print(f"{table.title}\n{text_table(table)}\n")
         print(f"wrote the comparison of {len(cfg.run)} runs to {out}, see {out}/report.html")
+    team.wait()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ encoders of the same slides go into the same DATA.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,10 +47,12 @@ class Options:
 def main(cfg: Options) -> None:
     """Extract every slide that is not finished yet."""
     check(cfg)
+    from histokit import ranks
     from histokit.encoders import make_encoder
     from histokit.extraction import check_same_features, remove_leftovers
     from histokit.slides import read_source
 
+    team = ranks.start()
     out = make_folder(cfg.out)
     slides = choose(read_source(cfg.source, cfg.cancer), cfg)
     encoder = make_encoder(cfg.encoder, cfg.weights)
@@ -61,19 +64,25 @@ def main(cfg: Options) -> None:
     features = out / "features" / safe_name(name)
     for folder in (out / "expression", out / "thumbnails", features):
         make_folder(folder)
-    with folder_lock(out):
+    with folder_lock(out) if team.first else nullcontext():
         provenance = encoder.provenance() | {
             "encoder": name,
             "patch_um": 0.0 if cfg.patch_px else patch_um,
             "patch_px": cfg.patch_px or 0,
         }
-        remove_leftovers(out)
         check_same_features(features, provenance)
-        done = [extract(slide, encoder, scales, provenance, cfg, out) for slide in slides]
-    print(
-        f"wrote {sum(done)} and kept {len(done) - sum(done)} finished slides: {out}/slides.csv, "
-        f"expression, thumbnails, {features.relative_to(out)}, reconciliation.csv"
-    )
+        if team.first:
+            remove_leftovers(out)
+        team.wait()
+        own = team.share(slides)
+        done = [extract(slide, encoder, scales, provenance, cfg, out) for slide in own]
+        done = team.gather_shares(done)
+    if team.first:
+        print(
+            f"wrote {sum(done)} and kept {len(done) - sum(done)} finished slides: "
+            f"{out}/slides.csv, expression, thumbnails, {features.relative_to(out)}, "
+            "reconciliation.csv"
+        )
 
 
 def check(cfg: Options) -> None:

@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from histokit import __version__
+from histokit.errors import InputError
 from histokit.options import option, required, run
 from histokit.presets import NAMES, resolve
 
@@ -98,6 +99,13 @@ class Options:
     clip: float = option(1.0, "largest norm of the gradient", group="network")
     slides_per_step: int = option(
         1, "slides packed in one step, of each rank where torchrun starts several", group="network"
+    )
+    max_patches: int | None = option(
+        None,
+        "patches that attend to each other at most, for slides too large for all pairs; a larger "
+        "one is taken apart into groups spread over it, which is an approximation",
+        shown="all of a slide",
+        group="network",
     )
     autocast: str = option(
         "none",
@@ -187,6 +195,10 @@ def main(cfg: Options) -> None:
             main(variant)
         return
     cfg = Options(**resolve(dataclasses.asdict(cfg)))
+    if cfg.max_patches is not None and cfg.model != "histoprism":
+        raise InputError(
+            f"--max-patches is of histoprism alone; no patch of {cfg.model} sees others"
+        )
     cohort = Cohort(cfg.data, cfg.encoder, cfg.neighbors)
     folds = make_folds(cohort.slides, cfg.folds, cfg.val_fraction, cfg.seed)
     leaks = audit.training_leaks(cohort, folds)
@@ -226,7 +238,6 @@ def _train(folder: Path, cfg: Options, cohort, folds: list, team) -> None:
 
 def _claim(folder: Path, cfg: Options, cohort, folds: list, control: dict | None = None) -> None:
     """Write config.json, or check that the run in the folder is this one."""
-    from histokit.errors import InputError
     from histokit.files import read_json, write_json
 
     free = {f.name for f in dataclasses.fields(cfg) if f.metadata["group"] in FREE} | {"run"}

@@ -2,16 +2,21 @@
 
     python benchmarks/scale.py    # trains on 4 slides of 3,000 spots and 38,982 genes, tests on 20
     python benchmarks/scale.py --train-slides 40    # what is on disk already is kept
+    python benchmarks/scale.py --train-slides 20 --test-slides 1 --spots 300 --epochs 50 \
+        --out work/flat    # 1,000 steps
 
 The slides are drawn at random around eight programs that the features carry. Training and
-evaluation run as their users run them, each in a process of its own whose largest resident size is
-taken. Writes benchmarks/results/scale-cpu.csv.
+evaluation run as their users run them, each in a process of its own whose resident size is sampled:
+its largest, and whether it is as large in the last tenth of the time as in the middle one. Writes
+benchmarks/results/scale-cpu.csv.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
+import re
+import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -69,7 +74,8 @@ def main(cfg: Options) -> None:
         ("run_eval.py", evaluate, 1, cfg.test_slides),
     ):
         spots = cfg.spots * slides
-        seconds, peak = child([sys.executable, str(ROOT / stage), *map(str, arguments)])
+        seconds, sizes, said = child([sys.executable, str(ROOT / stage), *map(str, arguments)])
+        waited = re.search(r"waited for slides (\d+)%", said)
         rows.append(
             {
                 "stage": stage,
@@ -80,7 +86,10 @@ def main(cfg: Options) -> None:
                 "passes": passes,
                 "seconds": round(seconds, 1),
                 "spots_a_second": round(spots * passes / seconds),
-                "peak_gb": round(peak / 1e9, 2),
+                "peak_gb": round(max(sizes), 2),
+                "middle_gb": round(_median(sizes, 0.45), 2),
+                "end_gb": round(_median(sizes, 0.9), 2),
+                "waited_percent": int(waited[1]) if waited else "",
                 "dense_predictions_gb": round(4 * spots * cfg.genes / 1e9, 1),
                 "threads": torch.get_num_threads(),
                 "torch": torch.__version__,
@@ -91,19 +100,34 @@ def main(cfg: Options) -> None:
     new = pd.DataFrame(rows)
     if path.exists():
         old = pd.read_csv(path)
-        new = pd.concat([old, new]).drop_duplicates(["stage", "model", "slides"], keep="last")
+        new = pd.concat([old, new]).drop_duplicates(
+            ["stage", "model", "slides", "spots_a_slide"], keep="last"
+        )
     new.to_csv(path, index=False)
     print(f"wrote {path}")
 
 
-def child(command: list[str]) -> tuple[float, int]:
-    """Run a command; seconds, and bytes of its largest resident size. Stops where it fails."""
-    start = time.perf_counter()
-    process = os.posix_spawn(command[0], command, os.environ)
-    _, status, used = os.wait4(process, 0)
-    if status:
-        sys.exit(f"error: {' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
-    return time.perf_counter() - start, used.ru_maxrss * 1024
+def child(command: list[str]) -> tuple[float, list[float], str]:
+    """Run a command: seconds, its resident GB over time, what it printed. Stops where it fails."""
+    start, sizes = time.perf_counter(), []
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    while True:
+        try:
+            said = process.communicate(timeout=0.2)[0]
+            break
+        except subprocess.TimeoutExpired:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            if found := re.search(r"^VmRSS:\s+(\d+)", status, re.MULTILINE):
+                sizes.append(int(found[1]) * 1024 / 1e9)
+    if process.returncode:
+        sys.exit(f"error: {' '.join(command)} ended with {process.returncode}")
+    return time.perf_counter() - start, sizes, said
+
+
+def _median(sizes: list[float], begin: float) -> float:
+    """Of the tenth of the samples that begins at this share of the time."""
+    first = int(begin * len(sizes))
+    return statistics.median(sizes[first : first + max(1, len(sizes) // 10)])
 
 
 def make_cohort(cfg: Options, data: Path) -> None:

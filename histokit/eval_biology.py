@@ -15,6 +15,7 @@ from histokit.errors import InputError
 from histokit.evaluate import SlideScore
 from histokit.gene_sets import Match, is_hallmark, load_gene_sets
 from histokit.pathways import curate_for_panel
+from histokit.ranks import Team
 from histokit.runs import Run
 from histokit.signatures import (
     Signature,
@@ -170,6 +171,12 @@ class SignatureScores:
             draws = random_genes(places, score.variance, _RANDOM_LISTS)
             null = [_score_genes(draw, prediction, target, score)["pcc"] for draw in draws]
             self.rows.append(row | {"random_pcc": mean_or_nan(null)})
+
+    def gather(self, team: Team, scores: Sequence[SlideScore]) -> None:
+        """Take over the rows of all ranks, in the order of the scores."""
+        order = {(score.fold, score.slide_id): i for i, score in enumerate(scores)}
+        rows = [row for part in team.gather(self.rows) for row in part]
+        self.rows = sorted(rows, key=lambda row: order[row["fold"], row["slide_id"]])
 
     def table(self) -> pd.DataFrame:
         """signature, fold, slide_id, pcc, genes, and random_pcc: of random genes as variable."""

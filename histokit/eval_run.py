@@ -6,7 +6,7 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from histokit.predictions import read_tissue, write_prediction
 from histokit.progress import progress_bar
 from histokit.protocols import PROTOCOLS, check_protocol
 from histokit.published import read_published
+from histokit.ranks import ALONE, Team
 from histokit.report import plural, render, verdict
 from histokit.runs import Run
 from histokit.summary import (
@@ -143,17 +144,18 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def evaluate(job: Job, cfg, controls: Mapping[str, dict]) -> dict:
+def evaluate(job: Job, cfg, controls: Mapping[str, dict], team: Team = ALONE) -> dict:
     """Score one run and write its folder.
 
     Args:
         job: the run.
         cfg: options of run_eval.py.
         controls: results of its controls, by name.
+        team: the processes that score together; rank 0 writes the folder.
 
     Returns:
-        What a comparison needs: slides, summary, model, encoder, transform, table, and the genes
-        and slides behind the figures.
+        On rank 0, what a comparison needs: slides, summary, model, encoder, transform, table, and
+        the genes and slides behind the figures.
     """
     options = job.run.config["options"]
     if job.control:
@@ -161,8 +163,9 @@ def evaluate(job: Job, cfg, controls: Mapping[str, dict]) -> dict:
     listed = read_gene_list(cfg.hvg_file) if cfg.hvg_file else None
     provenance, biology = _provenance(job, cfg), read_biology(cfg)
     signatures = SignatureScores(biology.signatures)
-    with whole_folder(job.out) as folder:
-        bar = progress_bar(total=len(job.tests), desc=job.name, unit="slide")
+    with whole_folder(job.out) if team.first else nullcontext() as folder:
+        folder = team.gather(folder)[0]
+        bar = progress_bar(total=len(team.share(job.tests)), desc=job.name, unit="slide")
 
         def keep(fold, slide, prediction, target, score):
             signatures.add(fold, slide, prediction, target, score)
@@ -181,7 +184,10 @@ def evaluate(job: Job, cfg, controls: Mapping[str, dict]) -> dict:
             )
 
         with bar:
-            scores = score_run(job.run, job.cohort, cfg.num_hvg, listed, keep, bar.update)
+            scores = score_run(job.run, job.cohort, cfg.num_hvg, listed, keep, bar.update, team)
+        signatures.gather(team, scores)
+        if not team.first:
+            return {}
         slides, genes = slide_table(scores), gene_table(scores)
         summary = summarise(slides, cfg.bootstrap)
         slides.to_csv(folder / "slides.csv", index=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from itertools import groupby
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from histokit import ops
 from histokit.cohort import Cohort, Slide
 from histokit.errors import InputError
 from histokit.genes import moments, normalise
+from histokit.ranks import ALONE, Team
 from histokit.reference import is_constant
 from histokit.runs import Fold, Run
 from histokit.sparse import csr_tensor
@@ -203,8 +205,9 @@ def score_run(
     listed: list[str] | None = None,
     keep: Callable | None = None,
     progress: Callable | None = None,
+    team: Team = ALONE,
 ) -> list[SlideScore]:
-    """Score every test slide of every fold.
+    """Score every test slide of every fold, each rank of the team its share.
 
     Args:
         run: a finished run.
@@ -213,12 +216,14 @@ def score_run(
         listed: genes that replace the training slides' most variable ones.
         keep: called with (fold, slide, prediction, target, score) while they are in memory.
         progress: called without arguments after each slide.
+        team: the processes that score together; every one gets all scores.
     """
+    work = [(fold, slide_id) for fold, test in check_run(run, cohort) for slide_id in test]
     scores = []
-    for fold, test in check_run(run, cohort):
+    for fold, own in groupby(team.share(work), key=lambda item: item[0]):
         model, genes = fold.load_model(), list(fold.genes["gene"])
         hvg = choose_hvgs(fold, num_hvg, listed)
-        for slide_id in test:
+        for _, slide_id in own:
             slide = cohort.load(slide_id, genes)
             prediction = predict(run, fold, model, slide)
             target = normalise(slide.counts, slide.library_size, run.config["options"]["target"])
@@ -228,4 +233,4 @@ def score_run(
                 keep(fold, slide, prediction, target, score)
             if progress is not None:
                 progress()
-    return scores
+    return team.gather_shares(scores)

@@ -13,7 +13,7 @@ import pandas as pd
 from anndata.io import write_elem
 
 from histokit.errors import InputError
-from histokit.files import atomic_path, safe_name
+from histokit.files import atomic_path, safe_name, turn
 from histokit.patches import (
     image_batches,
     image_thumbnail,
@@ -194,9 +194,13 @@ def table_rows(path: Path) -> dict[str, dict]:
 
 
 def upsert_row(path: Path, row: dict) -> None:
-    """Write one slide's row into a table, over the values that it had; sorted by slide_id."""
-    rows = table_rows(path)
+    """Write one slide's row into a table, over the values that it had; sorted by slide_id.
+
+    Ranks that extract together take turns.
+    """
     new = {key: "" if value is None else value for key, value in row.items()}
-    rows[row["slide_id"]] = rows.get(row["slide_id"], {}) | new
-    with atomic_path(path) as temporary:
-        pd.DataFrame([rows[name] for name in sorted(rows)]).to_csv(temporary, index=False)
+    with turn(path.parent):
+        rows = table_rows(path)
+        rows[row["slide_id"]] = rows.get(row["slide_id"], {}) | new
+        with atomic_path(path) as temporary:
+            pd.DataFrame([rows[name] for name in sorted(rows)]).to_csv(temporary, index=False)

@@ -64,6 +64,17 @@ def folder_lock(folder: str | os.PathLike) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def turn(folder: str | os.PathLike) -> Iterator[None]:
+    """Wait until no other process is at the tables of a folder, and keep them out meanwhile."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def write_json(path: str | os.PathLike, value: object) -> None:
     """Write JSON atomically; NaN is refused, because JSON has none."""
     with atomic_path(path) as temporary:

@@ -53,6 +53,7 @@ def fit_network(
             "hidden_dim": cfg.hidden_dim,
             "feedforward_dim": cfg.feedforward_dim,
             "num_layers": cfg.num_layers,
+            "max_patches": cfg.max_patches,
         }
 
     def build() -> Model:

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import tiny_slides
 import torch
 from cohorts import write_cohort
 from safetensors.torch import load_file
@@ -23,7 +24,7 @@ from histokit.models.base import Standardizer
 from histokit.reading import Preparation, SlideReader
 from histokit.runs import Run
 
-SCRIPT = str(Path(run_train.__file__))
+SCRIPT = Path(run_train.__file__)
 OPTIONS = "--encoder tiny --lr 1e-3 --hidden-dim 16 --feedforward-dim 32".split()
 TORCHRUN = [sys.executable, *"-m torch.distributed.run --nproc-per-node=2 --standalone --".split()]
 
@@ -184,3 +185,40 @@ def test_ranks_share_the_folds_of_closed_forms(data, tmp_path):
         )
         for name in a:
             torch.testing.assert_close(a[name], b[name])
+
+
+def call(start, script, *arguments):
+    command = [*start, str(SCRIPT.with_name(script)), *map(str, arguments)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_ranks_share_the_slides_of_extraction(tmp_path):
+    source = tiny_slides.write_cohort(tmp_path / "in", slides=("a", "b", "c"))
+    for start, name in (([sys.executable], "one"), (TORCHRUN, "two")):
+        arguments = ("--source", source, "--out", tmp_path / name, "--encoder", "hed")
+        said = call(start, "run_extract.py", *arguments)
+        assert said.count("wrote 3 and kept 0 finished slides") == 1
+    for table in ("slides.csv", "reconciliation.csv"):
+        assert (tmp_path / "one" / table).read_text() == (tmp_path / "two" / table).read_text()
+    for slide in "abc":
+        one, two = (tmp_path / n / f"features/hed/{slide}.h5" for n in ("one", "two"))
+        with h5py.File(one) as a, h5py.File(two) as b:
+            np.testing.assert_array_equal(a["features"], b["features"])
+
+
+def test_ranks_share_the_slides_of_an_evaluation(data, tmp_path):
+    options = {"data": str(data), "model": "ridge", "encoder": "tiny", "run": str(tmp_path / "run")}
+    run_train.main(run_train.Options(folds="leave-one-patient-out", controls=True, **options))
+    signature = tmp_path / "signature.txt"
+    signature.write_text("GENE1\nGENE4\nGENE7\n")
+    for start, name in (([sys.executable], "one"), (TORCHRUN, "two")):
+        where = ("--run", tmp_path / "run", "--out", tmp_path / name, "--signature", signature)
+        said = call(start, "run_eval.py", *where)
+        assert said.count("wrote the evaluation of") == 3
+    names = {p.name for p in (tmp_path / "one").rglob("*.csv")}
+    assert {"slides.csv", "genes.csv", "summary.csv"} < names
+    for path in (tmp_path / "one").rglob("*.csv"):
+        other = tmp_path / "two" / path.relative_to(tmp_path / "one")
+        pd.testing.assert_frame_equal(pd.read_csv(path), pd.read_csv(other), rtol=1e-6)
+    written = [len(list((tmp_path / n).rglob("*.h5ad"))) for n in ("one", "two")]
+    assert written == [6, 6]

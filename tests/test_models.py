@@ -72,6 +72,27 @@ def test_cancer_type_matters_and_neighbours_matter():
     assert not torch.allclose(model(x, 0)[:3], model(x[:3], 0))
 
 
+@pytest.mark.parametrize("sizes", [[11], [4, 9, 1]])
+def test_large_slides_are_taken_apart_into_groups_spread_over_them(sizes):
+    model, whole = (HistoPrism(**SMALL, max_patches=m).eval() for m in (4, None))
+    whole.load_state_dict(model.state_dict())
+    x, index = torch.randn(sum(sizes), 32), torch.repeat_interleave(torch.tensor(sizes))
+    y = model(x, torch.zeros(len(sizes), dtype=torch.long), index)
+    for rows in (torch.where(index == s)[0] for s in range(len(sizes))):
+        step = -(-len(rows) // 4)
+        for group in (rows[first::step] for first in range(step)):
+            torch.testing.assert_close(y[group], whole(x[group], 0))
+    with pytest.raises(InputError, match="--max-patches must be at least 1"):
+        HistoPrism(**SMALL, max_patches=0)
+
+
+def test_slides_within_the_bound_stay_whole():
+    model, whole = (HistoPrism(**SMALL, max_patches=m).eval() for m in (6, None))
+    whole.load_state_dict(model.state_dict())
+    x = torch.randn(6, 32)
+    assert torch.equal(model(x, 0), whole(x, 0))
+
+
 def test_dropout_is_the_seeds():
     model = HistoPrism(**SMALL).train()
     x = torch.randn(6, 32)

@@ -129,6 +129,23 @@ def test_packed_slides_train(data, tmp_path, one_fold):
     assert len(pd.read_csv(run.folds[0].folder / "metrics.csv")) == 4
 
 
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_lower_precision_trains_about_as_well(data, tmp_path, one_fold, kind):
+    losses = []
+    for name in ("none", kind):
+        run = train(data, tmp_path / name, autocast=name, folds=one_fold, epochs=10)
+        losses.append(pd.read_csv(run.folds[0].folder / "metrics.csv").val_loss.iloc[-1])
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+def test_large_slides_in_groups(data, tmp_path, one_fold):
+    run = train(data, tmp_path / "run", max_patches=10, folds=one_fold)
+    assert run.folds[0].load_model().max_patches == 10
+    with pytest.raises(InputError, match="no patch of mlp sees others"):
+        train(data, tmp_path / "mlp", model="mlp", max_patches=10)
+
+
 def test_slides_read_again_give_the_same_weights(data, tmp_path, one_fold):
     train(data, tmp_path / "kept", folds=one_fold)
     train(data, tmp_path / "read", cache_gb=0.0, folds=one_fold)

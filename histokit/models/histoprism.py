@@ -24,6 +24,16 @@ OFFICIAL_CANCERS = (
 ).split()
 
 
+def _groups(sizes: list[int], most: int, device) -> tuple[torch.Tensor, list[int]]:
+    """Rows group by group, and the groups' sizes: every k-th patch of a slide, k the least."""
+    parts, start = [], 0
+    for size in sizes:
+        rows, step = torch.arange(start, start + size, device=device), -(-size // most)
+        parts += [rows[first::step] for first in range(step)]
+        start += size
+    return torch.cat(parts), [len(part) for part in parts]
+
+
 class HistoPrism(Model):
     """Cancer cross-attention, a transformer encoder over the slide, a two-layer head.
 
@@ -41,6 +51,9 @@ class HistoPrism(Model):
         feedforward_dim: width inside an encoder layer.
         cross_heads: heads of the cancer cross-attention; they divide ``input_dim``.
         dropout: rate everywhere the authors have it.
+        max_patches: patches that attend to each other at most; a larger slide is taken apart into
+            as few groups as that allows, each spread over the whole slide (every k-th patch). The
+            cost then grows with N instead of N^2; what a patch sees of its slide is a sample.
 
     Raises:
         InputError: heads that do not divide their dimension.
@@ -57,8 +70,11 @@ class HistoPrism(Model):
         feedforward_dim: int = 2048,
         cross_heads: int = 4,
         dropout: float = 0.1,
+        max_patches: int | None = None,
     ):
         super().__init__()
+        if max_patches is not None and max_patches < 1:
+            raise InputError(f"--max-patches must be at least 1, got {max_patches}")
         for heads, width, what in (
             (cross_heads, input_dim, "cross-attention heads, features"),
             (num_heads, hidden_dim, "encoder heads, hidden dimensions"),
@@ -70,6 +86,7 @@ class HistoPrism(Model):
                 )
         self.input_dim, self.cancers = input_dim, list(cancers)
         self.cross_heads, self.num_heads, self.dropout = cross_heads, num_heads, dropout
+        self.max_patches = max_patches
         self.input_proj = nn.Linear(input_dim, hidden_dim)
         self.onco_embedder = nn.Linear(len(cancers), input_dim)
         self.conditioner = nn.Module()
@@ -96,8 +113,14 @@ class HistoPrism(Model):
         """(N, D) to (N, hidden_dim), the input of the linear layer over genes."""
         h = self.input_proj(self._condition(x, cancer, slide_index))
         sizes = [len(x)] if slide_index is None else torch.bincount(slide_index).tolist()
+        order = None
+        if self.max_patches and max(sizes, default=0) > self.max_patches:
+            order, sizes = _groups(sizes, self.max_patches, h.device)
+            h = h[order]
         for layer in self.transformer.layers:
             h = self._encode(layer, h, sizes)
+        if order is not None:
+            h = h[torch.argsort(order)]
         return self.gene_regression_head[:4](h)
 
     def _condition(self, x, cancer, slide_index):
