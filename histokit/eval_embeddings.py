@@ -53,7 +53,7 @@ TEXT = (
     "on its t-SNE: 1 is tight and far apart, 0 is no clusters. It judges shape alone. An embedding "
     "squeezed into a few directions scores high whatever it means, as do a few outlying patches "
     "set apart from all others; one with many unrelated directions scores low however informative. "
-    "“Effective dimensions” (the squared sum of the variances along the principal axes over the "
+    "“Effective” dimensions (the squared sum of the variances along the principal axes over the "
     "sum of their squares) tells how squeezed it is. So read “variance explained”: how much of the "
     "measured variance of a highly variable gene lies between the clusters (eta squared), the mean "
     "over these genes. Clusters drawn at random would explain “by chance”; clusters of those "
@@ -231,8 +231,8 @@ def summary_table(table: pd.DataFrame) -> Table:
         )  # fmt: skip
     return Table(
         "",
-        ["embedding", "dimensions", "effective dimensions", "silhouette", "variance explained",
-         "by chance", "explained above PCA"],
+        ["embedding", "dimensions", "effective", "silhouette", "variance explained",
+         "by chance", "above PCA"],
         rows,
         "Mean over test slides with its 95 % bootstrap interval; the last column is paired by "
         "slide. Each slide is in embeddings.csv.",

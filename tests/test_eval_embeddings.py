@@ -140,7 +140,7 @@ def test_report_compares_embeddings(evaluated):
     assert min(p.stat().st_size for p in pictures) > 20_000
     report = (out / "report.html").read_text()
     assert "<h2>Embeddings</h2>" in report
-    assert "explained above PCA" in report
+    assert "above PCA</th>" in report
 
 
 def test_components_are_of_the_training_slides_and_as_the_model_sees_them(evaluated):
