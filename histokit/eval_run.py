@@ -19,6 +19,7 @@ from histokit.controls import controls_of, open_cohort
 from histokit.errors import InputError
 from histokit.eval_biology import SignatureScores, check_biology, genes_of, read_biology
 from histokit.eval_biology_sections import biology_sections
+from histokit.eval_embeddings import embedding_sections
 from histokit.eval_pictures import draw_maps, draw_overview
 from histokit.eval_prototypes import prototype_sections
 from histokit.eval_sections import (
@@ -201,6 +202,7 @@ def evaluate(job: Job, cfg, controls: Mapping[str, dict], team: Team = ALONE) ->
             maps = draw_maps(job.run, job.cohort, scores, genes, folder, cfg.max_pictures)
         shown = cfg.max_pictures if cfg.pictures else 0
         learnt = prototype_sections(job.run, job.cohort, scores, folder, shown)
+        learnt += embedding_sections(job.run, job.cohort, scores, folder, shown)
         behind = genes_of(scores)
         asked = biology_sections(
             biology, job.run, job.cohort, behind, signatures, genes, folder, cfg.bootstrap

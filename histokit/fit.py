@@ -75,6 +75,7 @@ def fit_ridge(
     slide: np.ndarray,
     groups: np.ndarray,
     rescale: bool = True,
+    components: int | None = HEST_COMPONENTS,
 ) -> tuple[LinearMap, float]:
     """PCA and ridge with an intercept, the penalty chosen by grouped cross-validation.
 
@@ -90,14 +91,16 @@ def fit_ridge(
         slide: (N,) int, the slide of each spot.
         groups: (N,) patient, slide or region of each spot; one group is never on both sides.
         rescale: features to deviation 1 first; False where they are on one scale already.
+        components: of the PCA; with all of them, None, this is ridge on the features themselves,
+            for the penalty does not see a rotation.
 
     Returns:
         The model and its alpha.
     """
     folds = min(5, len(np.unique(groups)))
     splits = GroupKFold(folds).split(x, groups=groups)
-    alpha = choose_alpha(x, y, measured, slide, splits, rescale)
-    return ridge_at(x, y, measured, slide, alpha, rescale), alpha
+    alpha = choose_alpha(x, y, measured, slide, splits, rescale, components)
+    return ridge_at(x, y, measured, slide, alpha, rescale, components), alpha
 
 
 def choose_alpha(
@@ -107,16 +110,17 @@ def choose_alpha(
     slide: np.ndarray,
     splits: Iterable[tuple[np.ndarray, np.ndarray]],
     rescale: bool = True,
+    components: int | None = HEST_COMPONENTS,
 ) -> float:
     """The penalty of ``fit_ridge`` with the least squared error over what splits hold out.
 
     Args:
-        x, y, measured, slide, rescale: of ``fit_ridge``.
+        x, y, measured, slide, rescale, components: of ``fit_ridge``.
         splits: rows that train and rows held out.
     """
     errors = np.zeros(len(ALPHAS))
     for train, held in splits:
-        fitted = _decompose(x[train], y[train], measured, slide[train], rescale)
+        fitted = _decompose(x[train], y[train], measured, slide[train], rescale, components)
         for s in np.unique(slide[held]):
             rows = held[slide[held] == s]
             errors += _errors(*fitted, x[rows], y[rows], measured[s])
@@ -130,18 +134,20 @@ def ridge_at(
     slide: np.ndarray,
     alpha: float,
     rescale: bool = True,
+    components: int | None = HEST_COMPONENTS,
 ) -> LinearMap:
     """The model of ``fit_ridge`` at a given penalty."""
-    scaler, pca, product, mean = _decompose(x, y, measured, slide, rescale)
+    scaler, pca, product, mean = _decompose(x, y, measured, slide, rescale, components)
     weight = (product / (np.square(pca.singular_values_) + alpha)[:, None]).T
     return _linear_map(scaler, pca, weight, mean)
 
 
-def _decompose(x, y, measured, slide, rescale):
+def _decompose(x, y, measured, slide, rescale, components):
     """Scaler, PCA, scores^T (y - mean) (K, G) and mean (G,)."""
     scaler = StandardScaler(with_std=rescale).fit(x)
     scaled = scaler.transform(x)
-    pca = PCA(min(HEST_COMPONENTS, len(x) - 1, x.shape[1]), random_state=SEED).fit(scaled)
+    most = min(len(x) - 1, x.shape[1])
+    pca = PCA(min(components or most, most), random_state=SEED).fit(scaled)
     scores = pca.transform(scaled).astype(np.float64)
     mean = moments(y, measured, slide)[0]
     # Scores have mean zero, so the mean of y drops out except where y was not measured.

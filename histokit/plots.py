@@ -95,8 +95,8 @@ def gene_maps(tissue: Tissue, maps: list[GeneMap], title: str, unit: str) -> Fig
 
     Measured and predicted share one colour scale, from the 1st to the 99th percentile of both.
     """
-    left, right, bottom, top = _window(tissue)
-    plain = _crop(tissue, left, right, bottom, top)
+    left, right, bottom, top = tissue_window(tissue)
+    plain = tissue_picture(tissue, left, right, bottom, top)
     faded = (255 - 0.35 * (255 - plain.mean(axis=2))).astype(np.uint8)
     aspect = (bottom - top) / (right - left)
     with matplotlib.rc_context(STYLE):
@@ -115,7 +115,7 @@ def gene_maps(tissue: Tissue, maps: list[GeneMap], title: str, unit: str) -> Fig
                 extent = (left, right, bottom, top)  # y grows downwards, as in the image
                 axis.imshow(picture, extent=extent, cmap="gray", vmin=0, vmax=255)
                 if values is not None:
-                    spots = _spots(axis, tissue, values, norm)
+                    spots = draw_spots(axis, tissue, values, norm)
                 axis.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
                 axis.set_axis_off()
             _scale_bar(row[0], tissue, left, right, bottom, top)
@@ -132,8 +132,8 @@ def spot_maps(
 
     A scale runs from the 1st to the 99th percentile of its map.
     """
-    left, right, bottom, top = _window(tissue)
-    plain = _crop(tissue, left, right, bottom, top)
+    left, right, bottom, top = tissue_window(tissue)
+    plain = tissue_picture(tissue, left, right, bottom, top)
     faded = (255 - 0.35 * (255 - plain.mean(axis=2))).astype(np.uint8)
     rows, aspect = -(-(len(maps) + 1) // columns), (bottom - top) / (right - left)
     with matplotlib.rc_context(STYLE):
@@ -153,19 +153,19 @@ def spot_maps(
                 continue
             low, high = np.percentile(values, [1, 99])
             norm = matplotlib.colors.Normalize(low, high if high > low else low + 1)
-            spots = _spots(axis, tissue, values, norm)
+            spots = draw_spots(axis, tissue, values, norm)
             figure.colorbar(spots, ax=axis, shrink=0.7, pad=0.01).outline.set_visible(False)
     return figure
 
 
-def _window(tissue: Tissue) -> tuple[float, float, float, float]:
+def tissue_window(tissue: Tissue) -> tuple[float, float, float, float]:
     """Left, right, bottom, top of the spots with a margin, in pixels of level 0."""
     margin = 1.5 * tissue.diameter
     (left, top), (right, bottom) = tissue.centres.min(0) - margin, tissue.centres.max(0) + margin
     return left, right, bottom, top
 
 
-def _crop(tissue: Tissue, left, right, bottom, top) -> np.ndarray:
+def tissue_picture(tissue: Tissue, left, right, bottom, top) -> np.ndarray:
     """The window of the thumbnail, white outside of it, at the size it is drawn in."""
     box = [round(edge * tissue.scale) for edge in (left, top, right, bottom)]
     image = Image.fromarray(tissue.image)
@@ -175,7 +175,8 @@ def _crop(tissue: Tissue, left, right, bottom, top) -> np.ndarray:
     return np.asarray(window)
 
 
-def _spots(axis, tissue: Tissue, values: np.ndarray, norm) -> EllipseCollection:
+def draw_spots(axis, tissue: Tissue, values: np.ndarray, norm, cmap="viridis"):
+    """Draw (N,) values of the spots at their size on the tissue; the collection drawn."""
     diameters = np.full(len(values), tissue.diameter)
     spots = EllipseCollection(
         diameters,
@@ -185,7 +186,7 @@ def _spots(axis, tissue: Tissue, values: np.ndarray, norm) -> EllipseCollection:
         offsets=tissue.centres,
         offset_transform=axis.transData,
         array=np.asarray(values),
-        cmap="viridis",
+        cmap=cmap,
         norm=norm,
         linewidths=0,
     )

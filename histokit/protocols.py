@@ -141,6 +141,7 @@ PROTOCOLS = {
 REGRESSORS = {
     "ridge-hest": "StandardScaler, PCA 256, ridge without intercept, alpha 100 / (components x 50)",
     "ridge": "StandardScaler, PCA 256, ridge with intercept, alpha by grouped cross-validation",
+    "ridge-no-pca": "StandardScaler, ridge with intercept, alpha by grouped cross-validation",
     "mean": "intercept only",
     "library-size": "line on log library size, with intercept",
 }

@@ -165,8 +165,10 @@ def _fit_closed_form(
         model, said = controls.fit_library_size(x, y, measured, slide), "line on library size"
     else:
         rescale = standardizer.how == "none"
-        model, alpha = fit.fit_ridge(x, y, measured, slide, pooled["group"], rescale)
-        said = f"ridge, alpha {alpha:.3g} by cross-validation"
+        components = None if name == "ridge-no-pca" else fit.HEST_COMPONENTS
+        groups = pooled["group"]
+        model, alpha = fit.fit_ridge(x, y, measured, slide, groups, rescale, components)
+        said = f"{name}, alpha {alpha:.3g} by cross-validation"
     if name != "mean":
         arguments["num_components"] = len(model.components)
     model.standardizer = standardizer

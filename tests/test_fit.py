@@ -87,6 +87,30 @@ def test_more_dimensions_than_spots(data):
     assert len(fit.fit_ridge_hest(wide, y).components) == 120
 
 
+def test_all_components_are_ridge_on_the_features_themselves(data):
+    _, y, groups = data
+    wide = np.random.default_rng(1).normal(size=(120, 300)).astype(np.float32)
+    dense, scaler = y.toarray().astype(np.float64), StandardScaler()
+
+    def plain(train, alpha):
+        return make_pipeline(scaler, Ridge(alpha)).fit(wide[train], dense[train])
+
+    errors = [
+        sum(
+            np.square(plain(a, alpha).predict(wide[b]) - dense[b]).sum()
+            for a, b in GroupKFold(5).split(wide, groups=groups)
+        )
+        for alpha in fit.ALPHAS
+    ]
+    model, alpha = fit.fit_ridge(wide, y, ALL, ONE, groups, components=None)
+    assert alpha == fit.ALPHAS[np.argmin(errors)]
+    np.testing.assert_allclose(
+        predict(model, wide), plain(slice(None), alpha).predict(wide), atol=1e-4
+    )
+    fewer = fit.fit_ridge(wide, y, ALL, ONE, groups, components=10)[0]
+    assert len(fewer.components) == 10
+
+
 def test_noise_is_shrunk_to_the_mean(data):
     _, y, groups = data
     noise = np.random.default_rng(2).normal(size=(120, 20)).astype(np.float32)

@@ -19,6 +19,7 @@ CLASSES = {
     "mean": Mean,
     "ridge-hest": LinearMap,
     "ridge": LinearMap,
+    "ridge-no-pca": LinearMap,
     "library-size": LinearMap,
     "mlp": MLP,
     "histoprism": HistoPrism,

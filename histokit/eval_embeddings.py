@@ -1,0 +1,274 @@
+"""What BP-Booster makes of an embedding: clusters of raw, PCA and refined ones (appendix A.7)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import linear_sum_assignment
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from sklearn.metrics import confusion_matrix, silhouette_score
+
+from histokit import plots
+from histokit.cohort import Cohort, Slide
+from histokit.eval_pictures import representative_slides
+from histokit.evaluate import SlideScore
+from histokit.files import safe_name
+from histokit.genes import normalise
+from histokit.metrics import bootstrap_interval
+from histokit.models.bpbooster import BPBooster
+from histokit.plots_embeddings import ClusterMap, cluster_maps
+from histokit.predictions import read_tissue
+from histokit.progress import progress_bar
+from histokit.report import NONE, Picture, Section, Table, number, with_interval
+from histokit.runs import Fold, Run
+
+CLUSTERS = 6  # the paper gives no number
+PER_CLUSTER = 5  # spots at least, on average: fewer clusters on a slide of few spots
+SPOTS = 2000  # of a test slide; silhouettes take the square of them
+PCA_SPOTS = 20_000  # of all training slides of a fold
+PERPLEXITY = 30
+SEED = 0
+FEW = 10  # principal components that show what squeezing alone does
+RAW, COMPONENTS, LEADING, REFINED = "raw", "PCA", f"PCA-{FEW}", "refined"
+DRAWN = (RAW, COMPONENTS, REFINED)
+EXPRESSION = "expression"  # its own clusters explain it about as well as so many can
+NAMES = {
+    RAW: "raw, as the model sees it",
+    COMPONENTS: "PCA",
+    LEADING: f"its first {FEW} components",
+    REFINED: "refined",
+    EXPRESSION: "measured expression",
+}
+TEXT = (
+    f"K-means finds {CLUSTERS} clusters (fewer on slides of few spots) among the spots of each "
+    "test slide: in the features as the model sees them, in as many of their principal components "
+    f"as the refined embedding has dimensions (fitted on the training slides), in the first {FEW} "
+    "of these, and in the refined embedding. “Silhouette” is computed in the embedding itself, not "
+    "on its t-SNE: 1 is tight and far apart, 0 is no clusters. It judges shape alone. An embedding "
+    "squeezed into a few directions scores high whatever it means, as do a few outlying patches "
+    "set apart from all others; one with many unrelated directions scores low however informative. "
+    "“Effective” dimensions (the squared sum of the variances along the principal axes over the "
+    "sum of their squares) tells how squeezed it is. So read “variance explained”: how much of the "
+    "measured variance of a highly variable gene lies between the clusters (eta squared), the mean "
+    "over these genes. Clusters drawn at random would explain “by chance”; clusters of those "
+    "genes' own expression, in the last row, about as much as so many clusters can."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Clustering:
+    """One embedding of a slide's spots, (N, D), its clusters (N,) from 0, and their silhouette."""
+
+    values: np.ndarray
+    labels: np.ndarray
+    silhouette: float
+
+
+def embedding_sections(
+    run: Run, cohort: Cohort, scores: Sequence[SlideScore], folder: Path, pictures: int
+) -> list[Section]:
+    """Report how the embeddings of every test slide cluster; nothing for a run of another model.
+
+    Args:
+        run: the run.
+        cohort: its slides.
+        scores: of its test slides.
+        folder: of the evaluation; gets embeddings.csv and pictures.
+        pictures: slides drawn at most.
+    """
+    if run.config["options"]["model"] != "bpbooster":
+        return []
+    target = run.config["options"]["target"]
+    chosen = representative_slides(scores, pictures) if pictures else []
+    shown, rows, drawn = {(s.fold, s.slide_id) for s in chosen}, [], []
+    for fold in run.folds:
+        own = [score for score in scores if score.fold == fold.name]
+        model = fold.load_model()
+        pca = training_pca(model, cohort, fold) if own else None
+        for score in progress_bar(own, desc=f"fold {fold.name}: embeddings", unit="slide"):
+            slide = sample_spots(cohort.load(score.slide_id, list(score.genes["gene"][score.hvg])))
+            expression = varying_expression(slide, target)
+            found = cluster_all(embeddings_of(model, pca, slide, expression))
+            rows += [
+                {"fold": fold.name, "slide_id": slide.slide_id} | row
+                for row in describe(found, expression)
+            ]
+            if (fold.name, slide.slide_id) in shown:
+                drawn.append(draw(fold.name, cohort, slide, found, folder))
+    table = pd.DataFrame(rows)
+    table.to_csv(folder / "embeddings.csv", index=False, float_format="%.6g")
+    return [Section("Embeddings", TEXT, [summary_table(table)], drawn)]
+
+
+def sample_spots(slide: Slide) -> Slide:
+    """A slide with SPOTS of its spots at most, drawn with a fixed seed."""
+    rows = np.arange(len(slide.barcodes))
+    if len(rows) <= SPOTS:
+        return slide
+    rows = np.sort(np.random.default_rng(SEED).choice(rows, SPOTS, replace=False))
+    return dataclasses.replace(
+        slide,
+        barcodes=[slide.barcodes[i] for i in rows],
+        centres=slide.centres[rows],
+        features=slide.features[rows],
+        counts=slide.counts[rows],
+        library_size=slide.library_size[rows],
+    )
+
+
+def training_pca(model: BPBooster, cohort: Cohort, fold: Fold) -> PCA:
+    """Principal components of a fold's training patches, as many as refined dimensions."""
+    split = fold.split
+    members = list(split.loc[split["split"] != "test", "slide_id"])
+    rng, each = np.random.default_rng(SEED), -(-PCA_SPOTS // len(members))
+    parts = []
+    for slide_id in members:
+        x = model.standardizer(cohort.load(slide_id, []).features)
+        parts.append(x[rng.permutation(len(x))[:each]].numpy())
+    x = np.concatenate(parts)
+    dimensions = model.prototypes.shape[1]
+    return PCA(min(dimensions, len(x) - 1, x.shape[1]), random_state=SEED).fit(x)
+
+
+def varying_expression(slide: Slide, target: str) -> np.ndarray:
+    """Expression of the slide's genes that vary on it, each to mean 0 and variance 1: (N, K)."""
+    y = normalise(slide.counts, slide.library_size, target).toarray().astype(np.float64)
+    y = y[:, slide.measured & (y.std(axis=0) > 1e-6)]
+    return (y - y.mean(axis=0)) / y.std(axis=0)
+
+
+def embeddings_of(
+    model: BPBooster, pca: PCA, slide: Slide, expression: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The spots of a slide in every embedding, and by their expression where genes vary."""
+    raw = model.standardizer(slide.features).numpy()
+    components = pca.transform(raw)
+    found = {
+        RAW: raw,
+        COMPONENTS: components,
+        LEADING: components[:, :FEW],
+        REFINED: model.embed(slide.features, slide.cancer).numpy(),
+        EXPRESSION: expression,
+    }
+    return {name: values.astype(np.float64) for name, values in found.items() if values.size}
+
+
+def cluster_all(embeddings: Mapping[str, np.ndarray]) -> dict[str, Clustering]:
+    """K-means in each embedding; a cluster bears the number of the raw one that it overlaps most.
+
+    Values that are all alike are one cluster, whose silhouette is NaN.
+    """
+    found = {}
+    for name, values in embeddings.items():
+        clusters = min(CLUSTERS, max(2, len(values) // PER_CLUSTER))
+        clusters = min(clusters, len(np.unique(values, axis=0)))
+        labels = KMeans(clusters, n_init=10, random_state=SEED).fit_predict(values)
+        if found:
+            overlap = confusion_matrix(found[RAW].labels, labels)
+            labels = linear_sum_assignment(-overlap.T)[1][labels]
+        several = 1 < clusters < len(values)
+        silhouette = silhouette_score(values, labels) if several else np.nan
+        found[name] = Clustering(values, labels, float(silhouette))
+    return found
+
+
+def effective_dimensions(values: np.ndarray) -> float:
+    """Participation ratio of the variances along the principal axes of (N, D) values."""
+    centred = values - values.mean(axis=0)
+    gram = centred @ centred.T if len(centred) < centred.shape[1] else centred.T @ centred
+    squares = np.square(gram).sum()
+    return float(np.trace(gram) ** 2 / squares) if squares > 0 else 0.0
+
+
+def explained_variance(expression: np.ndarray, labels: np.ndarray) -> float:
+    """Share of variance that lies between clusters (eta squared), the mean over genes.
+
+    Args:
+        expression: (N, K), each gene of mean 0 and variance 1.
+        labels: (N,) int.
+    """
+    if not expression.size:
+        return float("nan")
+    member = labels == np.unique(labels)[:, None]
+    sizes = member.sum(axis=1, keepdims=True)
+    return float((np.square(member @ expression) / sizes).sum(axis=0).mean() / len(labels))
+
+
+def describe(found: Mapping[str, Clustering], expression: np.ndarray) -> Iterator[dict]:
+    """The row of embeddings.csv of each embedding of a slide."""
+    for name, one in found.items():
+        spots, clusters = len(one.labels), len(np.unique(one.labels))
+        yield {
+            "embedding": name,
+            "dimensions": one.values.shape[1],
+            "effective_dimensions": effective_dimensions(one.values),
+            "spots": spots,
+            "clusters": clusters,
+            "silhouette": one.silhouette,
+            "explained": explained_variance(expression, one.labels),
+            "by_chance": (clusters - 1) / (spots - 1) if spots > 1 else np.nan,
+        }
+
+
+def summary_table(table: pd.DataFrame) -> Table:
+    """A row an embedding, means over test slides; a slide of several folds counts once."""
+    slides = table.groupby(["embedding", "slide_id"], sort=False).mean(numeric_only=True)
+    rows = []
+    for name in [name for name in NAMES if name in slides.index]:
+        own, against = slides.loc[name], slides["explained"].loc[COMPONENTS]
+        gain = own["explained"] - against
+        rows.append(
+            [NAMES[name], number(float(own["dimensions"].mean()), 0),
+             number(float(own["effective_dimensions"].mean()), 1), _mean(own["silhouette"]),
+             _mean(own["explained"], 3), number(float(own["by_chance"].mean()), 3),
+             NONE if name == COMPONENTS else _mean(gain, 3)]
+        )  # fmt: skip
+    return Table(
+        "",
+        ["embedding", "dimensions", "effective", "silhouette", "variance explained",
+         "by chance", "above PCA"],
+        rows,
+        "Mean over test slides with its 95 % bootstrap interval; the last column is paired by "
+        "slide. Each slide is in embeddings.csv.",
+    )  # fmt: skip
+
+
+def _mean(values: pd.Series, digits: int = 2) -> str:
+    return with_interval(float(values.mean()), *bootstrap_interval(values.to_numpy()), digits)
+
+
+def draw(
+    fold: str, cohort: Cohort, slide: Slide, found: Mapping[str, Clustering], folder: Path
+) -> Picture:
+    """Draw a slide's clusters on the t-SNE of each image embedding and on the tissue."""
+    maps = [
+        ClusterMap(
+            f"{NAMES[name]}\nsilhouette {number(found[name].silhouette)}",
+            tsne(found[name].values),
+            found[name].labels,
+        )
+        for name in DRAWN
+    ]
+    figure = cluster_maps(read_tissue(cohort, slide), maps, f"{slide.slide_id}: embeddings")
+    path = folder / f"embeddings_{safe_name(fold)}_{safe_name(slide.slide_id)}.png"
+    plots.save(figure, path)
+    caption = (
+        f"Slide {slide.slide_id}, fold {fold}: t-SNE of its spots and, below, the same clusters on "
+        "the tissue. Clusters were found in each embedding, not on its t-SNE; like colours overlap "
+        "most. Distances and sizes of groups in a t-SNE mean nothing."
+    )
+    return Picture(path, caption)
+
+
+def tsne(values: np.ndarray) -> np.ndarray:
+    """(N, D) to (N, 2) with a fixed seed; zeros where all values are alike."""
+    if len(np.unique(values, axis=0)) < 3:
+        return np.zeros((len(values), 2))
+    perplexity = min(PERPLEXITY, (len(values) - 1) / 3)
+    return TSNE(perplexity=perplexity, init="pca", random_state=SEED).fit_transform(values)
