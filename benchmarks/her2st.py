@@ -21,6 +21,7 @@ import run_eval  # noqa: E402
 import run_extract  # noqa: E402
 import run_train  # noqa: E402
 from histokit.files import atomic_path  # noqa: E402
+from histokit.metrics import bootstrap_interval  # noqa: E402
 from histokit.options import option, required, run  # noqa: E402
 
 ENCODERS = ("efficientnet-lite0", "hed", "efficientnet-lite0-random")
@@ -34,6 +35,7 @@ MODELS = {
     PAPER: {"model": "histoprism"},
     "histoprism, small": {"model": "histoprism", "preset": "small"},
 }
+AGAINST = "ridge"
 # The statistics of hed have units of their own; networks need them on one scale.
 STANDARDIZE = {"hed": "train"}
 
@@ -82,7 +84,9 @@ def _measure(cfg: Options, data: Path, encoder: str, target: str, name: str) -> 
         if "preset" in chosen:
             chosen["standardize"] = STANDARDIZE.get(encoder)
         train_and_score(folder, data=str(data), encoder=encoder, target=target, **chosen)
-    return row_of(summary)
+    return row_of(summary) | {
+        f"above {AGAINST}: C": above(folder, folder.with_name(AGAINST)),
+    }
 
 
 def train_and_score(folder: Path, **options) -> None:
@@ -115,6 +119,25 @@ def row_of(path: Path) -> dict:
         for metric, digits in (("pcc_hvg", 3), ("pcc_all", 3), ("mse", 3)):
             row[group, metric] = _cell(*summary.loc["patient_seen", seen, metric], digits)
     return row
+
+
+def above(folder: Path, reference: Path) -> str:
+    """How much a run's PCC of the top 50 exceeds another's, section by section of patient C."""
+    if folder == reference:
+        return "-"
+    pcc, other = (
+        pd.read_csv(run / "eval/slides.csv", index_col="slide_id")["pcc_hvg"].drop("B4")
+        for run in (folder, reference)
+    )
+    return with_interval(pcc - other)
+
+
+def with_interval(values: pd.Series) -> str:
+    """The mean with its bootstrap interval; ``-`` where a value does not exist."""
+    if values.isna().any():
+        return "-"
+    low, high = bootstrap_interval(values.to_numpy())
+    return f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _cell(value: float, low: float, high: float, digits: int) -> str:

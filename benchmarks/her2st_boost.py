@@ -17,14 +17,12 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from her2st import markdown, replace_between, score  # noqa: E402
+from her2st import AGAINST, markdown, replace_between, score, with_interval  # noqa: E402
 
 import run_train  # noqa: E402
 from histokit.ablation import VARIANTS  # noqa: E402
-from histokit.metrics import bootstrap_interval  # noqa: E402
 from histokit.options import option, required, run  # noqa: E402
 
-AGAINST = "ridge"
 SMALL = "preset small"  # random prototypes and the hyper-parameters for few sections
 ROWS = (*VARIANTS, SMALL)
 
@@ -77,8 +75,8 @@ def _table(cfg: Options, target: str) -> pd.DataFrame:
         pcc, mse = found["pcc_hvg"], found["mse"]
         gain = pcc - best
         row = {"model": name}
-        row["C: PCC top 50"] = _with_interval(pcc[:-1])
-        row[f"C: above {AGAINST}"] = "-" if name == AGAINST else _with_interval(gain[:-1])
+        row["C: PCC top 50"] = with_interval(pcc[:-1])
+        row[f"C: above {AGAINST}"] = "-" if name == AGAINST else with_interval(gain[:-1])
         row["C: MSE"] = f"{mse[:-1].mean():.3f}"
         row["B4: PCC top 50"] = f"{pcc.iloc[-1]:.3f}"
         row["B4: seeds"] = f"{found['low'].iloc[-1]:.3f} to {found['high'].iloc[-1]:.3f}"
@@ -99,11 +97,6 @@ def _slides(cfg: Options, target: str, name: str) -> pd.DataFrame:
         {"pcc_hvg": pcc.mean(axis=1), "mse": mean, "low": pcc.min(axis=1), "high": pcc.max(axis=1)}
     )
     return found.sort_index(ascending=False).sort_index(key=lambda i: i == "B4", kind="stable")
-
-
-def _with_interval(values: pd.Series) -> str:
-    low, high = bootstrap_interval(values.to_numpy())
-    return f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"
 
 
 if __name__ == "__main__":
