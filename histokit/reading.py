@@ -101,7 +101,7 @@ class SlideReader:
             begin = time.perf_counter()
             if ahead is None and self._full and self.workers:
                 rest = [s for s in order[position:] if s not in self._kept]
-                ahead = iter(self._read_ahead(rest))
+                ahead = self._read_ahead(rest)
             found, mistake = next(ahead) if ahead else self.attempt(slide_id)
             slide = None if mistake else self._place(slide_id, *found)
             self.waited += time.perf_counter() - begin
@@ -111,17 +111,23 @@ class SlideReader:
                 print(f"slide {slide_id} is left out: {mistake}", file=sys.stderr, flush=True)
             yield slide
 
-    def _read_ahead(self, slide_ids: list[str]) -> DataLoader:
-        return DataLoader(
+    def _read_ahead(self, slide_ids: list[str]) -> Iterator:
+        loader = DataLoader(
             _Attempts(self.attempt, slide_ids),
             batch_size=None,
             num_workers=self.workers,
             prefetch_factor=1,
             collate_fn=_as_it_is,  # tensors would go through /dev/shm, which containers keep small
-            worker_init_fn=_leave_signals,
             multiprocessing_context="fork",
             generator=torch.Generator(),  # of its own: the loader draws one number, used or not
         )
+        # What a terminal or scheduler sends to all processes is the training's to answer; workers
+        # inherit the mask.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+        try:
+            return iter(loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def attempt(self, slide_id: str) -> tuple[tuple | None, str]:
         """The prepared slide and no mistake, or None and what is wrong with its files."""
@@ -161,9 +167,3 @@ class _Attempts(Dataset):
 
 def _as_it_is(item):
     return item
-
-
-def _leave_signals(_) -> None:
-    """What a terminal or scheduler sends to all processes is the training's to answer."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)

@@ -150,6 +150,22 @@ def test_two_ranks_train_what_one_process_does(data, tmp_path, folds):
         pd.testing.assert_frame_equal(*tables)
 
 
+def test_a_signal_to_torchrun_saves_once_for_all_ranks(data, tmp_path, folds):
+    more = "--epochs 100000 --patience 100000 --cache-gb 0 --checkpoint-seconds 0.2".split()
+    both = [*TORCHRUN, *command(data, tmp_path / "run", folds, *more)]
+    process = subprocess.Popen(both, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    while not (tmp_path / "run/folds/0/checkpoints/last.ckpt").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    places = [line for line in said.splitlines() if line.startswith("stopped: saved in epoch")]
+    assert len(places) == 2
+    assert len(set(places)) == 1
+
+
 def test_a_rank_that_dies_ends_the_run_which_goes_on_later(data, tmp_path, folds):
     more = "--epochs 100000 --patience 100000 --checkpoint-seconds 0.2".split()
     both = [*TORCHRUN, *command(data, tmp_path / "run", folds, *more)]
