@@ -13,7 +13,8 @@ from op_checks import needs_kernels
 import run_profile
 from histokit import ops, profiling
 from histokit.plots_profile import draw_profile
-from histokit.profile_cases import ROWS, Setting
+from histokit.profile_cases import ROWS
+from histokit.profiling import Setting
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = Setting(patches=9, genes=30, device="cpu", dtype=torch.float64)
@@ -59,6 +60,26 @@ def test_operations_of_stpath():
     assert counted("STPath layer fused", at) == pytest.approx(2 * layer, rel=1e-6)
     ends = n * width * (1536 + at.genes + 2)
     assert counted("STPath fused", at) == pytest.approx(2 * (4 * layer + ends), rel=1e-6)
+
+
+@needs_kernels
+@pytest.mark.parametrize("form", ["plain", "fused"])
+def test_operations_of_bpbooster(form):
+    at = dataclasses.replace(TINY, patches=70, dtype=torch.float32)
+    n, wide, width, prototypes = 70, 1024, 256, 64
+    own = 2 * prototypes * width**2 + n * (2 * width**2 + 2 * prototypes * width)  # k, v; q, out
+    forward = n * wide * width + own + n * width * at.genes
+    case = ROWS[f"BP-Booster {form}"].build(at)
+    with torch.no_grad():
+        found = profiling.operations(case.call) + case.uncounted
+    assert found == pytest.approx(2 * forward, rel=1e-6)
+
+
+def test_growth_finds_what_is_not_of_the_model():
+    exact = {n: 3e-4 * n + 2e-8 * n**2 for n in (1000, 2000, 5000, 10_000, 20_000)}
+    assert profiling.growth(exact, 2e-8) == pytest.approx(dict.fromkeys(exact, 1.0))
+    slow = profiling.growth(exact | {20_000: 2 * exact[20_000]}, 2e-8)
+    assert (slow[1000], slow[20_000]) == pytest.approx((1.0, 2.0))
 
 
 @needs_kernels
