@@ -7,9 +7,10 @@ r"""Time, memory and operations of the models, as published and as they are here
 Every row runs in a process of its own, which first checks on few patches that its results equal
 those of the form it is compared with. Times are medians; peak memory is what a call needs beyond
 model and inputs; operations are those of matrix products and attention, N^2 terms included (the
-line for HistoPrism in Figure 3 of its paper leaves them out). A row that does not fit the memory or
-takes longer than --limit stays in the table with the reason. Writes OUT/profile.csv and
-OUT/profile.png.
+line for HistoPrism in Figure 3 of its paper leaves them out). With several sizes, HistoPrism's time
+is set against c1 N + c2 N^2, where c2 is what the measured rate of attention asks for. A row that
+does not fit the memory or takes longer than --limit stays in the table with the reason. Writes
+OUT/profile.csv and OUT/profile.png.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from histokit.options import option, run
 CHECKED = 300  # patches of the comparison with the other form
 WARM = 64  # patches of a call before the memory is measured: it loads what is loaded once
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9, "float16": 3e-2, "bfloat16": 1e-1}
-GROUPS = ("histoprism", "stpath", "stpath-layer", "gpc", "train")
+GROUPS = ("histoprism", "stpath", "stpath-layer", "bpbooster", "gpc", "train")
 NOT_ENOUGH = ("can't allocate memory", "out of memory", "MemoryError", "bad_alloc")
 
 
@@ -37,7 +38,8 @@ class Options:
     patches: list[int] = option([10_000], "patches of a slide; several for curves")
     genes: int = option(38_982, "genes that are predicted")
     rows: list[str] = option(
-        ["histoprism", "stpath", "gpc"], f"groups of rows to measure, of {', '.join(GROUPS)}"
+        ["histoprism", "stpath", "bpbooster", "gpc"],
+        f"groups of rows to measure, of {', '.join(GROUPS)}",
     )
     train: bool = option(False, "also one training step of HistoPrism")
     train_patches: int = option(3_000, "patches of the training step")
@@ -83,7 +85,9 @@ def main(cfg: Options) -> None:
             rows.append(_row(cfg, name, row.against, patches, limits, rows))
             _show(rows[-1])
             _write(rows, folder / "profile.csv")
-    curves = [row for row in rows if ROWS[row["row"]].group != "train"]
+    _grow(rows, limits)
+    _write(rows, folder / "profile.csv")
+    curves = [row for row in rows if ROWS[row["row"]].curve]
     draw_profile(curves or rows, folder / "profile.png")
     print(f"wrote {folder / 'profile.csv'} and {folder / 'profile.png'}")
 
@@ -109,15 +113,35 @@ def _row(cfg: Options, name: str, against: str | None, patches: int, limits, row
         "gflop_per_s": round(gflops, 1) if seconds else "",
         "of_matrix_rate": round(gflops / limits["matrix"], 3) if seconds else "",
         "of_copy_rate": round(found["gb"] / seconds / limits["copy"], 3) if seconds else "",
+        "of_model": "",  # _grow fills it in
         "error": found.get("error", ""),
         "note": found.get("note", ""),
         "machine": limits["machine"],
         "matrix_gflop_per_s": round(limits["matrix"], 1),
+        "attention_gflop_per_s": round(limits["attention"], 1),
         "copy_gb_per_s": round(limits["copy"], 1),
         "dtype": cfg.dtype,
         "torch": limits["torch"],
         "kernels": limits["kernels"],
     }
+
+
+def _grow(rows: list[dict], limits: dict) -> None:
+    """Compare HistoPrism's time with its model in N, where several N were measured."""
+    from histokit.profile_cases import LAYERS, WIDTH
+    from histokit.profiling import growth
+
+    here = {r["patches"]: r for r in rows if r["row"] == "HistoPrism here" and r["ms_p50"]}
+    if len(here) < 2:
+        return
+    quadratic = 4 * LAYERS * WIDTH / (limits["attention"] * 1e9)
+    found = growth({n: row["ms_p50"] / 1e3 for n, row in here.items()}, quadratic)
+    for patches, ratio in found.items():
+        here[patches]["of_model"] = round(ratio, 3)
+    print(
+        f"HistoPrism here over c1 N + c2 N^2, attention at {limits['attention']:.0f} GFLOP/s: "
+        + ", ".join(f"{n:,} patches {ratio:.2f}" for n, ratio in found.items())
+    )
 
 
 def _measure(cfg: Options, name: str, patches: int) -> dict:
@@ -143,15 +167,16 @@ def _child(cfg: Options) -> dict:
     import torch
 
     from histokit import profiling
-    from histokit.profile_cases import ROWS, Setting
+    from histokit.profile_cases import ROWS, attention_rate
 
     torch.set_num_threads(cfg.threads)
     torch.manual_seed(0)
     dtype = getattr(torch, cfg.dtype)
     if cfg.child == "rates":
         about = {"machine": profiling.machine(cfg.device), "torch": torch.__version__}
-        return about | {"kernels": _kernels()} | profiling.rates(cfg.device, dtype)
-    at = Setting(cfg.patches[0], cfg.genes, cfg.device, dtype)
+        about |= {"kernels": _kernels(), "attention": attention_rate(cfg.device, dtype)}
+        return about | profiling.rates(cfg.device, dtype)
+    at = profiling.Setting(cfg.patches[0], cfg.genes, cfg.device, dtype)
     build = ROWS[cfg.child].build
     few = lambda patches: build(dataclasses.replace(at, patches=min(patches, at.patches)))  # noqa: E731
     profiling.bound_memory(cfg.device)
@@ -164,7 +189,7 @@ def _child(cfg: Options) -> dict:
         if not error <= TOLERANCE[cfg.dtype]:  # NaN is none either
             raise RuntimeError(f"relative difference {error:.1e} from the other form")
         del ours, theirs
-        gflop = profiling.operations(case.call) / 1e9
+        gflop = (profiling.operations(case.call) + case.uncounted) / 1e9
         seconds = profiling.seconds_of(case.call, 1 if case.slow else cfg.repeat, cfg.device)
     p20, p50, p80 = (
         round(seconds[min(len(seconds) - 1, int(len(seconds) * q))] * 1e3, 2)

@@ -49,11 +49,12 @@ struct Inputs {
     return with_columns(t);
   }
 
-  int64_t blocks() const {
+  // Into how many a head is parted in the backward pass.
+  int64_t parts() const {
 #ifdef HISTOKIT_CUDA
     if (query.is_cuda()) return distance_attention_blocks_cuda(p);
 #endif
-    return distance_attention_blocks_cpu(p.num_rows);
+    return distance_attention_chunks_cpu(p.num_rows);
   }
 };
 
@@ -73,16 +74,16 @@ std::tuple<Tensor, Tensor> distance_attention(Tensor query, Tensor key, Tensor v
     check_launch(kOp, distance_attention_cuda(p, current_stream(query)));
 #endif
   } else {
-    torch::stable::parallel_for(0, p.num_heads * in.blocks(), 1, [&](int64_t begin, int64_t end) {
-      distance_attention_cpu(p, begin, end);
-    });
+    const int64_t tasks = p.num_heads * distance_attention_blocks_cpu(p.num_rows);
+    torch::stable::parallel_for(
+        0, tasks, 1, [&](int64_t begin, int64_t end) { distance_attention_cpu(p, begin, end); });
   }
   return {out, logsumexp};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> distance_attention_backward(
     Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor coords, Tensor slope,
-    OptionalTensor seed, double dropout, Tensor out, Tensor logsumexp) {
+    OptionalTensor seed, double dropout, Tensor out, Tensor logsumexp, bool with_slope) {
   Inputs in(query, key, value, coords, slope, seed, dropout);
   DistanceAttentionParams& p = in.p;
   const std::vector<int64_t> shape = {p.num_rows, p.num_heads, p.head_dim};
@@ -91,37 +92,38 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> distance_attention_backward(
   const Tensor result =
       checked(kOp, "out", out, type, {p.num_rows, p.num_heads, p.head_dim}, query);
   const Tensor sums = checked(kOp, "logsumexp", logsumexp, acc, {p.num_heads, p.num_rows}, query);
-  Tensor grad_query = new_tensor(query, shape, type), grad_key = new_tensor(query, shape, type);
-  Tensor grad_value = new_tensor(query, shape, type);
+  Tensor grad_key = new_tensor(query, shape, type), grad_value = new_tensor(query, shape, type);
+  const int64_t slopes = with_slope ? p.num_heads : 0;
   if (p.num_rows == 0)
-    return {grad_query, grad_key, grad_value,
-            torch::stable::new_zeros(query, {p.num_heads}, ScalarType::Double)};
-  const int64_t blocks = in.blocks();
-  Tensor delta = new_tensor(query, {p.num_heads, p.num_rows}, acc);
-  Tensor partial = new_tensor(query, {p.num_heads, blocks}, ScalarType::Double);
+    return {new_tensor(query, shape, type), grad_key, grad_value,
+            torch::stable::new_zeros(query, {slopes}, ScalarType::Double)};
+  const int64_t parts = in.parts();
+  Tensor partial = new_tensor(query, {slopes, parts}, ScalarType::Double);
   p.grad_out = grad.const_data_ptr(), p.grad_out_row = grad.stride(0);
   p.grad_out_head = grad.stride(1);
   p.out = const_cast<void*>(result.const_data_ptr());
   p.logsumexp = const_cast<void*>(sums.const_data_ptr());
-  p.delta = delta.mutable_data_ptr();
-  p.grad_query = grad_query.mutable_data_ptr(), p.grad_key = grad_key.mutable_data_ptr();
-  p.grad_value = grad_value.mutable_data_ptr();
-  p.partial_slope = static_cast<double*>(partial.mutable_data_ptr());
+  p.grad_key = grad_key.mutable_data_ptr(), p.grad_value = grad_value.mutable_data_ptr();
+  if (with_slope) p.partial_slope = static_cast<double*>(partial.mutable_data_ptr());
+  Tensor grad_query;
+  const std::vector<int64_t> over_chunks = {0}, over_parts = {1};
   if (query.is_cuda()) {
 #ifdef HISTOKIT_CUDA
+    grad_query = new_tensor(query, shape, type);
+    Tensor delta = new_tensor(query, {p.num_heads, p.num_rows}, acc);
+    p.grad_query = grad_query.mutable_data_ptr(), p.delta = delta.mutable_data_ptr();
     const torch::stable::accelerator::DeviceGuard guard(query.get_device_index());
     check_launch(kOp, distance_attention_backward_cuda(p, current_stream(query)));
 #endif
   } else {
-    torch::stable::parallel_for(0, p.num_heads * blocks, 1, [&](int64_t begin, int64_t end) {
-      distance_attention_backward_query_cpu(p, begin, end);
+    Tensor chunks = new_tensor(query, {parts, p.num_rows, p.num_heads, p.head_dim}, type);
+    p.grad_query = chunks.mutable_data_ptr();
+    torch::stable::parallel_for(0, p.num_heads * parts, 1, [&](int64_t begin, int64_t end) {
+      distance_attention_backward_cpu(p, begin, end);
     });
-    torch::stable::parallel_for(0, p.num_heads * blocks, 1, [&](int64_t begin, int64_t end) {
-      distance_attention_backward_key_cpu(p, begin, end);
-    });
+    grad_query = torch::stable::sum(chunks, over_chunks);
   }
-  const std::vector<int64_t> over = {1};
-  return {grad_query, grad_key, grad_value, torch::stable::sum(partial, over)};
+  return {grad_query, grad_key, grad_value, torch::stable::sum(partial, over_parts)};
 }
 
 }  // namespace histokit

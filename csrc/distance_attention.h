@@ -8,8 +8,9 @@
 //   p = exp(s - logsumexp),  ds = p (keep grad_out . value - delta)
 //   grad_query = scale ds key,  grad_key = scale ds^T query,  grad_value = (keep p)^T grad_out
 //   grad_slope = sum over n, m of ds |c_n - c_m|
-// Two passes, one over blocks of queries and one over blocks of keys, each with all its sums to
-// itself: they need no buffer that grows with the threads, and no order between them.
+// On CUDA two passes, one over blocks of queries and one over blocks of keys, each with all its
+// sums to itself: they need no order between them. On CPU one pass over keys, which forms each
+// probability once, and a fixed number of partial sums for the gradient of the queries.
 #pragma once
 #include "dtype.h"
 
@@ -34,23 +35,21 @@ struct DistanceAttentionParams {
   // Backward only:
   const void* grad_out;
   int64_t grad_out_row, grad_out_head;
-  void* delta;            // (h, N), written by the pass over queries, read by the one over keys
-  void* grad_query;       // (N, h, d) contiguous
+  void* delta;            // CUDA: (h, N), written by the pass over queries, read by that over keys
+  void* grad_query;       // (N, h, d) contiguous; on CPU (B, N, h, d), a sum for each chunk of keys
   void* grad_key;         // (N, h, d) contiguous
   void* grad_value;       // (N, h, d) contiguous
-  double* partial_slope;  // (h, B): sums over a block of queries; Python adds the blocks
+  double* partial_slope;  // (h, B): sums over a part of the head; null where not wanted
 };
 
-// B: blocks of rows that one task (head, block) works on.
+// B: into how many parts a head is divided, one task each. Forward on CPU, backward on CPU, CUDA.
 int64_t distance_attention_blocks_cpu(int64_t num_rows);
+int64_t distance_attention_chunks_cpu(int64_t num_rows);
 int64_t distance_attention_blocks_cuda(const DistanceAttentionParams& p);
 
-// Tasks [begin, end) of num_heads * B on the calling thread; task t is head t / B, block t % B.
+// Tasks [begin, end) of num_heads * B on the calling thread; task t is head t / B, part t % B.
 void distance_attention_cpu(const DistanceAttentionParams& p, int64_t begin, int64_t end);
-void distance_attention_backward_query_cpu(const DistanceAttentionParams& p, int64_t begin,
-                                           int64_t end);
-void distance_attention_backward_key_cpu(const DistanceAttentionParams& p, int64_t begin,
-                                         int64_t end);
+void distance_attention_backward_cpu(const DistanceAttentionParams& p, int64_t begin, int64_t end);
 
 Error distance_attention_cuda(DistanceAttentionParams p, Stream stream);
 Error distance_attention_backward_cuda(DistanceAttentionParams p, Stream stream);

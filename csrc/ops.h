@@ -37,10 +37,10 @@ std::tuple<Tensor, Tensor, Tensor> prototype_attention_backward(Tensor grad_out,
 std::tuple<Tensor, Tensor> distance_attention(Tensor query, Tensor key, Tensor value, Tensor coords,
                                               Tensor slope, OptionalTensor seed, double dropout);
 
-// -> grad_query, grad_key, grad_value (N, h, d), grad_slope (h,) float64
+// -> grad_query, grad_key, grad_value (N, h, d), grad_slope (h,) float64, (0,) if not wanted
 std::tuple<Tensor, Tensor, Tensor, Tensor> distance_attention_backward(
     Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor coords, Tensor slope,
-    OptionalTensor seed, double dropout, Tensor out, Tensor logsumexp);
+    OptionalTensor seed, double dropout, Tensor out, Tensor logsumexp, bool with_slope);
 
 // Updates state (6, S, G) in place.
 void pearson_update(Tensor state, Tensor pred, Tensor target, OptionalTensor mask,

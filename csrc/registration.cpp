@@ -25,8 +25,8 @@ STABLE_TORCH_LIBRARY(histokit, m) {
       "Tensor? seed, float dropout) -> (Tensor, Tensor)");
   m.def(
       "distance_attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, "
-      "Tensor coords, Tensor slope, Tensor? seed, float dropout, Tensor out, Tensor logsumexp) "
-      "-> (Tensor, Tensor, Tensor, Tensor)");
+      "Tensor coords, Tensor slope, Tensor? seed, float dropout, Tensor out, Tensor logsumexp, "
+      "bool with_slope) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "pearson_update(Tensor(a!) state, Tensor pred, Tensor target, Tensor? mask, Tensor? order, "
       "Tensor? offsets) -> ()");

@@ -66,10 +66,10 @@ def _fake(query, key, value, coords, slope, seed, dropout):
 
 
 def _backward_fake(
-    grad_out, query, key, value, coords, slope, seed, dropout, out, logsumexp
+    grad_out, query, key, value, coords, slope, seed, dropout, out, logsumexp, with_slope
 ):  # fmt: skip
     grads = (query.new_empty(query.shape) for _ in range(3))
-    return *grads, slope.new_empty(slope.shape, dtype=torch.float64)
+    return *grads, slope.new_empty(slope.shape[0] if with_slope else 0, dtype=torch.float64)
 
 
 def _setup(ctx, inputs, output):
@@ -79,10 +79,11 @@ def _setup(ctx, inputs, output):
 
 def _backward(ctx, grad_out, _):
     *inputs, out, logsumexp = ctx.saved_tensors
+    with_slope = ctx.needs_input_grad[4]
     *grads, grad_slope = torch.ops.histokit.distance_attention_backward(
-        grad_out, *inputs, ctx.dropout, out, logsumexp
+        grad_out, *inputs, ctx.dropout, out, logsumexp, with_slope
     )
-    return *grads, None, grad_slope.to(inputs[4].dtype), None, None
+    return *grads, None, grad_slope.to(inputs[4].dtype) if with_slope else None, None, None
 
 
 if _dispatch.HAS_KERNELS:

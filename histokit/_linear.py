@@ -279,7 +279,7 @@ def _linear_mse(
     for first in range(0, genes, ROWS):
         w, c = masked[first : first + ROWS], cross[first : first + ROWS]
         product = w @ gram
-        total += ((product - 2 * c) * w).sum(1).sum(dtype=torch.float64)
+        total += torch.sub(product, c, alpha=2).mul_(w).sum(1).sum(dtype=torch.float64)
         if not with_grad:
             continue
         inner.addmm_(w.T, w)

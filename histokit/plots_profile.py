@@ -7,14 +7,14 @@ from pathlib import Path
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from histokit.files import atomic_path
 from histokit.plots import COLOURS, STYLE
 
 PANELS = (
     ("Time of a call", "seconds", "ms_p50", 1e-3),
-    ("Peak memory beyond the inputs", "GB", "peak_mb", 1 / 1024),
+    ("Peak memory: results and what they take", "GB", "peak_mb", 1 / 1024),
     ("Operations", "TFLOP", "gflop", 1e-3),
 )
 
@@ -53,6 +53,7 @@ def draw_profile(rows: list[dict], path: Path) -> None:
             axis.set(title=title, xlabel="patches", ylabel=unit, xscale="log")
             if any(row[key] for row in rows):  # a logarithm of nothing is an error
                 axis.set_yscale("log")
+                axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.set_xticks(ticks, [f"{n:,}" for n in ticks], minor=False)
             axis.minorticks_off()
             axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

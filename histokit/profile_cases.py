@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import statistics
 from collections.abc import Callable
 
 import numpy as np
@@ -15,55 +16,14 @@ from torch import nn
 from histokit import ops
 from histokit.models.histoprism import OFFICIAL_CANCERS, HistoPrism
 from histokit.models.stpath import STPath, STPathLayer, rescale_coords
-from histokit.profiling import Call
+from histokit.profile_booster import booster, booster_training
+from histokit.profiling import Case, Setting, seconds_of, size_of
 
 FEATURES = 1024  # of HistoPrism, from UNI
+WIDTH, LAYERS = 256, 2  # of its encoder
 CANCER, TECHNOLOGY, ORGAN = 7, 2, 3
 DENSITY = 0.08  # of the expression of a slide
 PATHWAYS = (137, 75)  # of GPC: 50 Hallmark and 87 GO sets, and genes of each
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """Sizes and place of a measurement."""
-
-    patches: int
-    genes: int
-    device: str
-    dtype: torch.dtype
-
-    def tensor(self, *shape: int) -> torch.Tensor:
-        """Normal random numbers."""
-        return torch.randn(*shape, device=self.device).to(self.dtype)
-
-    def place(self, module: nn.Module) -> nn.Module:
-        """The module on this device, in this type, in evaluation mode."""
-        return module.to(self.device, self.dtype).eval()
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One row of the table.
-
-    Attributes:
-        call: what is timed.
-        check: results of this row and of what they must equal; run at few patches.
-        traffic: bytes that it has to read and write at least.
-        slow: so slow that it is timed once.
-    """
-
-    call: Call
-    check: Callable[[], tuple[torch.Tensor, torch.Tensor]]
-    traffic: int
-    slow: bool = False
-
-
-def size_of(*what) -> int:
-    """Bytes of tensors and of modules' parameters."""
-    return sum(
-        sum(p.nbytes for p in w.parameters()) if isinstance(w, nn.Module) else w.nbytes
-        for w in what
-    )
 
 
 # ---- HistoPrism --------------------------------------------------------------------------------
@@ -159,11 +119,14 @@ def coherence(at: Setting, here: bool) -> Case:
 
 
 def training(at: Setting, here: bool) -> Case:
-    """One step: forward, loss, backward, clipping, AdamW; the check is without dropout."""
+    """One step: forward, loss, backward, clipping, AdamW; the check is without dropout.
+
+    AdamW is fused here, as in run_train.py, and torch's default in the authors' form.
+    """
     model, authors, x = _histoprism(at)
     target = _slide_expression(at)
     dense = None if here else target.to_dense()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-5, weight_decay=0.01)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-5, weight_decay=0.01, fused=here)
 
     def loss_here(model: HistoPrism) -> torch.Tensor:
         head = model.head
@@ -247,13 +210,25 @@ def stpath_layer(at: Setting, fused: bool) -> Case:
     )
 
 
+def attention_rate(device: str, dtype: torch.dtype) -> float:
+    """GFLOP/s of the attention that HistoPrism uses on this device."""
+    q, k, v = torch.randn(3, 8, 4096, WIDTH // 8, device=device).to(dtype)
+    call = lambda: HistoPrism._attend(q, k, v, 0.0)  # noqa: E731
+    call()
+    return 4 * 4096**2 * WIDTH / statistics.median(seconds_of(call, 5, device)) / 1e9
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of the table by its name; ``against`` names the row that its ratios refer to."""
+    """A row of the table by its name; ``against`` names the row that its ratios refer to.
+
+    ``curve`` is False where the figure leaves it out, for it shows forward passes.
+    """
 
     group: str
     build: Callable[[Setting], Case]
     against: str | None = None
+    curve: bool = True
 
 
 ROWS = {
@@ -267,10 +242,16 @@ ROWS = {
     "STPath layer fused": Row(
         "stpath-layer", lambda at: stpath_layer(at, True), "STPath layer as published"
     ),
+    "BP-Booster plain": Row("bpbooster", lambda at: booster(at, False)),
+    "BP-Booster fused": Row("bpbooster", lambda at: booster(at, True), "BP-Booster plain"),
+    "BP-Booster step plain": Row("bpbooster", lambda at: booster_training(at, False), curve=False),
+    "BP-Booster step fused": Row(
+        "bpbooster", lambda at: booster_training(at, True), "BP-Booster step plain", False
+    ),
     "GPC, scipy by gene": Row("gpc", lambda at: coherence(at, False)),
     "GPC, closed form": Row("gpc", lambda at: coherence(at, True), "GPC, scipy by gene"),
-    "training step, authors' form": Row("train", lambda at: training(at, False)),
+    "training step, authors' form": Row("train", lambda at: training(at, False), curve=False),
     "training step here": Row(
-        "train", lambda at: training(at, True), "training step, authors' form"
+        "train", lambda at: training(at, True), "training step, authors' form", False
     ),
 }

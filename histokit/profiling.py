@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import re
 import resource
@@ -11,10 +12,56 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 Call = Callable[[], torch.Tensor]
 _HEADROOM = 0.9  # of the free memory that a measured process may take
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Sizes and place of a measurement."""
+
+    patches: int
+    genes: int
+    device: str
+    dtype: torch.dtype
+
+    def tensor(self, *shape: int) -> torch.Tensor:
+        """Normal random numbers."""
+        return torch.randn(*shape, device=self.device).to(self.dtype)
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """The module on this device, in this type, in evaluation mode."""
+        return module.to(self.device, self.dtype).eval()
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One row of the table.
+
+    Attributes:
+        call: what is timed.
+        check: results of this row and of what they must equal; run at few patches.
+        traffic: bytes that it has to read and write at least.
+        slow: so slow that it is timed once.
+        uncounted: operations of an attention that torch's counter does not see as products.
+    """
+
+    call: Call
+    check: Callable[[], tuple[torch.Tensor, torch.Tensor]]
+    traffic: int
+    slow: bool = False
+    uncounted: int = 0
+
+
+def size_of(*what) -> int:
+    """Bytes of tensors and of modules' parameters."""
+    return sum(
+        sum(p.nbytes for p in w.parameters()) if isinstance(w, nn.Module) else w.nbytes
+        for w in what
+    )
 
 
 def synchronise(device: str) -> None:
@@ -95,6 +142,17 @@ def rates(device: str, dtype: torch.dtype) -> dict[str, float]:
     }
 
 
+def growth(seconds: dict[int, float], quadratic: float) -> dict[int, float]:
+    """Measured seconds over those of the model ``c1 N + c2 N^2``, for each number of patches N.
+
+    Args:
+        seconds: of a call with N patches.
+        quadratic: c2, known from the rate of attention; c1 is the median of what that leaves.
+    """
+    linear = statistics.median((t - quadratic * n**2) / n for n, t in seconds.items())
+    return {n: t / (linear * n + quadratic * n**2) for n, t in seconds.items()}
+
+
 def machine(device: str) -> str:
     """The device in words."""
     if device.startswith("cuda"):
@@ -129,7 +187,7 @@ def _distance(query, *_, **__):
 
 
 def _distance_backward(grad, query, *_, **__):
-    return 7 * _distance(query) // 2  # seven products of this size: both passes need the scores
+    return 5 * _distance(query) // 2  # what the second pass on CUDA forms again is not counted
 
 
 def _cancer(x, score_weight, _, value, *__, **___):
@@ -138,6 +196,10 @@ def _cancer(x, score_weight, _, value, *__, **___):
 
 def _prototypes(query, key, *_, **__):
     return 4 * query[0] * query[1] * key[0]
+
+
+def _prototypes_backward(grad, query, key, *_, **__):
+    return 5 * _prototypes(query, key) // 2
 
 
 def _csr(row_offsets, col_index, values, dense, *_, **__):
@@ -164,6 +226,7 @@ def _unknown_to_torch() -> dict:
         own.distance_attention_backward: _distance_backward,
         own.cancer_cross_attention: _cancer,
         own.prototype_attention: _prototypes,
+        own.prototype_attention_backward: _prototypes_backward,
         own.csr_matmul: _csr,
         own.csr_transpose_matmul: _csr,
         own.quadratic_form: _quadratic,

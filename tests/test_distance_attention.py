@@ -127,6 +127,34 @@ def test_bad_dropout(options, text):
         ops.distance_attention(*case(4, 2, 3), **options)
 
 
+@needs_kernels
+@pytest.mark.parametrize("wanted", [{0}, {2}, {4}, {0, 1, 2}, {1, 4}])
+@pytest.mark.parametrize("slope", [0.0, 2.0])
+@pytest.mark.parametrize("device", DEVICES)
+def test_gradients_of_some_inputs(wanted, slope, device):
+    """Without the slope's gradient, and without distances where the slope is zero."""
+    found = []
+    for module in (ops, reference):
+        arguments = [a.to(device) for a in case(150, 2, 8)]
+        arguments[4] = torch.full_like(arguments[4], slope)
+        asked = [arguments[i].requires_grad_() for i in wanted]
+        found.append(torch.autograd.grad(module.distance_attention(*arguments).sin().sum(), asked))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@needs_kernels
+def test_threads_and_chunks_do_not_change_the_gradients():
+    arguments = [a.float() for a in case(700, 3, 20)]
+    wanted = [a.requires_grad_() for i, a in enumerate(arguments) if i != 3]
+    threads, found = torch.get_num_threads(), []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        found.append(torch.autograd.grad(blind(arguments)(*wanted).sin().sum(), wanted))
+    torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_coords_get_no_gradient():
     arguments = [a.requires_grad_() for a in case(5, 1, 4)]
     for module in (ops, reference):

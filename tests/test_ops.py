@@ -158,10 +158,11 @@ def samples():
     yield "distance_attention", (*differentiated, torch.ones(1).long(), 0.1)
     query = vectors[0].detach()
     out, logsumexp = query.contiguous(), torch.randn(2, 5)
-    yield (
-        "distance_attention_backward",
-        (query, query, query, query, coords, slope, None, 0.0, out, logsumexp),
-    )
+    for with_slope in (True, False):
+        yield (
+            "distance_attention_backward",
+            (query, query, query, query, coords, slope, None, 0.0, out, logsumexp, with_slope),
+        )
     state = torch.zeros(6, 2, 9, dtype=torch.float64)
     pred, target, mask, slides = pearson_inputs(5)
     order = slides.argsort(stable=True)
@@ -179,14 +180,14 @@ def samples():
 
 
 @needs_kernels
-@pytest.mark.parametrize("number", range(15))
+@pytest.mark.parametrize("number", range(16))
 def test_opcheck(number):
     name, arguments = list(samples())[number]
     torch.library.opcheck(getattr(torch.ops.histokit, name).default, arguments)
 
 
 def test_all_samples_are_checked():
-    assert len(list(samples())) == 15
+    assert len(list(samples())) == 16
 
 
 # ---- types, threads, backends ------------------------------------------------------------------

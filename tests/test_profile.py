@@ -13,7 +13,8 @@ from op_checks import needs_kernels
 import run_profile
 from histokit import ops, profiling
 from histokit.plots_profile import draw_profile
-from histokit.profile_cases import ROWS, Setting
+from histokit.profile_cases import ROWS
+from histokit.profiling import Setting
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = Setting(patches=9, genes=30, device="cpu", dtype=torch.float64)
@@ -62,6 +63,26 @@ def test_operations_of_stpath():
 
 
 @needs_kernels
+@pytest.mark.parametrize("form", ["plain", "fused"])
+def test_operations_of_bpbooster(form):
+    at = dataclasses.replace(TINY, patches=70, dtype=torch.float32)
+    n, wide, width, prototypes = 70, 1024, 256, 64
+    own = 2 * prototypes * width**2 + n * (2 * width**2 + 2 * prototypes * width)  # k, v; q, out
+    forward = n * wide * width + own + n * width * at.genes
+    case = ROWS[f"BP-Booster {form}"].build(at)
+    with torch.no_grad():
+        found = profiling.operations(case.call) + case.uncounted
+    assert found == pytest.approx(2 * forward, rel=1e-6)
+
+
+def test_growth_finds_what_is_not_of_the_model():
+    exact = {n: 3e-4 * n + 2e-8 * n**2 for n in (1000, 2000, 5000, 10_000, 20_000)}
+    assert profiling.growth(exact, 2e-8) == pytest.approx(dict.fromkeys(exact, 1.0))
+    slow = profiling.growth(exact | {20_000: 2 * exact[20_000]}, 2e-8)
+    assert (slow[1000], slow[20_000]) == pytest.approx((1.0, 2.0))
+
+
+@needs_kernels
 def test_operations_of_gradients():
     q, k, v = torch.randn(3, 2, 20, 8, requires_grad=True).unbind()
 
@@ -69,7 +90,7 @@ def test_operations_of_gradients():
         out = ops.distance_attention(q, k, v, torch.rand(20, 2), torch.ones(2))
         return torch.autograd.grad(out.sum(), [q, k, v])
 
-    assert profiling.operations(step) == (2 + 7) * 2 * 2 * 20**2 * 8
+    assert profiling.operations(step) == (2 + 5) * 2 * 2 * 20**2 * 8
 
 
 def test_peak_memory_is_what_a_call_needs():

@@ -8,7 +8,7 @@ namespace {
 
 template <typename T>
 struct Softmax {
-  T high[kOwn], total[kOwn], shrink[kOwn];
+  HK_ALIGNED T high[kOwn], total[kOwn], shrink[kOwn];
 
   HK_INLINE Softmax() {
     for (int64_t l = 0; l < kOwn; ++l) high[l] = -std::numeric_limits<T>::infinity(), total[l] = 0;
@@ -18,7 +18,7 @@ struct Softmax {
   // where it did not change.
   HK_INLINE bool weigh(const Places<T>& places, const T* coords, T slope, Keep<T>& keep,
                        int64_t first, int64_t count, T* score) {
-    T now[kOwn];
+    HK_ALIGNED T now[kOwn];
     std::copy_n(high, kOwn, now);
     for (int64_t m = 0; m < count; ++m) {
       T* s = score + m * kOwn;
@@ -60,7 +60,8 @@ HK_INLINE void forward(const Params& p, int64_t begin, int64_t end) {
   Tile<Shape, T> values(dim);
   Keep<T> keep(p);
   const int64_t width = values.width;
-  std::vector<T> panel(dim * kOwn), score(kStep * kOwn), out(kOwn * width);
+  std::vector<T> panel(dim * kOwn), out(kOwn * width);
+  HK_ALIGNED T score[kStep * kOwn];
   for (int64_t task = begin; task < end; ++task) {
     const int64_t head = task / blocks, first = task % blocks * kOwn;
     const int64_t own = std::min(kOwn, p.num_rows - first);
@@ -75,11 +76,11 @@ HK_INLINE void forward(const Params& p, int64_t begin, int64_t end) {
     Softmax<T> softmax;
     for (int64_t m = 0; m < p.num_rows; m += kStep) {
       const int64_t count = std::min(kStep, p.num_rows - m);
-      multiply<Shape>(key, m, count, dim, panel.data(), score.data());
-      if (softmax.weigh(places, coords, slope, keep, m, count, score.data()))
+      multiply<Shape>(key, m, count, dim, panel.data(), score);
+      if (softmax.weigh(places, coords, slope, keep, m, count, score))
         for (int64_t l = 0; l < kOwn; ++l)
           for (int64_t c = 0; c < width; ++c) out[l * width + c] *= softmax.shrink[l];
-      accumulate<Shape>(score.data(), values.rows(value, m, count), count, width, out.data());
+      accumulate<Shape>(score, values.rows(value, m, count), count, width, out.data());
     }
     for (int64_t l = 0; l < own; ++l) {
       T* to = static_cast<T*>(p.out) + ((first + l) * p.num_heads + head) * dim;

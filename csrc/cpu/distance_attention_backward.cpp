@@ -1,5 +1,6 @@
-// Two passes over tiles of recomputed probabilities: queries across lanes for their own gradient
-// and the slope's, then keys across lanes for the gradients of keys and values.
+// One pass over tiles of recomputed probabilities, keys across lanes. The gradients of keys and
+// values are sums of a block of keys to itself; those of queries grow in a buffer for each chunk of
+// blocks, and the chunks are added in their order whatever the threads.
 #include <limits>
 
 #include "distance_attention_tiles.h"
@@ -7,165 +8,155 @@
 namespace histokit {
 namespace {
 
-// What a tile works on: (kStep, kOwn) products become probabilities and score gradients.
+constexpr int64_t kChunks = 8;  // times the heads: what threads may share
+
+// What a chunk works on: (kStep, kOwn) products become probabilities and score gradients.
 template <typename Shape, typename T>
 struct Scratch {
-  Tile<Shape, T> first, second;  // rows of the other side
-  std::vector<T> panel, panel_grad, score, grad;
+  Tile<Shape, T> keys, queries, grads;
+  std::vector<T> panel, panel_grad, key_sums, value_sums, query_sums, delta;
+  HK_ALIGNED T score[kStep * kOwn], grad[kStep * kOwn];
 
-  explicit Scratch(int64_t dim)
-      : first(dim),
-        second(dim),
+  Scratch(int64_t rows, int64_t dim)
+      : keys(dim),
+        queries(dim),
+        grads(dim),
         panel(dim * kOwn),
         panel_grad(dim * kOwn),
-        score(kStep * kOwn),
-        grad(kStep * kOwn) {}
+        key_sums(kOwn * keys.width),
+        value_sums(kOwn * keys.width),
+        query_sums(rows * keys.width),
+        delta(rows) {}
 };
 
+// What the tiles of one head share.
+template <typename T>
+struct Head {
+  Rows<T> query, key, value, grad_out, out;
+  const T *coords, *logsumexp;
+  T slope;
+  bool with_distance, with_slope;
+
+  Head(const Params& p, int64_t i)
+      : query(p.query, p.query_row, p.query_head, i),
+        key(p.key, p.key_row, p.key_head, i),
+        value(p.value, p.value_row, p.value_head, i),
+        grad_out(p.grad_out, p.grad_out_row, p.grad_out_head, i),
+        out(p.out, p.num_heads * p.head_dim, p.head_dim, i),
+        coords(static_cast<const T*>(p.coords)),
+        logsumexp(static_cast<const T*>(p.logsumexp) + i * p.num_rows),
+        slope(static_cast<const T*>(p.slope)[i]),
+        with_distance(slope != 0 || p.partial_slope),
+        with_slope(p.partial_slope) {}
+};
+
+// Products of queries n .. n + count with the keys become dropped weights, those of their grad_out
+// with the values gradients of the scores. Adds to moved, lane by lane, the slope's gradient.
 template <typename Shape, typename T>
-HK_INLINE void backward_query(const Params& p, int64_t begin, int64_t end) {
-  const int64_t blocks = distance_attention_blocks_cpu(p.num_rows), dim = p.head_dim;
-  const T scale = 1 / std::sqrt(static_cast<T>(dim));
-  const T* coords = static_cast<const T*>(p.coords);
-  Scratch<Shape, T> at(dim);
-  Keep<T> keep(p);
-  const int64_t width = at.first.width;
-  std::vector<T> sums(kOwn * width);
-  T logsumexp[kOwn], delta[kOwn], moved[kOwn];
-  for (int64_t task = begin; task < end; ++task) {
-    const int64_t head = task / blocks, first = task % blocks * kOwn;
-    const int64_t own = std::min(kOwn, p.num_rows - first);
-    const T slope = static_cast<const T*>(p.slope)[head];
-    const Rows<T> query(p.query, p.query_row, p.query_head, head);
-    const Rows<T> key(p.key, p.key_row, p.key_head, head);
-    const Rows<T> value(p.value, p.value_row, p.value_head, head);
-    const Rows<T> grad_out(p.grad_out, p.grad_out_row, p.grad_out_head, head);
-    const Places<T> places(coords, first, own);
-    keep.queries(p, head, first);
-    pack(query, first, own, dim, scale, at.panel.data());
-    pack(grad_out, first, own, dim, T(1), at.panel_grad.data());
-    for (int64_t l = 0; l < kOwn; ++l) {  // infinity: a row past the end has no weights
-      logsumexp[l] = std::numeric_limits<T>::infinity();
-      delta[l] = 0;
-      if (l >= own) continue;
-      const T* out = static_cast<const T*>(p.out) + ((first + l) * p.num_heads + head) * dim;
-      for (int64_t c = 0; c < dim; ++c) delta[l] += grad_out.at(first + l)[c] * out[c];
-      logsumexp[l] = static_cast<const T*>(p.logsumexp)[head * p.num_rows + first + l];
-      static_cast<T*>(p.delta)[head * p.num_rows + first + l] = delta[l];
-    }
-    std::fill(sums.begin(), sums.end(), T(0));
-    double slope_sum = 0;
-    for (int64_t m = 0; m < p.num_rows; m += kStep) {
-      const int64_t count = std::min(kStep, p.num_rows - m);
-      multiply<Shape>(key, m, count, dim, at.panel.data(), at.score.data());
-      multiply<Shape>(value, m, count, dim, at.panel_grad.data(), at.grad.data());
-      std::fill_n(moved, kOwn, T(0));
-      for (int64_t r = 0; r < count; ++r) {
-        const T *s = &at.score[r * kOwn], *other = coords + 2 * (m + r);
-        T* g = &at.grad[r * kOwn];
-        keep.draw(column_bits(m + r));
+HK_INLINE void weigh(const Head<T>& head, const Places<T>& places, Keep<T>& keep, int64_t n,
+                     int64_t count, Scratch<Shape, T>& at, T* moved) {
+  for (int64_t r = 0; r < count; ++r) {
+    const T logsumexp = head.logsumexp[n + r], delta = at.delta[n + r];
+    T *s = &at.score[r * kOwn], *g = &at.grad[r * kOwn];
+    HK_ALIGNED T distance[kOwn];
+    if (head.with_distance) {
+      const T* other = head.coords + 2 * (n + r);
 #pragma omp simd
-        for (int64_t l = 0; l < kOwn; ++l) {
-          const T distance = places.distance(l, other);
-          g[l] = exp(s[l] + slope * distance - logsumexp[l]) * (keep.at[l] * g[l] - delta[l]);
-          moved[l] += g[l] * distance;
-        }
+      for (int64_t l = 0; l < kOwn; ++l) {
+        distance[l] = places.distance(l, other);
+        s[l] += head.slope * distance[l];
       }
-      for (int64_t l = 0; l < kOwn; ++l) slope_sum += moved[l];
-      accumulate<Shape>(at.grad.data(), at.first.rows(key, m, count), count, width, sums.data());
     }
-    p.partial_slope[task] = slope_sum;
-    for (int64_t l = 0; l < own; ++l)
-      for (int64_t c = 0; c < dim; ++c)
-        static_cast<T*>(p.grad_query)[((first + l) * p.num_heads + head) * dim + c] =
-            sums[l * width + c] * scale;
+    keep.draw(row_bits(keep.head, n + r));
+#pragma omp simd
+    for (int64_t l = 0; l < kOwn; ++l) {
+      const T weight = exp(s[l] - logsumexp);
+      g[l] = weight * (keep.at[l] * g[l] - delta);
+      s[l] = weight * keep.at[l];
+    }
+    if (head.with_slope)
+#pragma omp simd
+      for (int64_t l = 0; l < kOwn; ++l) moved[l] += g[l] * distance[l];
   }
 }
 
 template <typename Shape, typename T>
-HK_INLINE void backward_key(const Params& p, int64_t begin, int64_t end) {
-  const int64_t blocks = distance_attention_blocks_cpu(p.num_rows), dim = p.head_dim;
+HK_INLINE void backward(const Params& p, int64_t begin, int64_t end) {
+  const int64_t rows = p.num_rows, dim = p.head_dim, blocks = distance_attention_blocks_cpu(rows);
+  const int64_t chunks = distance_attention_chunks_cpu(rows);
   const T scale = 1 / std::sqrt(static_cast<T>(dim));
-  const T* coords = static_cast<const T*>(p.coords);
-  Scratch<Shape, T> at(dim);
+  Scratch<Shape, T> at(rows, dim);
   Keep<T> keep(p);
-  const int64_t width = at.first.width;
-  std::vector<T> key_sums(kOwn * width), value_sums(kOwn * width);
+  const int64_t width = at.keys.width;
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t head = task / blocks, first = task % blocks * kOwn;
-    const int64_t own = std::min(kOwn, p.num_rows - first);
-    const T slope = static_cast<const T*>(p.slope)[head];
-    const Rows<T> query(p.query, p.query_row, p.query_head, head);
-    const Rows<T> key(p.key, p.key_row, p.key_head, head);
-    const Rows<T> value(p.value, p.value_row, p.value_head, head);
-    const Rows<T> grad_out(p.grad_out, p.grad_out_row, p.grad_out_head, head);
-    const Places<T> places(coords, first, own);
-    keep.keys(p, head, first);
-    pack(key, first, own, dim, scale, at.panel.data());
-    pack(value, first, own, dim, T(1), at.panel_grad.data());
-    std::fill(key_sums.begin(), key_sums.end(), T(0));
-    std::fill(value_sums.begin(), value_sums.end(), T(0));
-    for (int64_t n = 0; n < p.num_rows; n += kStep) {
-      const int64_t count = std::min(kStep, p.num_rows - n);
-      multiply<Shape>(query, n, count, dim, at.panel.data(), at.score.data());
-      multiply<Shape>(grad_out, n, count, dim, at.panel_grad.data(), at.grad.data());
-      for (int64_t r = 0; r < count; ++r) {
-        const T* other = coords + 2 * (n + r);
-        const int64_t row = head * p.num_rows + n + r;
-        const T logsumexp = static_cast<const T*>(p.logsumexp)[row];
-        const T delta = static_cast<const T*>(p.delta)[row];
-        T *s = &at.score[r * kOwn], *g = &at.grad[r * kOwn];
-        keep.draw(row_bits(keep.head, n + r));
-#pragma omp simd
-        for (int64_t l = 0; l < kOwn; ++l) {
-          const T weight = exp(s[l] + slope * places.distance(l, other) - logsumexp);
-          g[l] = weight * (keep.at[l] * g[l] - delta);
-          s[l] = weight * keep.at[l];
-        }
-      }
-      accumulate<Shape>(at.grad.data(), at.first.rows(query, n, count), count, width,
-                        key_sums.data());
-      accumulate<Shape>(at.score.data(), at.second.rows(grad_out, n, count), count, width,
-                        value_sums.data());
+    const int64_t i = task / chunks, chunk = task % chunks;
+    const Head<T> head(p, i);
+    for (int64_t n = 0; n < rows; ++n) {
+      const T *grad = head.grad_out.at(n), *out = head.out.at(n);
+      Vec<T> products = {};
+      by_vector<T>(dim, [&](int64_t c, auto lanes) HK_INLINE_LAMBDA {
+        products += load(grad + c, lanes) * load(out + c, lanes);
+      });
+      at.delta[n] = sum<T>(products);
     }
-    for (int64_t l = 0; l < own; ++l)
-      for (int64_t c = 0; c < dim; ++c) {
-        const int64_t to = ((first + l) * p.num_heads + head) * dim + c;
-        static_cast<T*>(p.grad_key)[to] = key_sums[l * width + c] * scale;
-        static_cast<T*>(p.grad_value)[to] = value_sums[l * width + c];
+    std::fill(at.query_sums.begin(), at.query_sums.end(), T(0));
+    double slope_sum = 0;
+    for (int64_t block = blocks * chunk / chunks; block < blocks * (chunk + 1) / chunks; ++block) {
+      const int64_t first = block * kOwn, own = std::min(kOwn, rows - first);
+      const Places<T> places(head.coords, first, own);
+      keep.keys(p, i, first);
+      pack(head.key, first, own, dim, scale, at.panel.data());
+      pack(head.value, first, own, dim, T(1), at.panel_grad.data());
+      std::fill(at.key_sums.begin(), at.key_sums.end(), T(0));
+      std::fill(at.value_sums.begin(), at.value_sums.end(), T(0));
+      const T* keys = at.keys.rows(head.key, first, own);
+      HK_ALIGNED T moved[kOwn] = {};
+      for (int64_t n = 0; n < rows; n += kStep) {
+        const int64_t count = std::min(kStep, rows - n);
+        multiply<Shape>(head.query, n, count, dim, at.panel.data(), at.score);
+        multiply<Shape>(head.grad_out, n, count, dim, at.panel_grad.data(), at.grad);
+        weigh(head, places, keep, n, count, at, moved);
+        accumulate<Shape>(at.grad, at.queries.rows(head.query, n, count), count, width,
+                          at.key_sums.data());
+        accumulate<Shape>(at.score, at.grads.rows(head.grad_out, n, count), count, width,
+                          at.value_sums.data());
+        spread<Shape>(at.grad, keys, count, own, width, &at.query_sums[n * width]);
       }
+      for (int64_t l = 0; l < own; ++l) slope_sum += moved[l];
+      for (int64_t l = 0; l < own; ++l)
+        for (int64_t c = 0; c < dim; ++c) {
+          const int64_t to = ((first + l) * p.num_heads + i) * dim + c;
+          static_cast<T*>(p.grad_key)[to] = at.key_sums[l * width + c] * scale;
+          static_cast<T*>(p.grad_value)[to] = at.value_sums[l * width + c];
+        }
+    }
+    if (head.with_slope) p.partial_slope[task] = slope_sum;
+    T* partial = static_cast<T*>(p.grad_query) + chunk * rows * p.num_heads * dim;
+    for (int64_t n = 0; n < rows; ++n)
+      for (int64_t c = 0; c < dim; ++c)
+        partial[(n * p.num_heads + i) * dim + c] = at.query_sums[n * width + c] * scale;
   }
 }
 
 // Wide tiles are for AVX-512 alone, so they are compiled for nothing else.
-HK_WIDE void query_wide(const Params& p, int64_t begin, int64_t end) {
-  p.dtype == Dtype::f64 ? backward_query<Wide, double>(p, begin, end)
-                        : backward_query<Wide, float>(p, begin, end);
+HK_WIDE void backward_wide(const Params& p, int64_t begin, int64_t end) {
+  p.dtype == Dtype::f64 ? backward<Wide, double>(p, begin, end)
+                        : backward<Wide, float>(p, begin, end);
 }
 
-HK_NARROW_CLONES void query_narrow(const Params& p, int64_t begin, int64_t end) {
-  p.dtype == Dtype::f64 ? backward_query<Narrow, double>(p, begin, end)
-                        : backward_query<Narrow, float>(p, begin, end);
-}
-
-HK_WIDE void key_wide(const Params& p, int64_t begin, int64_t end) {
-  p.dtype == Dtype::f64 ? backward_key<Wide, double>(p, begin, end)
-                        : backward_key<Wide, float>(p, begin, end);
-}
-
-HK_NARROW_CLONES void key_narrow(const Params& p, int64_t begin, int64_t end) {
-  p.dtype == Dtype::f64 ? backward_key<Narrow, double>(p, begin, end)
-                        : backward_key<Narrow, float>(p, begin, end);
+HK_NARROW_CLONES void backward_narrow(const Params& p, int64_t begin, int64_t end) {
+  p.dtype == Dtype::f64 ? backward<Narrow, double>(p, begin, end)
+                        : backward<Narrow, float>(p, begin, end);
 }
 
 }  // namespace
 
-void distance_attention_backward_query_cpu(const Params& p, int64_t begin, int64_t end) {
-  wide_registers() ? query_wide(p, begin, end) : query_narrow(p, begin, end);
+int64_t distance_attention_chunks_cpu(int64_t num_rows) {
+  return std::min(kChunks, distance_attention_blocks_cpu(num_rows));
 }
 
-void distance_attention_backward_key_cpu(const Params& p, int64_t begin, int64_t end) {
-  wide_registers() ? key_wide(p, begin, end) : key_narrow(p, begin, end);
+void distance_attention_backward_cpu(const Params& p, int64_t begin, int64_t end) {
+  wide_registers() ? backward_wide(p, begin, end) : backward_narrow(p, begin, end);
 }
 
 }  // namespace histokit

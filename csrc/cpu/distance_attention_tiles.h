@@ -6,21 +6,16 @@
 // lanes, and both kinds of product read one broadcast number for several vectors.
 #pragma once
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <vector>
 
-#include "../distance_attention.h"
-#include "../dropout.h"
 #include "../math.h"
 #include "../simd.h"
+#include "distance_attention_lanes.h"
 
 namespace histokit {
 namespace {
 
-using Params = DistanceAttentionParams;
-
-constexpr int64_t kOwn = 64;   // rows across lanes
 constexpr int64_t kStep = 64;  // rows of the other side at a time
 
 // How many accumulators fit the registers: 24 of AVX-512, 12 of AVX2.
@@ -59,38 +54,44 @@ HK_INLINE void pack(const Rows<T>& rows, int64_t first, int64_t count, int64_t d
       panel[c * kOwn + l] = l < count ? rows.at(first + l)[c] * factor : T(0);
 }
 
-// out[R, kOwn] = rows[R, dim] panel[dim, kOwn].
-template <int R, int V, typename T>
-HK_INLINE void score_rows(const T* rows, int64_t stride, int64_t dim, const T* panel, T* out) {
+// out[R, width] = a[R, depth] b[depth, width], added to what is there if kAdd.
+template <int R, int V, bool kAdd, typename T>
+HK_INLINE void product_rows(const T* a, int64_t stride, int64_t depth, const T* b, int64_t width,
+                            T* out) {
   constexpr int W = Simd<T>::kLanes;
-  for (int64_t j = 0; j < kOwn; j += V * W) {
+  for (int64_t j = 0; j < width; j += V * W) {
     Vec<T> acc[R][V] = {};
-    for (int64_t c = 0; c < dim; ++c) {
-      Vec<T> b[V];
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) b[v] = load(panel + c * kOwn + j + v * W);
+    if (kAdd)
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) acc[r][v] += rows[r * stride + c] * b[v];
+        for (int v = 0; v < V; ++v) acc[r][v] = load(out + r * width + j + v * W);
+    for (int64_t c = 0; c < depth; ++c) {
+      Vec<T> row[V];
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) row[v] = load(b + c * width + j + v * W);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) acc[r][v] += a[r * stride + c] * row[v];
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) store(out + r * kOwn + j + v * W, acc[r][v]);
+      for (int v = 0; v < V; ++v) store(out + r * width + j + v * W, acc[r][v]);
   }
 }
 
-// score[count, kOwn] = rows first .. first + count times panel.
+// score[count, kOwn] = rows first .. first + count times panel[dim, kOwn].
 template <typename Shape, typename T>
 HK_INLINE void multiply(const Rows<T>& rows, int64_t first, int64_t count, int64_t dim,
                         const T* panel, T* score) {
   constexpr int R = Shape::kRows, V = Shape::kVectors;
   int64_t m = 0;
   for (; m + R <= count; m += R)
-    score_rows<R, V>(rows.at(first + m), rows.stride, dim, panel, score + m * kOwn);
+    product_rows<R, V, false>(rows.at(first + m), rows.stride, dim, panel, kOwn, score + m * kOwn);
   for (; m < count; ++m)
-    score_rows<1, V>(rows.at(first + m), rows.stride, dim, panel, score + m * kOwn);
+    product_rows<1, V, false>(rows.at(first + m), rows.stride, dim, panel, kOwn, score + m * kOwn);
 }
 
 // The other side's rows as the second product wants them: side by side and whole tiles of vectors
@@ -139,52 +140,17 @@ HK_INLINE void accumulate(const T* weight, const T* rows, int64_t count, int64_t
     }
 }
 
-// Where the rows across lanes lie on the slide.
-template <typename T>
-struct Places {
-  T x[kOwn], y[kOwn];
-
-  HK_INLINE Places(const T* coords, int64_t first, int64_t count) {
-    for (int64_t l = 0; l < kOwn; ++l) {
-      const int64_t n = first + (l < count ? l : 0);
-      x[l] = coords[2 * n], y[l] = coords[2 * n + 1];
-    }
-  }
-
-  // A direct difference: through |a|^2 + |b|^2 - 2 a . b near patches would lose their distance.
-  HK_INLINE T distance(int64_t l, const T* other) const {
-    const T dx = x[l] - other[0], dy = y[l] - other[1];
-    return std::sqrt(dx * dx + dy * dy);
-  }
-};
-
-// What each weight of one row of a tile is multiplied with; ones without dropout.
-template <typename T>
-struct Keep {
-  uint32_t threshold, head = 0, own[kOwn];
-  T factor, at[kOwn];
-
-  HK_INLINE explicit Keep(const Params& p)
-      : threshold(dropout_threshold(p.dropout)), factor(static_cast<T>(1 / (1 - p.dropout))) {
-    std::fill_n(at, kOwn, T(1));
-  }
-
-  HK_INLINE void queries(const Params& p, int64_t i, int64_t first) {  // are the rows across lanes
-    head = threshold ? head_bits(*p.seed, i) : 0;
-    for (int64_t l = 0; l < kOwn; ++l) own[l] = row_bits(head, first + l);
-  }
-  HK_INLINE void keys(const Params& p, int64_t i, int64_t first) {
-    head = threshold ? head_bits(*p.seed, i) : 0;
-    for (int64_t l = 0; l < kOwn; ++l) own[l] = column_bits(first + l);
-  }
-
-  // With column_bits of a key or row_bits of a query: the row of the tile that passes by.
-  HK_INLINE void draw(uint32_t other) {
-    if (threshold == 0) return;
-#pragma omp simd
-    for (int64_t l = 0; l < kOwn; ++l) at[l] = mix_bits(own[l] + other) < threshold ? T(0) : factor;
-  }
-};
+// out[count, width] += weight[count, own] rows[own, width], of weights kOwn apart.
+template <typename Shape, typename T>
+HK_INLINE void spread(const T* weight, const T* rows, int64_t count, int64_t own, int64_t width,
+                      T* out) {
+  constexpr int R = Shape::kOutRows, V = Shape::kOutVectors;
+  int64_t m = 0;
+  for (; m + R <= count; m += R)
+    product_rows<R, V, true>(weight + m * kOwn, kOwn, own, rows, width, out + m * width);
+  for (; m < count; ++m)
+    product_rows<1, V, true>(weight + m * kOwn, kOwn, own, rows, width, out + m * width);
+}
 
 }  // namespace
 }  // namespace histokit

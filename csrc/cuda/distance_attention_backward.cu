@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kThreads, 3)
         const A score = product * scale + slope * distance;
         const A shift = keep.at(bits, start + at) * grad - delta;
         grad_score[j] = m + j < count ? exponential(score - logsumexp) * shift : A(0);
-        tile_sum += grad_score[j] * distance;
+        if (p.partial_slope) tile_sum += grad_score[j] * distance;
       }
 #pragma unroll
       for (int j = 0; j < kInFlight; ++j)
@@ -66,6 +66,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   const bool valid = row < p.num_rows;
   if (valid) share.write(static_cast<T*>(p.grad_query) + own, wide, grad_query);
   if (valid && share.lane == 0) static_cast<A*>(p.delta)[index] = delta;
+  if (p.partial_slope == nullptr) return;
   slope_sum = warp_sum(valid && share.lane == 0 ? slope_sum : 0.0);
   if (threadIdx.x % kWarp == 0) warp_sums[threadIdx.x / kWarp] = slope_sum;
   __syncthreads();

@@ -154,11 +154,12 @@ class HistoPrism(Model):
         qkv = F.linear(h, attention.in_proj_weight, attention.in_proj_bias)
         qkv = qkv.view(len(h), 3, self.num_heads, -1).permute(1, 2, 0, 3)
         rate = self.dropout if self.training else 0.0
-        slides = [
-            self._attend(*part, rate)
-            for part in zip(*(t.split(sizes, dim=1) for t in qkv), strict=True)
-        ]
-        attended = torch.cat(slides, dim=1).transpose(0, 1).reshape(len(h), width)
+        if len(sizes) == 1:  # splitting and joining are copies in the backward pass
+            attended = self._attend(*qkv, rate)
+        else:
+            slides = zip(*(t.split(sizes, dim=1) for t in qkv), strict=True)
+            attended = torch.cat([self._attend(*slide, rate) for slide in slides], dim=1)
+        attended = attended.transpose(0, 1).reshape(len(h), width)
         h = layer.norm1(h + layer.dropout1(attention.out_proj(attended)))
         inner = layer.linear2(layer.dropout(F.relu(layer.linear1(h))))
         return layer.norm2(h + layer.dropout2(inner))
