@@ -67,7 +67,8 @@ HK_CLONES void backward(const Params& p, int64_t begin, int64_t end) {
         grad_z[r] = as<T>(p.grad_z) + (n + r) * dim;
       }
       weights(p, n, count, p.tokens > 1 ? as<T>(p.prob) + n * keys : nullptr, weight.data());
-      attend<kRows>(x, p.x_stride, count, value, as<T>(p.bias), weight.data(), keys, dim, z.data(), total);
+      attend<kRows>(x, p.x_stride, count, value, as<T>(p.bias), weight.data(), keys, dim, z.data(),
+                    total);
       for (int r = 0; r < count; ++r) normalise_backward(p, z.data() + r * dim, n + r, partial);
       if (p.tokens == 1) continue;
       T* grad_score = static_cast<T*>(p.grad_score) + n * keys;
