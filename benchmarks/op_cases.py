@@ -115,7 +115,7 @@ def distances(rows: int, device: str, scale: float, backward: bool = False) -> C
         bias = slope[:, None, None] * distance
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
-    products = 9 if backward else 2
+    products = 7 if backward else 2
     return Case(
         f"N {rows}, h {heads}, d {dim}" + (", forward + backward" if backward else ""),
         lambda: run(lambda: ops.distance_attention(q, k, v, coords, slope)),
