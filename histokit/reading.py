@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import scipy.sparse as sp
@@ -125,9 +126,10 @@ class SlideReader:
         # inherit the mask.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
         try:
-            return iter(loader)
+            found = iter(loader)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return _pulled(found)
 
     def attempt(self, slide_id: str) -> tuple[tuple | None, str]:
         """The prepared slide and no mistake, or None and what is wrong with its files."""
@@ -163,6 +165,19 @@ class _Attempts(Dataset):
 
     def __getitem__(self, index: int):
         return self.attempt(self.slide_ids[index])
+
+
+def _pulled(items: Iterator) -> Iterator:
+    """The items, each fetched by a thread while the one before is in use.
+
+    A slide of some 100 MB takes tenths of a second through the pipe of a worker, which holds no
+    more than a sliver of it until somebody reads.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
 
 
 def _as_it_is(item):
