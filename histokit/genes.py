@@ -176,7 +176,18 @@ def moments(
     Returns:
         Two (G,) float64 arrays.
     """
-    counted = np.maximum(np.bincount(slide, minlength=len(measured)) @ measured, 1)
-    mean = np.asarray(y.sum(axis=0, dtype=np.float64)).ravel() / counted
-    square = np.asarray(y.multiply(y).sum(axis=0, dtype=np.float64)).ravel() / counted
+    counted = np.bincount(slide, minlength=len(measured)) @ measured
+    return moments_of_sums(power_sums(y), counted)
+
+
+def power_sums(y: sp.csr_matrix) -> np.ndarray:
+    """Sums over spots of each gene and of its squares: (2, G) float64."""
+    # not y.sum(axis=0), which adds in the type of y
+    values = y.data.astype(np.float64)
+    return np.stack([np.bincount(y.indices, v, y.shape[1]) for v in (values, values**2)])
+
+
+def moments_of_sums(sums: np.ndarray, count) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance (G,) from ``power_sums`` over so many spots; zero where there were none."""
+    mean, square = sums / np.maximum(count, 1)
     return mean, np.maximum(square - mean**2, 0)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from histokit.cohort import Slide
-from histokit.genes import detected, normalise
+from histokit.genes import detected, moments_of_sums, normalise, power_sums
 
 
 class Survey:
@@ -35,10 +35,10 @@ class Survey:
         self.detected &= detected(slide.counts)
         self._counted += len(slide.barcodes) * slide.measured
         y = normalise(slide.counts, slide.library_size, self.target)
-        self._sums += _sums(y)
+        self._sums += power_sums(y)
         if self.target != "counts10k-log1p":
             y = normalise(slide.counts, slide.library_size, "counts10k-log1p")
-        self._scaled += _sums(y)
+        self._scaled += power_sums(y)
         variance, mean = torch.var_mean(slide.features.double(), 0, correction=0)
         self._join(len(slide.barcodes), mean, variance * len(slide.barcodes))
 
@@ -63,24 +63,13 @@ class Survey:
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and variance (G,) of each gene's target over the spots that measured it."""
-        return _moments(self._sums, np.maximum(self._counted, 1))
+        return moments_of_sums(self._sums, self._counted)
 
     def variability(self) -> np.ndarray:
         """Variance (G,) of counts10k-log1p over all spots."""
-        return _moments(self._scaled, self._spots)[1]
+        return moments_of_sums(self._scaled, self._spots)[1]
 
     def feature_moments(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and deviation (D,) of the features over all patches."""
         mean, squares = self._features
         return mean.float(), (squares / self._spots).sqrt().float()
-
-
-def _sums(y) -> np.ndarray:
-    square = y.copy()
-    square.data = square.data.astype(np.float64) ** 2
-    return np.stack([np.asarray(m.sum(axis=0, dtype=np.float64)).ravel() for m in (y, square)])
-
-
-def _moments(sums: np.ndarray, count) -> tuple[np.ndarray, np.ndarray]:
-    mean, square = sums / count
-    return mean, np.maximum(square - mean**2, 0)
