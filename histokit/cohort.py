@@ -188,8 +188,13 @@ def _open(path: Path) -> h5py.File:
 def _read_features(path: Path) -> tuple[np.ndarray, list[str]]:
     """Features (N, D) and barcodes of a file."""
     with _open(path) as file:
-        features = file["features"][:]
-        barcodes = [_text(b) for b in file["barcodes"][:].reshape(-1)]
+        try:
+            features = file["features"][:]
+            barcodes = [_text(b) for b in file["barcodes"][:].reshape(-1)]
+        except (OSError, KeyError) as error:
+            raise InputError(
+                f"the feature file {path} is damaged; delete it and extract the slide again"
+            ) from error
     if not np.isfinite(features).all():
         raise InputError(f"{path} holds features that are not finite; extract the slide again")
     return features, barcodes

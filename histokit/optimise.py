@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import errno
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -221,7 +222,7 @@ def run_epochs(
             saved = time.monotonic()
         if stop:
             epoch, steps = len(state["history"]) + 1, state["epoch"]["steps"]
-            raise Stopped(f"saved in epoch {epoch} after {steps} steps", signum or 15)
+            raise Stopped(f"saved in epoch {epoch} after {steps} steps", signum or signal.SIGTERM)
 
     progress = progress_bar(total=last, initial=len(state["history"]), desc="epochs", unit="epoch")
     with progress, noted_signals() as signal_number:
@@ -300,16 +301,18 @@ def _save(path: Path, parts: dict, state: dict, team: Team, on_error: str) -> No
     if not team.first:
         return
     try:
-        with atomic_path(path) as temporary:
+        # a file of ours says what fails; given a path, torch calls a full disk a RuntimeError
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
             torch.save(
                 {name: part.state_dict() for name, part in parts.items()}
                 | {"state": state, "ranks": own},
-                temporary,
+                file,
             )
-    except (OSError, RuntimeError) as error:  # torch says RuntimeError where a disk is full
-        full = isinstance(error, RuntimeError) or error.errno == errno.ENOSPC
-        if on_error != "skip" or not full:
-            raise OSError(errno.ENOSPC, "no space left", str(path)) if full else error from error
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        if on_error == "stop":
+            raise OSError(errno.ENOSPC, "no space left", str(path)) from error
         print(f"the disk is full at {path}: no checkpoint, training goes on", file=sys.stderr)
 
 

@@ -7,6 +7,7 @@ gloo carries what CPU processes tell each other, NCCL what those on GPUs do.
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import os
 from collections.abc import Iterable, Sequence
@@ -94,4 +95,6 @@ def start(device: str = "cpu") -> Team:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             backend = "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, timeout=PATIENCE)
+        # gloo's threads, left to the end of the process, can abort it although all went well
+        atexit.register(dist.destroy_process_group)
     return Team(dist.get_rank(), size)

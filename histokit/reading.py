@@ -135,7 +135,7 @@ class SlideReader:
         """The prepared slide and no mistake, or None and what is wrong with its files."""
         try:
             return self.prepare(slide_id), ""
-        except (InputError, OSError, KeyError) as error:
+        except InputError as error:
             return None, str(error)
 
     def _place(self, slide_id: str, features, target, measured, cancer) -> TrainingSlide:
