@@ -20,11 +20,10 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from her2st import markdown, replace_between, train_and_score  # noqa: E402
+from her2st import markdown, replace_between, train_and_score, with_interval  # noqa: E402
 
 from histokit import plots  # noqa: E402
 from histokit.files import atomic_path  # noqa: E402
-from histokit.metrics import bootstrap_interval  # noqa: E402
 from histokit.options import option, run  # noqa: E402
 from histokit.runs import Run  # noqa: E402
 from histokit.signatures import find_genes, read_signature  # noqa: E402
@@ -100,18 +99,13 @@ def table(wide: pd.DataFrame) -> pd.DataFrame:
         for part in PANELS:
             values = wide[part, name]
             gain = values - wide[part, AGAINST]
-            row[f"{part}: mean PCC"] = _with_interval(values)
-            row[f"{part}: above {AGAINST}"] = "-" if name == AGAINST else _with_interval(gain)
+            row[f"{part}: mean PCC"] = with_interval(values)
+            row[f"{part}: above {AGAINST}"] = "-" if name == AGAINST else with_interval(gain)
             row[f"{part}: genes above"] = (
                 "-" if name == AGAINST else f"{(gain > 0).sum()} of {len(gain)}"
             )
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _with_interval(values: pd.Series) -> str:
-    low, high = bootstrap_interval(values.to_numpy())
-    return f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"
 
 
 def figure(wide: pd.DataFrame) -> Figure:

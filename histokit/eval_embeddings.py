@@ -73,7 +73,7 @@ class Clustering:
 def embedding_sections(
     run: Run, cohort: Cohort, scores: Sequence[SlideScore], folder: Path, pictures: int
 ) -> list[Section]:
-    """Report how the embeddings of every test slide cluster; nothing for a run of another model.
+    """Report how the embeddings of every test slide of a run of BP-Booster cluster.
 
     Args:
         run: the run.
@@ -82,10 +82,8 @@ def embedding_sections(
         folder: of the evaluation; gets embeddings.csv and pictures.
         pictures: slides drawn at most.
     """
-    if run.config["options"]["model"] != "bpbooster":
-        return []
     target = run.config["options"]["target"]
-    chosen = representative_slides(scores, pictures) if pictures else []
+    chosen = representative_slides(scores, pictures)
     shown, rows, drawn = {(s.fold, s.slide_id) for s in chosen}, [], []
     for fold in run.folds:
         own = [score for score in scores if score.fold == fold.name]

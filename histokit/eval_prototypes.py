@@ -45,7 +45,7 @@ LITERAL = (
 def prototype_sections(
     run: Run, cohort: Cohort, scores: Sequence[SlideScore], folder: Path, pictures: int
 ) -> list[Section]:
-    """Report the prototypes of every fold; nothing for a run of another model.
+    """Report the prototypes of every fold of a run of BP-Booster.
 
     Args:
         run: the run.
@@ -54,8 +54,6 @@ def prototype_sections(
         folder: of the evaluation; gets prototypes.csv and pictures.
         pictures: slides drawn at most.
     """
-    if run.config["options"]["model"] != "bpbooster":
-        return []
     folds = {fold.name: fold for fold in run.folds}
     tables = {
         name: fold_table(fold, cohort, [s.slide_id for s in scores if s.fold == name])
@@ -64,7 +62,7 @@ def prototype_sections(
     }
     table = pd.concat(tables.values(), keys=tables, names=["fold"]).reset_index("fold")
     table.to_csv(folder / "prototypes.csv", index=False, float_format="%.6g")
-    drawn = representative_slides(scores, pictures) if pictures else []
+    drawn = representative_slides(scores, pictures)
     maps = [draw_attention(folds[s.fold], cohort, s, tables[s.fold], folder) for s in drawn]
     text = TEXT + (NAMED if table["program"].ne("").any() else "")
     text += LITERAL if run.config["options"]["attention"] == "literal" else ""

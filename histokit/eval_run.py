@@ -201,8 +201,10 @@ def evaluate(job: Job, cfg, controls: Mapping[str, dict], team: Team = ALONE) ->
         if cfg.pictures:
             maps = draw_maps(job.run, job.cohort, scores, genes, folder, cfg.max_pictures)
         shown = cfg.max_pictures if cfg.pictures else 0
-        learnt = prototype_sections(job.run, job.cohort, scores, folder, shown)
-        learnt += embedding_sections(job.run, job.cohort, scores, folder, shown)
+        learnt = []
+        if options["model"] == "bpbooster":
+            for sections_of in (prototype_sections, embedding_sections):
+                learnt += sections_of(job.run, job.cohort, scores, folder, shown)
         behind = genes_of(scores)
         asked = biology_sections(
             biology, job.run, job.cohort, behind, signatures, genes, folder, cfg.bootstrap

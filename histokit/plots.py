@@ -97,7 +97,7 @@ def gene_maps(tissue: Tissue, maps: list[GeneMap], title: str, unit: str) -> Fig
     """
     left, right, bottom, top = tissue_window(tissue)
     plain = tissue_picture(tissue, left, right, bottom, top)
-    faded = (255 - 0.35 * (255 - plain.mean(axis=2))).astype(np.uint8)
+    faded = faded_picture(plain)
     aspect = (bottom - top) / (right - left)
     with matplotlib.rc_context(STYLE):
         figure = new_figure(11.5, 0.7 + len(maps) * (3.3 * aspect + 0.45))
@@ -134,7 +134,7 @@ def spot_maps(
     """
     left, right, bottom, top = tissue_window(tissue)
     plain = tissue_picture(tissue, left, right, bottom, top)
-    faded = (255 - 0.35 * (255 - plain.mean(axis=2))).astype(np.uint8)
+    faded = faded_picture(plain)
     rows, aspect = -(-(len(maps) + 1) // columns), (bottom - top) / (right - left)
     with matplotlib.rc_context(STYLE):
         figure = new_figure(11.5, 0.7 + rows * (3.4 * aspect + 0.45))
@@ -173,6 +173,11 @@ def tissue_picture(tissue: Tissue, left, right, bottom, top) -> np.ndarray:
     window.paste(image, (-box[0], -box[1]))
     window.thumbnail((_PANEL, _PANEL * 4))
     return np.asarray(window)
+
+
+def faded_picture(picture: np.ndarray) -> np.ndarray:
+    """A pale grey (h, w) of a picture (h, w, 3), to draw spots on."""
+    return (255 - 0.35 * (255 - picture.mean(axis=2))).astype(np.uint8)
 
 
 def draw_spots(axis, tissue: Tissue, values: np.ndarray, norm, cmap="viridis"):

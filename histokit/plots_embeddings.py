@@ -16,6 +16,7 @@ from histokit.plots import (
     STYLE,
     Tissue,
     draw_spots,
+    faded_picture,
     new_figure,
     tissue_picture,
     tissue_window,
@@ -34,8 +35,7 @@ class ClusterMap:
 def cluster_maps(tissue: Tissue, maps: Sequence[ClusterMap], title: str) -> Figure:
     """A column an embedding: its t-SNE above, its clusters on the tissue below."""
     left, right, bottom, top = window = tissue_window(tissue)
-    faded = tissue_picture(tissue, *window).mean(axis=2)
-    faded = (255 - 0.35 * (255 - faded)).astype(np.uint8)
+    faded = faded_picture(tissue_picture(tissue, *window))
     clusters = 1 + max(int(m.labels.max()) for m in maps)
     colours, norm = (
         ListedColormap(COLOURS[:clusters]),

@@ -40,7 +40,8 @@ def train_fold(cohort: Cohort, split: Split, cfg, folder: Path, team: Team = ALO
         team: the processes that train a network together.
     """
     if (folder / "model.safetensors").is_file():
-        print(f"fold {split.name}: already trained")
+        if team.first:
+            print(f"fold {split.name}: already trained")
         return
     members = split.train + split.val  # test slides are never read here
     panel = select_panel({s: cohort.gene_table(s) for s in members}, cfg.panel)

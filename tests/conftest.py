@@ -26,3 +26,11 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"shared data are absent: no folder {SHARED}")
     return SHARED
+
+
+@pytest.fixture
+def one_fold(tmp_path) -> str:
+    """A CSV of one fold over the slides of ``cohorts.write_cohort``."""
+    path = tmp_path / "folds.csv"
+    path.write_text("slide_id,split\nA1,train\nA2,train\nC1,train\nB1,val\nD1,test\n")
+    return str(path)

@@ -34,16 +34,20 @@ def data(tmp_path):
     return write_cohort(tmp_path / "data")
 
 
-@pytest.fixture
-def folds(tmp_path):
-    path = tmp_path / "folds.csv"
-    path.write_text("slide_id,split\nA1,train\nA2,train\nC1,train\nB1,val\nD1,test\n")
-    return path
-
-
 def command(data, run, folds, *more, model="histoprism"):
     common = ["--data", data, "--run", run, "--folds", folds, "--model", model]
     return [str(part) for part in (SCRIPT, *common, *OPTIONS, *more)]
+
+
+def begun(arguments, run):
+    """A training that runs, once it has saved: the process and its checkpoint."""
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    checkpoint, deadline = run / "folds/0/checkpoints/last.ckpt", time.monotonic() + 90
+    while not checkpoint.exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    return process, checkpoint
 
 
 def weights(run):
@@ -51,17 +55,12 @@ def weights(run):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_same_command_goes_on(data, tmp_path, folds, number):
+def test_a_signal_saves_and_the_same_command_goes_on(data, tmp_path, one_fold, number):
     more = "--epochs 100 --patience 100 --cache-gb 0 --workers 0 --checkpoint-seconds 0.2".split()
-    whole = [sys.executable, *command(data, tmp_path / "whole", folds, *more)]
+    whole = [sys.executable, *command(data, tmp_path / "whole", one_fold, *more)]
     subprocess.run(whole, check=True, capture_output=True)
-    stopped = [sys.executable, *command(data, tmp_path / "stopped", folds, *more)]
-    process = subprocess.Popen(stopped, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "stopped/folds/0/checkpoints/last.ckpt").exists():
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.02)
+    stopped = [sys.executable, *command(data, tmp_path / "stopped", one_fold, *more)]
+    process, _ = begun(stopped, tmp_path / "stopped")
     begin = time.monotonic()
     process.send_signal(number)
     said = process.communicate(timeout=60)[1]
@@ -107,10 +106,29 @@ def test_a_damaged_slide_stops_or_is_left_out(data, capsys, workers):
     assert "slide C1 is left out" in capsys.readouterr().err
 
 
-def test_training_goes_on_without_a_damaged_slide(data, tmp_path, folds, capsys):
+@pytest.mark.parametrize("damage", ["barcodes", "chunk"])
+def test_damage_inside_a_feature_file_is_named(data, damage):
+    path = data / "features/tiny/C1.h5"
+    if damage == "barcodes":
+        with h5py.File(path, "r+") as file:
+            del file["barcodes"]
+    else:
+        with h5py.File(path, "r+") as file:
+            values = file["features"][:]
+            del file["features"]
+            file.create_dataset("features", data=values, compression="gzip", chunks=values.shape)
+            start = file["features"].id.get_chunk_info(0).byte_offset
+        with open(path, "r+b") as file:
+            file.seek(start)
+            file.write(b"\0" * 64)
+    with pytest.raises(InputError, match=r"C1\.h5 is damaged; delete it"):
+        list(reader(data).stream(["C1"]))
+
+
+def test_training_goes_on_without_a_damaged_slide(data, tmp_path, one_fold, capsys):
     with h5py.File(data / "features/tiny/C1.h5", "r+") as file:
         file["features"][3, 2] = np.nan
-    options = {"data": str(data), "folds": str(folds), "model": "mlp", "encoder": "tiny"}
+    options = {"data": str(data), "folds": one_fold, "model": "mlp", "encoder": "tiny"}
     options |= {"epochs": 2, "cache_gb": 0.0}
     with pytest.raises(InputError, match=r"C1\.h5 holds features that are not finite"):
         run_train.main(run_train.Options(run=str(tmp_path / "stop"), **options))
@@ -119,12 +137,12 @@ def test_training_goes_on_without_a_damaged_slide(data, tmp_path, folds, capsys)
     assert "slide C1 is left out" in capsys.readouterr().err
 
 
-def test_a_full_disk_stops_or_costs_the_checkpoint(data, tmp_path, folds, capsys, monkeypatch):
+def test_a_full_disk_stops_or_costs_the_checkpoint(data, tmp_path, one_fold, capsys, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(torch, "save", full)
-    options = {"data": str(data), "folds": str(folds), "model": "mlp", "encoder": "tiny"}
+    options = {"data": str(data), "folds": one_fold, "model": "mlp", "encoder": "tiny"}
     with pytest.raises(OSError, match="no space left"):
         run_train.main(run_train.Options(run=str(tmp_path / "a"), epochs=2, **options))
     run_train.main(run_train.Options(run=str(tmp_path / "b"), epochs=2, on_error="skip", **options))
@@ -132,11 +150,14 @@ def test_a_full_disk_stops_or_costs_the_checkpoint(data, tmp_path, folds, capsys
     assert (tmp_path / "b/folds/0/model.safetensors").is_file()
 
 
-def test_two_ranks_train_what_one_process_does(data, tmp_path, folds):
+def test_two_ranks_train_what_one_process_does(data, tmp_path, one_fold):
     more = "--epochs 4 --dropout 0 --cache-gb 0".split()
-    one = [sys.executable, *command(data, tmp_path / "one", folds, *more, "--slides-per-step", 2)]
+    one = [
+        sys.executable,
+        *command(data, tmp_path / "one", one_fold, *more, "--slides-per-step", 2),
+    ]
     subprocess.run(one, check=True, capture_output=True)
-    two = [*TORCHRUN, *command(data, tmp_path / "two", folds, *more)]
+    two = [*TORCHRUN, *command(data, tmp_path / "two", one_fold, *more)]
     done = subprocess.run(two, check=True, capture_output=True, text=True)
     assert done.stdout.count("wrote histoprism for 1 folds") == 1
     # predictions, not weights: where a gradient is zero but for rounding, Adam follows the rounding
@@ -150,15 +171,10 @@ def test_two_ranks_train_what_one_process_does(data, tmp_path, folds):
         pd.testing.assert_frame_equal(*tables)
 
 
-def test_a_signal_to_torchrun_saves_once_for_all_ranks(data, tmp_path, folds):
+def test_a_signal_to_torchrun_saves_once_for_all_ranks(data, tmp_path, one_fold):
     more = "--epochs 100000 --patience 100000 --cache-gb 0 --checkpoint-seconds 0.2".split()
-    both = [*TORCHRUN, *command(data, tmp_path / "run", folds, *more)]
-    process = subprocess.Popen(both, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 90
-    while not (tmp_path / "run/folds/0/checkpoints/last.ckpt").exists():
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.1)
+    both = [*TORCHRUN, *command(data, tmp_path / "run", one_fold, *more)]
+    process, _ = begun(both, tmp_path / "run")
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=60)[1]
     places = [line for line in said.splitlines() if line.startswith("stopped: saved in epoch")]
@@ -166,16 +182,10 @@ def test_a_signal_to_torchrun_saves_once_for_all_ranks(data, tmp_path, folds):
     assert len(set(places)) == 1
 
 
-def test_a_rank_that_dies_ends_the_run_which_goes_on_later(data, tmp_path, folds):
+def test_a_rank_that_dies_ends_the_run_which_goes_on_later(data, tmp_path, one_fold):
     more = "--epochs 100000 --patience 100000 --checkpoint-seconds 0.2".split()
-    both = [*TORCHRUN, *command(data, tmp_path / "run", folds, *more)]
-    process = subprocess.Popen(both, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 90
-    checkpoint = tmp_path / "run/folds/0/checkpoints/last.ckpt"
-    while not checkpoint.exists():
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.1)
+    both = [*TORCHRUN, *command(data, tmp_path / "run", one_fold, *more)]
+    process, checkpoint = begun(both, tmp_path / "run")
     found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
     os.kill(int(found.stdout.split()[-1]), signal.SIGKILL)
     said = process.communicate(timeout=60)[1]
@@ -183,7 +193,7 @@ def test_a_rank_that_dies_ends_the_run_which_goes_on_later(data, tmp_path, folds
     assert "SIGKILL" in said
     state = torch.load(checkpoint, weights_only=True)
     assert len(state["ranks"]) == 2
-    alone = command(data, tmp_path / "run", folds, *more)
+    alone = command(data, tmp_path / "run", one_fold, *more)
     refused = subprocess.run([sys.executable, *alone], capture_output=True, text=True)
     assert refused.returncode == 2
     assert "was written by 2 processes" in refused.stderr

@@ -27,13 +27,6 @@ def data(tmp_path_factory):
     return write_cohort(tmp_path_factory.mktemp("cohort"))
 
 
-@pytest.fixture
-def one_fold(tmp_path):
-    path = tmp_path / "folds.csv"
-    path.write_text("slide_id,split\nA1,train\nA2,train\nC1,train\nB1,val\nD1,test\n")
-    return str(path)
-
-
 def train(data, folder, **options):
     options = SMALL | {"epochs": 4} | options
     run_train.main(run_train.Options(data=str(data), run=str(folder), **options))

@@ -31,13 +31,6 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture
-def one_fold(tmp_path):
-    path = tmp_path / "folds.csv"
-    path.write_text("slide_id,split\nA1,train\nA2,train\nC1,train\nB1,val\nD1,test\n")
-    return str(path)
-
-
-@pytest.fixture
 def pathways(tmp_path):
     path = tmp_path / "sets.gmt"
     sets = {"FIRST": GENES[:14], "SECOND": GENES[10:25], "SMALL": GENES[:5]}
