@@ -42,9 +42,14 @@ class use:  # noqa: N801  reads as a verb: ops.use("reference")
         _backend = self._before
 
 
+def is_reference() -> bool:
+    """Whether plain PyTorch was asked for."""
+    return _backend == "reference"
+
+
 def kernels_serve(op: str, tensor: Tensor) -> bool:
     """Whether the kernels take this call; says once when the reference has to."""
-    if _backend == "reference":
+    if is_reference():
         return False
     if tensor.device.type == "cpu":
         missing = None if HAS_KERNELS else "histokit was installed without compiled kernels"

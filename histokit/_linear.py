@@ -14,9 +14,10 @@ from torch import Tensor
 
 from histokit import _dispatch, reference
 from histokit._dispatch import check_float, check_shape
+from histokit.products import matmul, transposed_matmul
 
-GENES = 256  # genes of a dense target that are centred at a time
-ROWS = 4096  # rows of the weight that are worked on at a time: they stay in the cache
+GENES = 1024  # genes of a dense target that are centred at a time
+ROWS = 1024  # rows of it, and genes of the weight, that are worked on at a time, in the cache
 
 
 class Csr(NamedTuple):
@@ -133,7 +134,8 @@ def _quadratic_form(weight: Tensor, gram: Tensor) -> Tensor:
     """
     values, vectors = torch.linalg.eigh(gram)
     root = (vectors * values.clamp(min=0).sqrt()).to(weight.dtype)
-    return torch.cat([(w @ root).square().sum(1, dtype=torch.float64) for w in weight.split(ROWS)])
+    parts = [matmul(w, root).square().sum(1, dtype=torch.float64) for w in weight.split(ROWS)]
+    return torch.cat(parts)
 
 
 @_quadratic_form.register_fake
@@ -149,7 +151,8 @@ def _quadratic_backward(ctx, grad):
     weight, gram = ctx.saved_tensors
     with _dispatch.full_precision(weight):
         scaled = weight * grad.to(weight.dtype)[:, None]
-        return 2 * (scaled @ gram.to(weight.dtype)), (scaled.T @ weight).to(gram.dtype)
+        inner = transposed_matmul(scaled, weight)
+        return 2 * matmul(scaled, gram.to(weight.dtype)), inner.to(gram.dtype)
 
 
 _quadratic_form.register_autograd(_quadratic_backward, setup_context=_quadratic_setup)
@@ -157,20 +160,28 @@ _quadratic_form.register_autograd(_quadratic_backward, setup_context=_quadratic_
 
 @torch.library.custom_op("histokit::dense_transpose_matmul", mutates_args=())
 def _dense_transpose_matmul(target: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
-    """(target - mean)^T dense (G, d) and the moments of target, by blocks of genes."""
+    """(target - mean)^T dense (G, d) and the moments of target (2, G) float64.
+
+    By blocks of genes and rows: each is centred, summed and multiplied while it is in the cache.
+    The rounding of the mean is found on the way; it does not change the product, for the columns
+    of dense sum to zero.
+    """
     rows, genes = target.shape
-    out = dense.new_empty(genes, dense.shape[1])
+    out = dense.new_zeros(genes, dense.shape[1])
     moments = dense.new_zeros(2, genes, dtype=torch.float64)
     for first in range(0, genes if rows else 0, GENES):
-        block = target[:, first : first + GENES].to(dense.dtype)
-        mean = block.mean(0)
-        block = block - mean
-        rest = block.mean(0)
-        block -= rest
-        moments[0, first : first + GENES] = mean.double() + rest.double()
-        moments[1, first : first + GENES] = block.square().sum(0, dtype=torch.float64)
-        torch.mm(block.T, dense, out=out[first : first + GENES])
-    return out.zero_() if rows == 0 else out, moments
+        block = slice(first, first + GENES)
+        mean = target[:, block].mean(0, dtype=dense.dtype)
+        rest = torch.zeros_like(moments[0, block])
+        for some, own in zip(target[:, block].split(ROWS), dense.split(ROWS), strict=True):
+            centred = some.to(dense.dtype) - mean
+            rest += centred.sum(0)
+            out[block] += transposed_matmul(centred, own)
+            moments[1, block] += centred.square_().sum(0)
+        rest /= rows
+        moments[0, block] = mean + rest
+        moments[1, block] -= rows * rest.square()
+    return out, moments
 
 
 @_dense_transpose_matmul.register_fake
@@ -190,7 +201,7 @@ def _dense_backward(ctx, grad, _):
     target, moments = ctx.saved_tensors
     with _dispatch.full_precision(grad):
         shift = moments[0].to(grad.dtype) @ grad
-        return None, target.to(grad.dtype) @ grad - shift
+        return None, matmul(target.to(grad.dtype), grad) - shift
 
 
 _dense_transpose_matmul.register_autograd(_dense_backward, setup_context=_dense_setup)
@@ -261,7 +272,7 @@ def _linear_mse(
         grads = (hidden, weight, weight[:, 0]) if with_grad else (hidden[:0, 0],) * 3
         return hidden.new_full((), torch.nan), *(torch.zeros_like(g) for g in grads)
     mean, centred = _centred(hidden)
-    gram = centred.T @ centred
+    gram = transposed_matmul(centred, centred)
     if row_offsets is None:
         cross, moments = _dense_transpose_matmul(values, centred)
     else:
@@ -278,19 +289,19 @@ def _linear_mse(
     shift = (offset * rows).to(hidden.dtype)
     for first in range(0, genes, ROWS):
         w, c = masked[first : first + ROWS], cross[first : first + ROWS]
-        product = w @ gram
+        product = matmul(w, gram)
         total += torch.sub(product, c, alpha=2).mul_(w).sum(1).sum(dtype=torch.float64)
         if not with_grad:
             continue
-        inner.addmm_(w.T, w)
+        inner += transposed_matmul(w, w)
         torch.sub(product, c, out=c).addr_(shift[first : first + ROWS], mean).mul_(scale)
     loss = (total * scale / 2).to(hidden.dtype)
     if not with_grad:
         empty = hidden.new_empty(0)
         return loss, empty, empty.clone(), empty.clone()
-    grad_hidden = torch.addmm(centre @ masked, centred, inner)
+    grad_hidden = matmul(centred, inner).add_(centre @ masked)
     if row_offsets is None:
-        grad_hidden.sub_(values.to(masked.dtype) @ masked)
+        grad_hidden.sub_(matmul(values.to(masked.dtype), masked))
     else:
         grad_hidden.sub_(torch.ops.histokit.csr_matmul(row_offsets, col_index, values, masked))
     if measured is not None:

@@ -1,55 +1,60 @@
-"""BP-Booster in run_profile.py: Eq. 3 of its paper as one writes it down, and fused."""
+"""BP-Booster in run_profile.py: as one writes its equations down, and fused."""
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
+import torch.nn.functional as F
 
 from histokit import ops
-from histokit.models import bpbooster
+from histokit.models.bpbooster import BPBooster
 from histokit.profiling import Case, Setting, size_of
 
 FEATURES, LATENT, PROTOTYPES, HVGS = 1024, 256, 64, 200
 
 
 class Plain:
-    """Stands in for ``histokit.ops`` in the model: forms the (N, M, L2) tensor of all answers."""
+    """The equations layer by layer, over the parameters of a model; needs (N, M, L2) numbers."""
 
-    @staticmethod
-    def prototype_attention(query, key, value, gate, *, num_heads):
-        """(N, L2) by way of (N, M, h, L2 / h)."""
-        split = (num_heads, query.shape[1] // num_heads)
-        query, key, value = (t.unflatten(1, split) for t in (query, key, value))
-        alpha = (torch.einsum("nhd,mhd->nmh", query, key) * split[1] ** -0.5).softmax(1)
+    def __init__(self, model: BPBooster):
+        self.model = model
+
+    def latent(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, L1) to (N, L2), by way of all answers of all prototypes (Eq. 3)."""
+        model = self.model
+        prototypes, projected = model.prototypes, model.projection(x)
+        layers = (model.query, projected), (model.key, prototypes), (model.value, prototypes)
+        query, key, value = (
+            layer(rows).unflatten(1, (model.num_heads, -1)) for layer, rows in layers
+        )
+        alpha = (torch.einsum("nhd,mhd->nmh", query, key) * query.shape[2] ** -0.5).softmax(1)
         answers = alpha[..., None] * value
-        return (gate[:, None, None] * answers).sum(1).flatten(1)
+        mixed = (model.prototype_gate[:, None, None] * answers).sum(1).flatten(1)
+        return model.output(mixed) * model.latent_gate
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, L1) to (N, G)."""
+        with ops.use("reference"):
+            return self.model.head(self.latent(x))
+
+    def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Eq. 12."""
+        with ops.use("reference"):
+            latent = self.latent(x)
+            expression, features = self.model.hvg_head(latent), self.model.decoder(latent)
+        return F.mse_loss(features, x) + F.mse_loss(expression, y)
 
 
-@contextlib.contextmanager
-def _through(module):
-    bpbooster.ops = module
-    try:
-        yield
-    finally:
-        bpbooster.ops = ops
-
-
-def _model(at: Setting, genes: int) -> bpbooster.BPBooster:
-    return at.place(bpbooster.BPBooster(FEATURES, genes, LATENT, PROTOTYPES, HVGS))
+def _model(at: Setting, genes: int) -> BPBooster:
+    return at.place(BPBooster(FEATURES, genes, LATENT, PROTOTYPES, HVGS))
 
 
 def booster(at: Setting, fused: bool) -> Case:
     """The forward pass to all predictions of a slide."""
     model, x = _model(at, at.genes), at.tensor(at.patches, FEATURES)
-
-    def predict(fused: bool) -> torch.Tensor:
-        with _through(ops if fused else Plain):
-            return model(x, -1)
-
+    plain = Plain(model)
     return Case(
-        lambda: predict(fused),
-        lambda: (predict(True), predict(False)),
+        lambda: model(x, -1) if fused else plain.predict(x),
+        lambda: (model(x, -1), plain.predict(x)),
         size_of(model, x) + at.patches * at.genes * x.element_size(),
         uncounted=0 if fused else 2 * at.patches * PROTOTYPES * LATENT,
     )
@@ -61,12 +66,13 @@ def booster_training(at: Setting, fused: bool) -> Case:
     x, y = at.tensor(at.patches, FEATURES), at.tensor(at.patches, HVGS)
     learned = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(learned, 1e-3, weight_decay=0, fused=True)
+    plain = Plain(model)
 
     def gradients(fused: bool) -> torch.Tensor:
         model.train()
         optimiser.zero_grad()
-        with torch.enable_grad(), _through(ops if fused else Plain):
-            loss = model.loss(x, y)
+        with torch.enable_grad():
+            loss = (model if fused else plain).loss(x, y)
             loss.backward()
         return loss.detach()
 

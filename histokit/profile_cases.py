@@ -43,6 +43,11 @@ class AuthorsForm(nn.Module):
     def forward(self, x: torch.Tensor, cancer: int) -> torch.Tensor:
         """(N, D) to (N, G)."""
         model = self.model
+        with ops.use("reference"):
+            return self._plain(model, x, cancer)
+
+    @staticmethod
+    def _plain(model: HistoPrism, x: torch.Tensor, cancer: int) -> torch.Tensor:
         onehot = F.one_hot(torch.tensor([cancer], device=x.device), len(model.cancers)).to(x.dtype)
         context = model.onco_embedder(onehot)[:, None]
         attended, _ = model.conditioner.attention(x[:, None], context, context)
@@ -184,7 +189,8 @@ def stpath(at: Setting, fused: bool) -> Case:
         return ours(x, coords, TECHNOLOGY, ORGAN)
 
     def published(model: STPath, masked: torch.Tensor) -> torch.Tensor:
-        return model(x, coords, TECHNOLOGY, ORGAN, masked)
+        with ops.use("reference"):
+            return model(x, coords, TECHNOLOGY, ORGAN, masked)
 
     def check() -> tuple[torch.Tensor, torch.Tensor]:
         other = at.place(STPath(num_genes=at.genes + 2, attention="as_published"))
@@ -203,9 +209,14 @@ def stpath_layer(at: Setting, fused: bool) -> Case:
     layers[1].load_state_dict(layers[0].state_dict())
     h = at.tensor(at.patches, layers[0].attn.W_output[0].in_features)
     coords = rescale_coords(torch.rand(at.patches, 2, device=at.device)).to(at.dtype)
+
+    def call(fused: bool) -> torch.Tensor:
+        with ops.use("auto" if fused else "reference"):
+            return layers[0 if fused else 1](h, coords)
+
     return Case(
-        lambda: layers[0 if fused else 1](h, coords),
-        lambda: (layers[0](h, coords), layers[1](h, coords)),
+        lambda: call(fused),
+        lambda: (call(True), call(False)),
         size_of(layers[0], h, h),
     )
 

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from histokit.products import matmul
+
 Call = Callable[[], torch.Tensor]
 _HEADROOM = 0.9  # of the free memory that a measured process may take
 
@@ -130,14 +132,13 @@ def rates(device: str, dtype: torch.dtype) -> dict[str, float]:
     m = torch.randn(size, size, device=device).to(dtype)
     a = torch.randn(50_000_000, device=device)
     b = torch.empty_like(a)
-    result = torch.empty_like(m)
 
     def median(call: Call) -> float:
         call()
         return statistics.median(seconds_of(call, 5, device))
 
     return {
-        "matrix": 2 * size**3 / median(lambda: torch.mm(m, m, out=result)) / 1e9,
+        "matrix": 2 * size**3 / median(lambda: matmul(m, m)) / 1e9,
         "copy": 2 * a.nbytes / median(lambda: b.copy_(a)) / 1e9,
     }
 
@@ -216,12 +217,17 @@ def _linear_mse(hidden, weight, bias, row_offsets, col, values, measured, with_g
     return 2 * dim * (rows * dim + sparse + genes * dim) * (2 if with_grad else 1)
 
 
+def _product(x, weight, *_, **__):
+    return 2 * x[0] * x[1] * weight[0]
+
+
 def _unknown_to_torch() -> dict:
     aten, own = torch.ops.aten, torch.ops.histokit
     return {
         aten._scaled_dot_product_flash_attention_for_cpu: _sdpa,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: _sdpa_backward,
         aten._transformer_encoder_layer_fwd: _encoder_layer,
+        torch.ops.mkldnn._linear_pointwise: _product,
         own.distance_attention: _distance,
         own.distance_attention_backward: _distance_backward,
         own.cancer_cross_attention: _cancer,

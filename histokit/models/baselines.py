@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from histokit.models.base import Model
+from histokit.products import Linear, linear
 
 
 class Mean(Model):
@@ -14,7 +15,7 @@ class Mean(Model):
     def __init__(self, input_dim: int, num_genes: int):
         super().__init__()
         self.input_dim = input_dim
-        self.head = nn.Linear(1, num_genes)
+        self.head = Linear(1, num_genes)
 
     def hidden(self, x, cancer, slide_index=None):
         """(N, D) to zeros (N, 1)."""
@@ -31,11 +32,11 @@ class LinearMap(Model):
         self.register_buffer("scale", torch.ones(input_dim))
         self.register_buffer("components", torch.zeros(num_components, input_dim))
         self.register_buffer("offset", torch.zeros(num_components))
-        self.head = nn.Linear(num_components, num_genes)
+        self.head = Linear(num_components, num_genes)
 
     def hidden(self, x, cancer, slide_index=None):
         """(N, D) to component scores (N, K)."""
-        return (x - self.mean) / self.scale @ self.components.T - self.offset
+        return linear((x - self.mean) / self.scale, self.components, -self.offset)
 
 
 class MLP(Model):
@@ -45,14 +46,14 @@ class MLP(Model):
         super().__init__()
         self.input_dim = input_dim
         self.body = nn.Sequential(
-            nn.Linear(input_dim, hidden_dim),
+            Linear(input_dim, hidden_dim),
             nn.ReLU(),
             nn.Dropout(dropout),
-            nn.Linear(hidden_dim, hidden_dim),
+            Linear(hidden_dim, hidden_dim),
             nn.ReLU(),
             nn.Dropout(dropout),
         )
-        self.head = nn.Linear(hidden_dim, num_genes)
+        self.head = Linear(hidden_dim, num_genes)
 
     def hidden(self, x, cancer, slide_index=None):
         """(N, D) to (N, hidden_dim)."""

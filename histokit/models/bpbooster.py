@@ -11,6 +11,7 @@ from torch import nn
 from histokit import ops
 from histokit.errors import InputError
 from histokit.models.base import Model
+from histokit.products import Linear, linear
 
 ATTENTION = ("prototypes", "literal")
 GATES = ("both", "prototype", "latent", "none")
@@ -84,18 +85,18 @@ class BPBooster(Model):
             raise InputError(f"--num-prototypes must be at least 1, got {num_prototypes}")
         self.input_dim, self.num_heads, self.attention = input_dim, num_heads, attention
         self.prototype_names = prototype_names
-        self.projection = nn.Linear(input_dim, latent_dim)
+        self.projection = Linear(input_dim, latent_dim)
         self.prototypes = nn.Parameter(torch.randn(num_prototypes, latent_dim))  # Eq. 5
         names = ("query", "key", "value", "output") if attention == "prototypes" else ("output",)
         for name in names:
-            layer = nn.Linear(latent_dim, latent_dim, bias=False)
+            layer = Linear(latent_dim, latent_dim, bias=False)
             nn.init.xavier_uniform_(layer.weight)  # scores of about 1, where torch's own give 0.2
             self.add_module(name, layer)
         self.prototype_logit = self._gate(num_prototypes, gates in ("both", "prototype"))
         self.latent_logit = self._gate(latent_dim, gates in ("both", "latent"))
-        self.decoder = nn.Linear(latent_dim, input_dim)
-        self.hvg_head = nn.Linear(latent_dim, num_hvgs)
-        self.head = nn.Linear(latent_dim, num_genes)
+        self.decoder = Linear(latent_dim, input_dim)
+        self.hvg_head = Linear(latent_dim, num_hvgs)
+        self.head = Linear(latent_dim, num_genes)
         self.head.requires_grad_(False)
 
     @staticmethod
@@ -118,19 +119,27 @@ class BPBooster(Model):
 
     def hidden(self, x, cancer=-1, slide_index=None):
         """(N, L1) to the refined embedding (N, L2); patches do not see each other."""
-        projected, gate = self.projection(x), self.prototype_gate
+        return linear(self._mixed(x), self._gated_output)
+
+    def _mixed(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, L1) to what the heads of the attention give, before W_o: (N, L2)."""
+        gate, heads = self.prototype_gate, self.num_heads
         if self.attention == "prototypes":
             key, value = self.key(self.prototypes), self.value(self.prototypes)
-            query = self.query(projected)
-            mixed = ops.prototype_attention(query, key, value, gate, num_heads=self.num_heads)
-        else:
-            # With values of one, attention gives the sum of alpha g: once for each of a head's d.
-            ones = torch.ones_like(self.prototypes)
-            gain = ops.prototype_attention(
-                projected, self.prototypes, ones, gate, num_heads=self.num_heads
-            )
-            mixed = gain * projected
-        return self.output(mixed) * self.latent_gate
+            return ops.prototype_attention(self._query(x), key, value, gate, num_heads=heads)
+        # With values of one, attention gives the sum of alpha g: once for each of a head's d.
+        projected, ones = self.projection(x), torch.ones_like(self.prototypes)
+        gain = ops.prototype_attention(projected, self.prototypes, ones, gate, num_heads=heads)
+        return gain * projected
+
+    def _query(self, x: torch.Tensor) -> torch.Tensor:
+        # One product with W_q W_p: the projected patches serve nothing else.
+        weight = self.query.weight @ self.projection.weight
+        return linear(x, weight, self.query.weight @ self.projection.bias)
+
+    @property
+    def _gated_output(self) -> torch.Tensor:
+        return self.latent_gate[:, None] * self.output.weight
 
     def loss(self, x: torch.Tensor, y: torch.Tensor, losses: str = "both") -> torch.Tensor:
         """Reconstruction plus regression (Eq. 12), each a mean of squares over all its entries.
@@ -140,13 +149,16 @@ class BPBooster(Model):
             y: (N, num_hvgs) expression of the highly variable genes.
             losses: ``both``, or the one that is left.
         """
-        latent = self.hidden(x)
-        parts = []
+        mixed, output, parts = self._mixed(x), self._gated_output, []
         if losses in ("both", "reconstruction"):
-            parts.append(nn.functional.mse_loss(self.decoder(latent), x))
+            parts.append((self.decoder, x))
         if losses in ("both", "regression"):
-            parts.append(nn.functional.mse_loss(self.hvg_head(latent), y))
-        return sum(parts)
+            parts.append((self.hvg_head, y))
+        # W_o goes into each layer's weights: neither embedding nor predictions are formed.
+        return sum(
+            ops.linear_mse(mixed, layer.weight @ output, layer.bias, target)
+            for layer, target in parts
+        )
 
     @torch.no_grad()
     def check_open(self) -> None:
@@ -166,9 +178,10 @@ class BPBooster(Model):
         The mean over heads of the softmax, before the gates.
         """
         split = (self.num_heads, self.prototypes.shape[1] // self.num_heads)
-        query, key = self.projection(x), self.prototypes
         if self.attention == "prototypes":
-            query, key = self.query(query), self.key(key)
+            query, key = self._query(x), self.key(self.prototypes)
+        else:
+            query, key = self.projection(x), self.prototypes
         query, key = (t.unflatten(1, split).transpose(0, 1) for t in (query, key))
         return (query @ key.transpose(1, 2) * split[1] ** -0.5).softmax(-1).mean(0)
 
@@ -182,5 +195,4 @@ class BPBooster(Model):
         if self.attention == "literal":
             return None
         answer = self.value(self.prototypes) * self.prototype_gate[:, None]
-        latent = self.output(answer - answer.mean(0)) * self.latent_gate
-        return latent @ self.head.weight.T
+        return (answer - answer.mean(0)) @ self._gated_output.T @ self.head.weight.T

@@ -14,6 +14,7 @@ from torch import nn
 from histokit import _dispatch, ops
 from histokit.errors import InputError
 from histokit.models.base import Model
+from histokit.products import Linear, linear
 from histokit.weights import load_weights, read_state_dict
 
 # The authors' order of oncotree codes, the same in both published splits.
@@ -87,7 +88,7 @@ class HistoPrism(Model):
         self.input_dim, self.cancers = input_dim, list(cancers)
         self.cross_heads, self.num_heads, self.dropout = cross_heads, num_heads, dropout
         self.max_patches = max_patches
-        self.input_proj = nn.Linear(input_dim, hidden_dim)
+        self.input_proj = Linear(input_dim, hidden_dim)
         self.onco_embedder = nn.Linear(len(cancers), input_dim)
         self.conditioner = nn.Module()
         self.conditioner.attention = nn.MultiheadAttention(input_dim, cross_heads)
@@ -97,11 +98,11 @@ class HistoPrism(Model):
         )
         self.transformer = nn.TransformerEncoder(layer, num_layers, enable_nested_tensor=False)
         self.gene_regression_head = nn.Sequential(
-            nn.Linear(hidden_dim, hidden_dim),
+            Linear(hidden_dim, hidden_dim),
             nn.LayerNorm(hidden_dim),
             nn.ReLU(),
             nn.Dropout(dropout),
-            nn.Linear(hidden_dim, num_genes),
+            Linear(hidden_dim, num_genes),
         )
 
     @property
@@ -151,7 +152,7 @@ class HistoPrism(Model):
     def _encode(self, layer: nn.TransformerEncoderLayer, h, sizes: list[int]):
         """One post-norm layer; a patch attends to the patches of its own slide only."""
         attention, width = layer.self_attn, h.shape[1]
-        qkv = F.linear(h, attention.in_proj_weight, attention.in_proj_bias)
+        qkv = linear(h, attention.in_proj_weight, attention.in_proj_bias)
         qkv = qkv.view(len(h), 3, self.num_heads, -1).permute(1, 2, 0, 3)
         rate = self.dropout if self.training else 0.0
         if len(sizes) == 1:  # splitting and joining are copies in the backward pass
@@ -160,8 +161,11 @@ class HistoPrism(Model):
             slides = zip(*(t.split(sizes, dim=1) for t in qkv), strict=True)
             attended = torch.cat([self._attend(*slide, rate) for slide in slides], dim=1)
         attended = attended.transpose(0, 1).reshape(len(h), width)
-        h = layer.norm1(h + layer.dropout1(attention.out_proj(attended)))
-        inner = layer.linear2(layer.dropout(F.relu(layer.linear1(h))))
+        out, first, second = attention.out_proj, layer.linear1, layer.linear2
+        attended = linear(attended, out.weight, out.bias)
+        h = layer.norm1(h + layer.dropout1(attended))
+        inner = layer.dropout(F.relu(linear(h, first.weight, first.bias)))
+        inner = linear(inner, second.weight, second.bias)
         return layer.norm2(h + layer.dropout2(inner))
 
     @staticmethod

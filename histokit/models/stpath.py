@@ -13,6 +13,7 @@ from torch import nn
 
 from histokit import ops
 from histokit.errors import InputError
+from histokit.products import Linear
 from histokit.weights import load_weights, read_state_dict
 
 TECHNOLOGIES = ("<pad>", "Spatial Transcriptomics", "Visium", "Xenium", "Visium HD")
@@ -56,9 +57,9 @@ class _Attention(nn.Module):
     def __init__(self, width: int, num_heads: int, attention: str, dropout: float, rate: float):
         super().__init__()
         self.num_heads, self.attention, self.rate = num_heads, attention, rate
-        self.layernorm_qkv = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 3 * width))
-        self.W_output = nn.Sequential(nn.Linear(width, width), nn.Dropout(dropout))
-        self.edge_bias = nn.Sequential(nn.Linear(3, num_heads, bias=False))
+        self.layernorm_qkv = nn.Sequential(nn.LayerNorm(width), Linear(width, 3 * width))
+        self.W_output = nn.Sequential(Linear(width, width), nn.Dropout(dropout))
+        self.edge_bias = nn.Sequential(Linear(3, num_heads, bias=False))
 
     def forward(self, h: torch.Tensor, coords: torch.Tensor) -> torch.Tensor:
         qkv = self.layernorm_qkv(h).view(len(h), 3, self.num_heads, -1)
@@ -74,9 +75,9 @@ class _Attention(nn.Module):
 class _Mlp(nn.Module):
     def __init__(self, width: int, hidden: int, dropout: float):
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
+        self.fc1 = Linear(width, hidden)
         self.norm = nn.LayerNorm(hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc2 = Linear(hidden, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
@@ -147,8 +148,8 @@ class STPath(nn.Module):
     ):
         super().__init__()
         self.input_encoder = nn.Module()
-        self.input_encoder.image_embed = nn.Linear(input_dim, width)
-        self.input_encoder.gene_embed = nn.Linear(num_genes, width, bias=False)
+        self.input_encoder.image_embed = Linear(input_dim, width)
+        self.input_encoder.gene_embed = Linear(num_genes, width, bias=False)
         self.input_encoder.tech_embed = nn.Embedding(len(TECHNOLOGIES), width)
         self.input_encoder.organ_embed = nn.Embedding(num_organs, width)
         self.model = nn.Module()
@@ -156,7 +157,7 @@ class STPath(nn.Module):
             STPathLayer(width, num_heads, mlp_dim, attention, dropout, attention_dropout)
             for _ in range(num_layers)
         )
-        self.gene_exp_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, num_genes))
+        self.gene_exp_head = nn.Sequential(nn.LayerNorm(width), Linear(width, num_genes))
 
     def masked_expression(self, num_patches: int) -> torch.Tensor:
         """(N, G) of patches whose expression is unknown: one in the column of the mask token."""
