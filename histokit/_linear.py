@@ -265,12 +265,17 @@ def _linear_mse(
     With residual e = Hc w + c - y, c = b + w . mean(H), per gene
     sum e^2 = w.Aw - 2 w.C + m2_y + N (c - mean_y)^2, and
     dW = A w - C + N (c - mean_y) mean(H), db = N (c - mean_y), dH = Hc W^T W + c^T W - Y W,
-    each times 2 / (N G_measured).
+    each times 2 / (N G_measured). Where the residuals are no more than the weights or the hidden
+    rows (N <= d or G <= d), forming them costs less than the (d, d) sums.
     """
     rows, genes = hidden.shape[0], weight.shape[0]
     if rows == 0 or genes == 0:
         grads = (hidden, weight, weight[:, 0]) if with_grad else (hidden[:0, 0],) * 3
         return hidden.new_full((), torch.nan), *(torch.zeros_like(g) for g in grads)
+    scale = 2 / (rows * (genes if measured is None else measured.sum().to(hidden.dtype)))
+    if min(rows, genes) <= hidden.shape[1]:
+        sparse = None if row_offsets is None else (row_offsets, col_index)
+        return _mse_by_residual(hidden, weight, bias, sparse, values, measured, scale, with_grad)
     mean, centred = _centred(hidden)
     gram = transposed_matmul(centred, centred)
     if row_offsets is None:
@@ -279,7 +284,6 @@ def _linear_mse(
         cross, moments = torch.ops.histokit.csr_transpose_matmul(
             row_offsets, col_index, values, centred, genes
         )
-    scale = 2 / (rows * (genes if measured is None else measured.sum().to(hidden.dtype)))
     masked = weight if measured is None else weight * measured[:, None]
     keep = 1 if measured is None else measured
     centre = weight @ mean if bias is None else torch.addmv(bias, weight, mean)  # c
@@ -297,8 +301,7 @@ def _linear_mse(
         torch.sub(product, c, out=c).addr_(shift[first : first + ROWS], mean).mul_(scale)
     loss = (total * scale / 2).to(hidden.dtype)
     if not with_grad:
-        empty = hidden.new_empty(0)
-        return loss, empty, empty.clone(), empty.clone()
+        return loss, *(hidden.new_empty(0) for _ in range(3))
     grad_hidden = matmul(centred, inner).add_(centre @ masked)
     if row_offsets is None:
         grad_hidden.sub_(matmul(values.to(masked.dtype), masked))
@@ -307,6 +310,31 @@ def _linear_mse(
     if measured is not None:
         cross.mul_(measured[:, None])
     return loss, grad_hidden.mul_(scale), cross, shift.mul_(scale)
+
+
+def _mse_by_residual(hidden, weight, bias, sparse, values, measured, scale, with_grad):
+    """Loss and gradients of ``linear_mse`` by way of the (N, G) residuals."""
+    residual = matmul(hidden, weight.T)
+    if bias is not None:
+        residual += bias
+    if sparse is None:
+        residual -= values
+    else:
+        row_offsets, col_index = sparse
+        row = torch.arange(len(residual), device=hidden.device)
+        row = row.repeat_interleave(row_offsets.diff().long(), output_size=len(values))
+        residual.view(-1).index_add_(0, row * len(weight) + col_index, values, alpha=-1)
+    if measured is not None:
+        residual *= measured
+    grads = tuple(hidden.new_empty(0) for _ in range(3))
+    if with_grad:
+        grads = (
+            matmul(residual, weight).mul_(scale),
+            transposed_matmul(residual, hidden).mul_(scale),
+            residual.sum(0).mul_(scale),
+        )
+    total = residual.square_().sum(dtype=torch.float64)
+    return (total * scale / 2).to(hidden.dtype), *grads
 
 
 @_linear_mse.register_fake

@@ -213,6 +213,8 @@ def _quadratic(weight, gram, **_):
 
 def _linear_mse(hidden, weight, bias, row_offsets, col, values, measured, with_grad, **_):
     (rows, dim), genes = hidden, weight[0]
+    if min(rows, genes) <= dim:
+        return 2 * rows * genes * dim * (3 if with_grad else 1)
     sparse = values[0] if row_offsets else rows * genes
     return 2 * dim * (rows * dim + sparse + genes * dim) * (2 if with_grad else 1)
 

@@ -104,6 +104,16 @@ def test_linear_mse(rows, genes, dim, with_bias, density, form, dtype, device, m
     check_against_reference("linear_mse", *data, form, dtype, device, measured)
 
 
+@needs_kernels
+@pytest.mark.parametrize("name", ["linear_pearson", "linear_mse"])
+@pytest.mark.parametrize("form", ["dense", "csr"])
+def test_in_several_blocks(name, form, monkeypatch):
+    monkeypatch.setattr("histokit._linear.ROWS", 7)
+    monkeypatch.setattr("histokit._linear.GENES", 11)
+    data = case(20, 40, 5)
+    check_against_reference(name, *data, form, torch.float32, "cpu")
+
+
 @pytest.mark.parametrize("form", ["dense", "csr"])
 @pytest.mark.parametrize("rows", [1, 2, 3, 50])
 def test_linear_pearson_equals_numpy(rows, form):

@@ -67,9 +67,8 @@ def test_operations_of_stpath():
 def test_operations_of_bpbooster(form):
     at = dataclasses.replace(TINY, patches=70, dtype=torch.float32)
     n, wide, width, prototypes = 70, 1024, 256, 64
-    own = 2 * prototypes * width**2 + n * (width**2 + 2 * prototypes * width)  # k, v; out
-    query = n * width**2 if form == "plain" else width**2 * wide  # fused: W_q W_p
-    forward = n * wide * width + query + own + n * width * at.genes
+    own = 2 * prototypes * width**2 + n * (2 * width**2 + 2 * prototypes * width)  # k, v; q, out
+    forward = n * wide * width + own + n * width * at.genes
     case = ROWS[f"BP-Booster {form}"].build(at)
     with torch.no_grad():
         found = profiling.operations(case.call) + case.uncounted

@@ -119,23 +119,19 @@ class BPBooster(Model):
 
     def hidden(self, x, cancer=-1, slide_index=None):
         """(N, L1) to the refined embedding (N, L2); patches do not see each other."""
-        return linear(self._mixed(x), self._gated_output)
-
-    def _mixed(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, L1) to what the heads of the attention give, before W_o: (N, L2)."""
-        gate, heads = self.prototype_gate, self.num_heads
+        projected, gate = self.projection(x), self.prototype_gate
         if self.attention == "prototypes":
             key, value = self.key(self.prototypes), self.value(self.prototypes)
-            return ops.prototype_attention(self._query(x), key, value, gate, num_heads=heads)
-        # With values of one, attention gives the sum of alpha g: once for each of a head's d.
-        projected, ones = self.projection(x), torch.ones_like(self.prototypes)
-        gain = ops.prototype_attention(projected, self.prototypes, ones, gate, num_heads=heads)
-        return gain * projected
-
-    def _query(self, x: torch.Tensor) -> torch.Tensor:
-        # One product with W_q W_p: the projected patches serve nothing else.
-        weight = self.query.weight @ self.projection.weight
-        return linear(x, weight, self.query.weight @ self.projection.bias)
+            query = self.query(projected)
+            mixed = ops.prototype_attention(query, key, value, gate, num_heads=self.num_heads)
+        else:
+            # With values of one, attention gives the sum of alpha g: once for each of a head's d.
+            ones = torch.ones_like(self.prototypes)
+            gain = ops.prototype_attention(
+                projected, self.prototypes, ones, gate, num_heads=self.num_heads
+            )
+            mixed = gain * projected
+        return linear(mixed, self._gated_output)
 
     @property
     def _gated_output(self) -> torch.Tensor:
@@ -149,15 +145,13 @@ class BPBooster(Model):
             y: (N, num_hvgs) expression of the highly variable genes.
             losses: ``both``, or the one that is left.
         """
-        mixed, output, parts = self._mixed(x), self._gated_output, []
+        latent, parts = self.hidden(x), []
         if losses in ("both", "reconstruction"):
             parts.append((self.decoder, x))
         if losses in ("both", "regression"):
             parts.append((self.hvg_head, y))
-        # W_o goes into each layer's weights: neither embedding nor predictions are formed.
         return sum(
-            ops.linear_mse(mixed, layer.weight @ output, layer.bias, target)
-            for layer, target in parts
+            ops.linear_mse(latent, layer.weight, layer.bias, target) for layer, target in parts
         )
 
     @torch.no_grad()
@@ -178,10 +172,9 @@ class BPBooster(Model):
         The mean over heads of the softmax, before the gates.
         """
         split = (self.num_heads, self.prototypes.shape[1] // self.num_heads)
+        query, key = self.projection(x), self.prototypes
         if self.attention == "prototypes":
-            query, key = self._query(x), self.key(self.prototypes)
-        else:
-            query, key = self.projection(x), self.prototypes
+            query, key = self.query(query), self.key(key)
         query, key = (t.unflatten(1, split).transpose(0, 1) for t in (query, key))
         return (query @ key.transpose(1, 2) * split[1] ** -0.5).softmax(-1).mean(0)
 
