@@ -1,4 +1,4 @@
-"""BP-Booster's ablation on her2st over several seeds, beside ridge on the features themselves.
+"""BP-Booster's ablation on her2st over several seeds, beside other models on the same features.
 
     python benchmarks/her2st_boost.py --programs ../shared/genesets/h.all.v2025.1.Hs.symbols.gmt
 
@@ -23,8 +23,13 @@ import run_train  # noqa: E402
 from histokit.ablation import VARIANTS  # noqa: E402
 from histokit.options import option, required, run  # noqa: E402
 
-SMALL = "preset small"  # random prototypes and the hyper-parameters for few sections
-ROWS = (*VARIANTS, SMALL)
+# Beside the ablation: hyper-parameters for few sections, and the other models.
+BESIDE = {
+    "preset small": {"preset": "small"},
+    "mlp": {"model": "mlp", "preset": "small", "val_fraction": 0.2},  # these two stop early
+    "histoprism, small": {"model": "histoprism", "preset": "small", "val_fraction": 0.2},
+}
+ROWS = (*VARIANTS, *BESIDE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +62,8 @@ def main(cfg: Options) -> None:
                 seed=seed,
             )
             run_train.main(dataclasses.replace(common, ablate=True, programs=cfg.programs))
-            own = {"run": str(place / SMALL), "preset": "small"}
-            run_train.main(dataclasses.replace(common, **own))
+            for name, own in BESIDE.items():
+                run_train.main(dataclasses.replace(common, run=str(place / name), **own))
             for name in ROWS:
                 score(place / name)
         seeds = f"{cfg.seeds} seed" + "s" * (cfg.seeds > 1)
