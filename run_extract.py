@@ -29,6 +29,15 @@ class Options:
         "efficientnet-lite0", "efficientnet-lite0, efficientnet-lite0-random, hed, or timm:<name>"
     )
     weights: str | None = option(None, "weights of a timm encoder: .safetensors or a state dict")
+    pool: str = option(
+        "last",
+        "what of a network's maps is taken: its own pooling, or the means at four depths, which "
+        "serves networks trained on other images than tissue (ENCODER-stages)",
+        choices=("last", "stages"),
+    )
+    views: int = option(
+        1, "8 averages over the turns and mirrors of a patch (ENCODER-8views)", choices=(1, 8)
+    )
     patch_um: float = option(112.0, "side of a patch in microns")
     scales: str = option(
         "",
@@ -55,7 +64,7 @@ def main(cfg: Options) -> None:
     team = ranks.start()
     out = make_folder(cfg.out)
     slides = choose(read_source(cfg.source, cfg.cancer), cfg)
-    encoder = make_encoder(cfg.encoder, cfg.weights)
+    encoder = make_encoder(cfg.encoder, cfg.weights, cfg.pool, cfg.views)
     scales = [cfg.patch_um] if not cfg.scales else parse_scales(cfg.scales)
     name, patch_um = encoder.name, scales[0]
     if cfg.scales:

@@ -27,7 +27,16 @@ hyper = functools.partial(option, None, group="network", shown="the preset's")
 boost = functools.partial(option, None, group="BP-Booster", shown="the preset's")
 FEATURE_KEYS = "encoder weights_sha256 dimension transform pooling patch_um precision".split()
 FREE = ("machine", "checks")  # groups of options that may differ when a training goes on
-MODELS = ("mean", "ridge-hest", "ridge", "ridge-no-pca", "mlp", "histoprism", "bpbooster")
+MODELS = (
+    "mean",
+    "ridge-hest",
+    "ridge",
+    "ridge-no-pca",
+    "ridge-by-gene",
+    "mlp",
+    "histoprism",
+    "bpbooster",
+)
 
 
 @dataclasses.dataclass(frozen=True)

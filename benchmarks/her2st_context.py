@@ -1,4 +1,4 @@
-"""What context is worth on her2st: larger patches, neighbouring spots, a second encoder.
+"""What features are worth on her2st: larger patches, neighbours, stages, turns, a second encoder.
 
     python benchmarks/her2st_context.py --source ../shared/data/her2st
 
@@ -24,6 +24,7 @@ from histokit.options import option, required, run  # noqa: E402
 NET, STAIN = "efficientnet-lite0", "hed"
 SCALES = "112,224,448"
 NET_SCALES, STAIN_SCALES = (f"{name}-{SCALES.replace(',', '-')}um" for name in (NET, STAIN))
+STAGES, TURNED = (f"{NET}-stages{turns}-112-224-448um" for turns in ("", "-8views"))
 BOTH = f"{NET_SCALES}+{STAIN_SCALES}"
 FEATURES = {
     "112 um": {"encoder": NET, "standardize": "slide"},
@@ -35,17 +36,26 @@ FEATURES = {
         "encoder": NET_SCALES, "neighbors": "attention", "standardize": "slide"
     },
     "the same + hed": {"encoder": BOTH, "neighbors": "attention", "standardize": "slide"},
+    "stages, 112 + 224 + 448 um, neighbours": {
+        "encoder": STAGES, "neighbors": "mean", "standardize": "slide"
+    },
+    "the same, 8 views": {"encoder": TURNED, "neighbors": "mean", "standardize": "slide"},
 }  # fmt: skip
 MODELS = {
     "ridge": {"model": "ridge"},
+    "ridge-by-gene": {"model": "ridge-by-gene"},
     "ridge-hest": {"model": "ridge-hest"},
     "mlp": {"model": "mlp", "preset": "small"},
     "histoprism, small": {"model": "histoprism", "preset": "small"},
     "bpbooster, small": {"model": "bpbooster", "preset": "small"},
 }
-# Models are measured at the first step and the last, but ridge at every one. HistoPrism's
-# cross-attention has D x D weights: it ends where features are 3,840 wide.
-STEPS = {"ridge": range(len(FEATURES)), "histoprism, small": (0, 1)}
+# Ridge is measured at every step, the others at three. HistoPrism's cross-attention has D x D
+# weights: it cannot take the features that are 15,360 wide.
+STEPS = {
+    "ridge": range(len(FEATURES)),
+    "ridge-by-gene": (0, 2, 5, 6),
+    "histoprism, small": (0, 1, 6),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,16 +72,20 @@ class Options:
 def main(cfg: Options) -> None:
     """Extract, train and evaluate what is missing; write the table."""
     data = Path(cfg.out) / "data"
-    for encoder, scales in ((NET, ""), (NET, SCALES), (STAIN, SCALES)):
+    for wanted in (
+        {"encoder": NET},
+        {"encoder": NET, "scales": SCALES},
+        {"encoder": STAIN, "scales": SCALES},
+        {"encoder": NET, "scales": SCALES, "pool": "stages"},
+        {"encoder": NET, "scales": SCALES, "pool": "stages", "views": 8},
+    ):
         run_extract.main(
-            run_extract.Options(
-                source=cfg.source, out=str(data), encoder=encoder, scales=scales, cancer="IDC"
-            )
+            run_extract.Options(source=cfg.source, out=str(data), cancer="IDC", **wanted)
         )
     rows = []
     for model in cfg.models:
         for number, (features, chosen) in enumerate(FEATURES.items()):
-            if number not in STEPS.get(model, (0, len(FEATURES) - 1)):
+            if number not in STEPS.get(model, (0, 4, 6)):
                 continue
             folder = Path(cfg.out) / "context" / cfg.target / f"{model.split(',')[0]}-{number}"
             options = {"data": str(data), "target": cfg.target} | chosen | MODELS[model]

@@ -13,7 +13,7 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,9 @@ from torch import nn
 from histokit.errors import InputError
 
 NAMES = ("efficientnet-lite0", "efficientnet-lite0-random", "hed", "timm:<name>")
+POOLS = ("last", "stages")
+VIEWS = (1, 8)
+STAGES = 4
 RANDOM_SEED = 0
 
 
@@ -50,12 +53,37 @@ class Encoder:
 
 
 class NetworkEncoder(Encoder):
-    """A pooled convolutional network or transformer of timm."""
+    """A pooled convolutional network or transformer of timm.
 
-    def __init__(self, name: str, model: nn.Module, data: dict, weights_sha256: str):
+    Args:
+        name: of the encoder; what deviates from the defaults below is added to it.
+        model: without a classifier.
+        data: its input, as timm resolves it.
+        weights_sha256: of the weights.
+        pool: ``last`` is the model's own pooling. ``stages`` sets the means of the maps at four
+            depths side by side: the last four of a convolutional pyramid, the quarters of a
+            transformer. What ImageNet taught the deepest layers is objects, which tissue has not.
+        views: 8 averages the embeddings of a patch's turns and mirrors, for tissue has no upside.
+
+    Raises:
+        InputError: a model that does not give one vector, or has no maps to pool.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        data: dict,
+        weights_sha256: str,
+        pool: str = "last",
+        views: int = 1,
+    ):
+        if pool == "stages" and not hasattr(model, "forward_intermediates"):
+            raise InputError(f"the model of {name} does not show its stages; use --pool last")
         # patches arrive channel-last; convolutions are twice as fast when the weights are so too
         self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-        self.name, self.size = name, data["input_size"][-1]
+        self.pool, self.views, self.size = pool, views, data["input_size"][-1]
+        self.name = name + "-stages" * (pool == "stages") + f"-{views}views" * (views > 1)
         self.mean, self.std = (
             torch.tensor(data[key], dtype=torch.float32).view(1, 3, 1, 1) for key in ("mean", "std")
         )
@@ -76,7 +104,18 @@ class NetworkEncoder(Encoder):
     @torch.inference_mode()
     def encode(self, patches: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
         """See ``Encoder.encode``."""
-        return self.model(self.transform(patches)).float().numpy()
+        pixels = self.transform(patches)
+        if self.views == 1:
+            return self._pooled(pixels).float().numpy()
+        return sum(self._pooled(view) for view in _turns_and_mirrors(pixels)).div(8).float().numpy()
+
+    def _pooled(self, pixels: torch.Tensor) -> torch.Tensor:
+        if self.pool == "last":
+            return self.model(pixels)
+        maps = self.model.forward_intermediates(
+            pixels, indices=_stages(self.model), intermediates_only=True
+        )
+        return torch.cat([map.mean((2, 3)) for map in maps], dim=1)
 
     def provenance(self) -> dict:
         """See ``Encoder.provenance``."""
@@ -86,11 +125,30 @@ class NetworkEncoder(Encoder):
         return {
             "encoder": self.name,
             "weights_sha256": self.weights_sha256,
-            "transform": f"resample to {self.size} px (bicubic), / 255, mean {mean}, std {std}",
-            "pooling": _pooling(self.model),
+            "transform": f"resample to {self.size} px (bicubic), / 255, mean {mean}, std {std}"
+            + ", mean over 8 turns and mirrors" * (self.views == 8),
+            "pooling": _pooling(self.model)
+            if self.pool == "last"
+            else f"mean of the maps {_stages(self.model)} of {len(self.model.feature_info)}",
             "precision": "float32",
             "versions": versions("torch", "timm"),
         }
+
+
+def _stages(model: nn.Module) -> list[int]:
+    """Which of the model's maps ``stages`` pools."""
+    count = len(model.feature_info)
+    if count < 2 * STAGES:
+        return list(range(count))[-STAGES:]
+    return [count * part // STAGES - 1 for part in range(1, STAGES + 1)]
+
+
+def _turns_and_mirrors(pixels: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The eight ways to lay patches (B, 3, size, size) down."""
+    for turns in range(4):
+        turned = torch.rot90(pixels, turns, (2, 3))
+        for view in (turned, turned.flip(3)):
+            yield view.contiguous(memory_format=torch.channels_last)
 
 
 def _pooling(model: nn.Module) -> str:
@@ -104,26 +162,32 @@ def versions(*packages: str) -> dict[str, str]:
     return {package: importlib.metadata.version(package) for package in packages}
 
 
-def make_encoder(name: str, weights: str | os.PathLike | None = None) -> Encoder:
+def make_encoder(
+    name: str, weights: str | os.PathLike | None = None, pool: str = "last", views: int = 1
+) -> Encoder:
     """Build an encoder.
 
     Args:
         name: one of ``NAMES``.
         weights: a ``.safetensors`` or PyTorch state dict for ``timm:<name>``, loaded strictly.
+        pool, views: of ``NetworkEncoder``; ``hed`` has neither.
 
     Raises:
         InputError: unknown name, weights that do not fit or cannot be fetched.
     """
+    how = {"pool": pool, "views": views}
     if weights is not None and not name.startswith("timm:"):
         raise InputError(f"--weights goes with timm:<name>; the encoder {name} brings its own")
     if name == "hed":
         from histokit.hed import HedEncoder
 
+        if how != {"pool": "last", "views": 1}:
+            raise InputError("--pool and --views are of networks; hed has one form")
         return HedEncoder()
     if name in ("efficientnet-lite0", "efficientnet-lite0-random"):
-        return _efficientnet_lite0(name)
+        return _efficientnet_lite0(name, how)
     if name.startswith("timm:"):
-        return _from_timm(name, weights)
+        return _from_timm(name, weights, how)
     raise InputError(f"unknown encoder {name!r}; choose one of {', '.join(NAMES)}")
 
 
@@ -151,7 +215,7 @@ def import_timm():
 _DECLARED: list[torch.library.Library] = []  # a schema lives as long as its Library object
 
 
-def _efficientnet_lite0(name: str) -> Encoder:
+def _efficientnet_lite0(name: str, how: dict) -> Encoder:
     timm = import_timm()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
@@ -164,7 +228,7 @@ def _efficientnet_lite0(name: str) -> Encoder:
         model.load_state_dict({_timm_key(key): value for key, value in state.items()})
         digest = file_sha256(path)
     model.reset_classifier(0)
-    return NetworkEncoder(name, model, data, digest)
+    return NetworkEncoder(name, model, data, digest, **how)
 
 
 def _bundled_weights() -> Path:
@@ -209,7 +273,7 @@ def _timm_key(key: str) -> str:
     return f"blocks.{stage}.{place}.{layer}.{block[3]}"
 
 
-def _from_timm(name: str, weights: str | os.PathLike | None) -> Encoder:
+def _from_timm(name: str, weights: str | os.PathLike | None, how: dict) -> Encoder:
     timm = import_timm()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells every retry
     model_name = name.removeprefix("timm:")
@@ -231,7 +295,8 @@ def _from_timm(name: str, weights: str | os.PathLike | None) -> Encoder:
         _load_strictly(model, Path(weights), name)
     else:
         digest = _state_sha256(model)
-    return NetworkEncoder(name, model, timm.data.resolve_data_config({}, model=model), digest)
+    data = timm.data.resolve_data_config({}, model=model)
+    return NetworkEncoder(name, model, data, digest, **how)
 
 
 def _load_strictly(model: nn.Module, path: Path, name: str) -> None:

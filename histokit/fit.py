@@ -76,7 +76,8 @@ def fit_ridge(
     groups: np.ndarray,
     rescale: bool = True,
     components: int | None = HEST_COMPONENTS,
-) -> tuple[LinearMap, float]:
+    by_gene: bool = False,
+) -> tuple[LinearMap, float | np.ndarray]:
     """PCA and ridge with an intercept, the penalty chosen by grouped cross-validation.
 
     The components of the training spots are uncorrelated, so ridge shrinks the k-th by
@@ -93,13 +94,14 @@ def fit_ridge(
         rescale: features to deviation 1 first; False where they are on one scale already.
         components: of the PCA; with all of them, None, this is ridge on the features themselves,
             for the penalty does not see a rotation.
+        by_gene: an alpha for each gene; see ``choose_alpha``.
 
     Returns:
-        The model and its alpha.
+        The model and its alpha, (G,) where it is chosen by gene.
     """
     folds = min(5, len(np.unique(groups)))
     splits = GroupKFold(folds).split(x, groups=groups)
-    alpha = choose_alpha(x, y, measured, slide, splits, rescale, components)
+    alpha = choose_alpha(x, y, measured, slide, splits, rescale, components, by_gene)
     return ridge_at(x, y, measured, slide, alpha, rescale, components), alpha
 
 
@@ -111,20 +113,31 @@ def choose_alpha(
     splits: Iterable[tuple[np.ndarray, np.ndarray]],
     rescale: bool = True,
     components: int | None = HEST_COMPONENTS,
-) -> float:
+    by_gene: bool = False,
+) -> float | np.ndarray:
     """The penalty of ``fit_ridge`` with the least squared error over what splits hold out.
+
+    One penalty for all genes is that of the many weak ones, and too strong for the few that the
+    image shows well. A gene's own error is noisy, though: by gene, its error over its least and the
+    mean of that over all genes count alike.
 
     Args:
         x, y, measured, slide, rescale, components: of ``fit_ridge``.
         splits: rows that train and rows held out.
+        by_gene: choose (G,) penalties instead of one.
     """
-    errors = np.zeros(len(ALPHAS))
+    errors = np.zeros((len(ALPHAS), y.shape[1] if by_gene else 1))
     for train, held in splits:
         fitted = _decompose(x[train], y[train], measured, slide[train], rescale, components)
         for s in np.unique(slide[held]):
             rows = held[slide[held] == s]
-            errors += _errors(*fitted, x[rows], y[rows], measured[s])
-    return float(ALPHAS[errors.argmin()])
+            found = _errors(*fitted, x[rows], y[rows], measured[s], by_gene)
+            errors[:, measured[s] if by_gene else [0]] += found
+    if not by_gene:
+        return float(ALPHAS[errors.argmin()])
+    least = errors.min(axis=0)
+    relative = errors / np.where(least > 0, least, 1)
+    return ALPHAS[(relative + relative.mean(axis=1, keepdims=True)).argmin(axis=0)]
 
 
 def ridge_at(
@@ -132,11 +145,11 @@ def ridge_at(
     y: sp.csr_matrix,
     measured: np.ndarray,
     slide: np.ndarray,
-    alpha: float,
+    alpha: float | np.ndarray,
     rescale: bool = True,
     components: int | None = HEST_COMPONENTS,
 ) -> LinearMap:
-    """The model of ``fit_ridge`` at a given penalty."""
+    """The model of ``fit_ridge`` at a given penalty, or at one for each gene (G,)."""
     scaler, pca, product, mean = _decompose(x, y, measured, slide, rescale, components)
     weight = (product / (np.square(pca.singular_values_) + alpha)[:, None]).T
     return _linear_map(scaler, pca, weight, mean)
@@ -158,8 +171,8 @@ def _decompose(x, y, measured, slide, rescale, components):
     return scaler, pca, product, mean
 
 
-def _errors(scaler, pca, product, mean, x, y, measured) -> np.ndarray:
-    """Summed squared error at every alpha on one held-out slide, without its predictions.
+def _errors(scaler, pca, product, mean, x, y, measured, by_gene: bool) -> np.ndarray:
+    """Squared error at every alpha on one held-out slide, by gene (A, G) or over all (A, 1).
 
     With d = 1 / (s^2 + alpha), scores Z and truth T, the error |Z diag(d) P - T|^2 is quadratic in
     d: its coefficients are Z^T Z * P P^T and the diagonal of Z^T T P^T, the same for all alphas.
@@ -167,11 +180,14 @@ def _errors(scaler, pca, product, mean, x, y, measured) -> np.ndarray:
     scores = pca.transform(scaler.transform(x)).astype(np.float64)
     product = product[:, measured]
     truth = y[:, measured].toarray().astype(np.float64) - mean[measured]
-    quadratic = (scores.T @ scores) * (product @ product.T)
-    linear = ((scores.T @ truth) * product).sum(axis=1)
+    gram, linear = scores.T @ scores, (scores.T @ truth) * product
     shrink = 1 / (np.square(pca.singular_values_) + ALPHAS[:, None])
-    squares = ((shrink @ quadratic) * shrink).sum(axis=1)
-    return squares - 2 * shrink @ linear + np.square(truth).sum()
+    if by_gene:
+        shrunk = (d[:, None] * product for d in shrink)
+        squares = np.stack([((gram @ p) * p).sum(axis=0) for p in shrunk])
+        return squares - 2 * shrink @ linear + np.square(truth).sum(axis=0)
+    squares = ((shrink @ (gram * (product @ product.T))) * shrink).sum(axis=1)
+    return (squares - 2 * shrink @ linear.sum(axis=1) + np.square(truth).sum())[:, None]
 
 
 def _linear_map(scaler, pca, weight: np.ndarray, bias: np.ndarray) -> LinearMap:

@@ -142,6 +142,8 @@ REGRESSORS = {
     "ridge-hest": "StandardScaler, PCA 256, ridge without intercept, alpha 100 / (components x 50)",
     "ridge": "StandardScaler, PCA 256, ridge with intercept, alpha by grouped cross-validation",
     "ridge-no-pca": "StandardScaler, ridge with intercept, alpha by grouped cross-validation",
+    "ridge-by-gene": "StandardScaler, PCA 256, ridge with intercept, alpha of each gene by grouped "
+    "cross-validation",
     "mean": "intercept only",
     "library-size": "line on log library size, with intercept",
 }

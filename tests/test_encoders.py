@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from tiny_slides import picture
 
-from histokit.encoders import import_timm, make_encoder
+from histokit.encoders import NetworkEncoder, import_timm, make_encoder
 from histokit.errors import InputError
 
 
@@ -110,6 +110,53 @@ def test_timm_weights_from_a_file(tmp_path, patches):
     np.testing.assert_allclose(first.encode(sized), expected, atol=1e-4)
     np.testing.assert_array_equal(first.encode(sized), second.encode(sized))
     assert "0.485" in first.provenance()["transform"]
+
+
+def test_stages_are_the_means_of_maps_at_four_depths(lite0, patches):
+    encoder, model = make_encoder("efficientnet-lite0", pool="stages"), lite0.model
+    maps = []
+    with torch.inference_mode():
+        x = model.bn1(model.conv_stem(lite0.transform(patches)))
+        for block in model.blocks:
+            x = block(x)
+            maps.append(x.mean((2, 3)))
+    expected = torch.cat([maps[i] for i in (1, 2, 4, 6)], dim=1).numpy()
+    assert (encoder.name, encoder.dim) == ("efficientnet-lite0-stages", 24 + 40 + 112 + 320)
+    np.testing.assert_allclose(encoder.encode(patches), expected, atol=1e-4)
+    assert encoder.provenance()["pooling"] == "mean of the maps [1, 2, 3, 4] of 5"
+
+
+def test_stages_of_a_transformer_are_its_quarters(tmp_path, patches):
+    name = "vit_tiny_patch16_224"
+    model = import_timm().create_model(name, num_classes=0).eval()
+    save_file(model.state_dict(), tmp_path / "a.safetensors")
+    encoder = make_encoder(f"timm:{name}", tmp_path / "a.safetensors", pool="stages")
+    with torch.inference_mode():
+        maps = model.forward_intermediates(encoder.transform(patches), intermediates_only=True)
+    expected = torch.cat([maps[i].mean((2, 3)) for i in (2, 5, 8, 11)], dim=1).numpy()
+    assert encoder.dim == 4 * 192
+    np.testing.assert_allclose(encoder.encode(patches), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("pool", ["last", "stages"])
+def test_views_forget_how_a_patch_lies(pool, patches):
+    encoder = make_encoder("efficientnet-lite0", pool=pool, views=8)
+    assert encoder.name == "efficientnet-lite0" + "-stages" * (pool == "stages") + "-8views"
+    assert "8 turns and mirrors" in encoder.provenance()["transform"]
+    one = make_encoder("efficientnet-lite0", pool=pool)
+    views = [np.rot90(p, k, (1, 2)) for p in (patches, patches[:, ::-1]) for k in range(4)]
+    expected = np.mean([one.encode(view) for view in views], axis=0)
+    for view in views[::3]:
+        np.testing.assert_allclose(encoder.encode(view), expected, atol=1e-4)
+
+
+def test_what_has_no_stages_says_so():
+    with pytest.raises(InputError, match="hed has one form"):
+        make_encoder("hed", pool="stages")
+    with pytest.raises(InputError, match="hed has one form"):
+        make_encoder("hed", views=8)
+    with pytest.raises(InputError, match="does not show its stages"):
+        NetworkEncoder("own", torch.nn.Flatten(), {}, "", pool="stages")
 
 
 def test_bad_weights(tmp_path):

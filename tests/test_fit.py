@@ -111,6 +111,40 @@ def test_all_components_are_ridge_on_the_features_themselves(data):
     assert len(fewer.components) == 10
 
 
+def test_penalties_by_gene(data):
+    """Three genes that the features show, six of noise: the errors are scikit-learn's."""
+    x, y, groups = data
+    dense = y.toarray().astype(np.float64)
+    dense[:, 3:] = np.random.default_rng(3).normal(size=(120, 6))
+    errors = [
+        sum(
+            np.square(oracle(x[a], dense[a], alpha).predict(x[b]) - dense[b]).sum(axis=0)
+            for a, b in GroupKFold(5).split(x, groups=groups)
+        )
+        for alpha in fit.ALPHAS
+    ]
+    relative = np.array(errors) / np.min(errors, axis=0)
+    expected = fit.ALPHAS[(relative + relative.mean(axis=1, keepdims=True)).argmin(axis=0)]
+    model, alpha = fit.fit_ridge(x, sp.csr_matrix(dense), ALL, ONE, groups, by_gene=True)
+    np.testing.assert_array_equal(alpha, expected)
+    assert alpha[:3].max() < alpha[3:].min()
+    each = [oracle(x, dense[:, [g]], a).predict(x).ravel() for g, a in enumerate(alpha)]
+    np.testing.assert_allclose(predict(model, x), np.stack(each, axis=1), atol=1e-4)
+
+
+def test_penalties_by_gene_where_some_genes_were_not_measured(data):
+    """A gene's penalty comes from the slides that measured it; a constant one has any."""
+    x, y, groups = data
+    measured = np.ones((6, 9), bool)
+    measured[:2, 4] = False
+    dense = np.where(measured[groups], y.toarray(), 0)
+    dense[:, 8] = 0
+    model, alpha = fit.fit_ridge(x, sp.csr_matrix(dense), measured, groups, groups, by_gene=True)
+    assert alpha.shape == (9,)
+    assert np.isfinite(predict(model, x)).all()
+    assert np.abs(predict(model, x)[:, 8]).max() == 0
+
+
 def test_noise_is_shrunk_to_the_mean(data):
     _, y, groups = data
     noise = np.random.default_rng(2).normal(size=(120, 20)).astype(np.float32)
