@@ -151,7 +151,7 @@ def ridge_at(
 ) -> LinearMap:
     """The model of ``fit_ridge`` at a given penalty, or at one for each gene (G,)."""
     scaler, pca, product, mean = _decompose(x, y, measured, slide, rescale, components)
-    weight = (product / (np.square(pca.singular_values_) + alpha)[:, None]).T
+    weight = (product / (np.square(pca.singular_values_)[:, None] + alpha)).T
     return _linear_map(scaler, pca, weight, mean)
 
 
