@@ -27,16 +27,8 @@ hyper = functools.partial(option, None, group="network", shown="the preset's")
 boost = functools.partial(option, None, group="BP-Booster", shown="the preset's")
 FEATURE_KEYS = "encoder weights_sha256 dimension transform pooling patch_um precision".split()
 FREE = ("machine", "checks")  # groups of options that may differ when a training goes on
-MODELS = (
-    "mean",
-    "ridge-hest",
-    "ridge",
-    "ridge-no-pca",
-    "ridge-by-gene",
-    "mlp",
-    "histoprism",
-    "bpbooster",
-)
+RIDGES = ("ridge-hest", "ridge", "ridge-no-pca", "ridge-by-gene")
+MODELS = ("mean", *RIDGES, "mlp", "histoprism", "bpbooster")
 
 
 @dataclasses.dataclass(frozen=True)

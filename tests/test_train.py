@@ -46,9 +46,7 @@ def assert_same_weights(a, b):
             assert torch.equal(value, b[fold][name]), (fold, name)
 
 
-@pytest.mark.parametrize(
-    "model", ["mean", "ridge-hest", "ridge", "ridge-no-pca", "mlp", "histoprism"]
-)
+@pytest.mark.parametrize("model", ["mean", *run_train.RIDGES, "mlp", "histoprism"])
 def test_every_model_trains_every_fold(data, tmp_path, model):
     run = train(data, tmp_path / "run", model=model, folds="leave-one-patient-out")
     assert [f.name for f in run.folds] == ["A", "B", "C", "D"]

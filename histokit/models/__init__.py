@@ -20,6 +20,7 @@ CLASSES = {
     "ridge-hest": LinearMap,
     "ridge": LinearMap,
     "ridge-no-pca": LinearMap,
+    "ridge-by-gene": LinearMap,
     "library-size": LinearMap,
     "mlp": MLP,
     "histoprism": HistoPrism,
