@@ -137,8 +137,9 @@ class Options:
     gates: str | None = boost("gates that exist", choices=("both", "prototype", "latent", "none"))
     losses: str | None = boost("losses in use", choices=("both", "reconstruction", "regression"))
     readout: str | None = boost(
-        "regression on the refined embedding: alpha by cross-validation, or HEST-Bench's",
-        choices=("ridge", "ridge-hest"),
+        "regression on the refined embedding: alpha by cross-validation for all genes or each, or "
+        "HEST-Bench's",
+        choices=("ridge", "ridge-by-gene", "ridge-hest"),
     )
     ablate: bool = option(
         False,

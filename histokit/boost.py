@@ -117,7 +117,7 @@ def fit_bpbooster(
     if split.val:
         said += f", validation loss {result.history[result.epochs - 1]['val_loss']:.4f}"
         model.load_state_dict(result.weights)
-        alpha = alpha_on_validation(model, patches, pooled)
+        alpha = alpha_on_validation(model, patches, pooled, cfg.readout == "ridge-by-gene")
         if cfg.refit:
             model = build()
             everything = dataclasses.replace(patches, num_train=len(patches.x))
@@ -205,16 +205,22 @@ def embed(model: BPBooster, x: torch.Tensor) -> np.ndarray:
     return torch.cat([model.hidden(part) for part in x.split(CHUNK)]).cpu().numpy()
 
 
-def alpha_on_validation(model: BPBooster, patches: Patches, pooled: dict) -> float:
-    """The readout's penalty that serves the validation patches best."""
+def alpha_on_validation(
+    model: BPBooster, patches: Patches, pooled: dict, by_gene: bool
+) -> float | np.ndarray:
+    """The readout's penalty, or one for each gene, that serves the validation patches best."""
     rows = np.arange(len(patches.x))
     split = (rows[: patches.num_train], rows[patches.num_train :])
     spots = (pooled[key] for key in ("y", "measured", "slide"))
-    return fit.choose_alpha(embed(model, patches.x), *spots, [split])
+    return fit.choose_alpha(embed(model, patches.x), *spots, [split], by_gene=by_gene)
 
 
 def fit_readout(
-    model: BPBooster, x: torch.Tensor, pooled: dict, readout: str, alpha: float | None = None
+    model: BPBooster,
+    x: torch.Tensor,
+    pooled: dict,
+    readout: str,
+    alpha: float | np.ndarray | None = None,
 ) -> str:
     """Fit ``model.head`` on the embeddings of x (N, L1) in closed form; a line on how.
 
@@ -222,8 +228,8 @@ def fit_readout(
         model: trained.
         x: patches of all slides of the fold.
         pooled: their y, measured, slide, group.
-        readout: ``ridge`` or ``ridge-hest``.
-        alpha: penalty of ``ridge``; cross-validated by default.
+        readout: ``ridge``, ``ridge-by-gene`` or ``ridge-hest``.
+        alpha: penalty of the first two; cross-validated by default.
     """
     latent = embed(model, x)
     y, measured, slide = (pooled[key] for key in ("y", "measured", "slide"))
@@ -231,10 +237,12 @@ def fit_readout(
         linear, said = fit.fit_ridge_hest(latent, y), "HEST-Bench ridge"
     elif alpha is not None:
         linear = fit.ridge_at(latent, y, measured, slide, alpha)
-        said = f"ridge, alpha {alpha:.3g} by the validation slides"
+        said = f"{readout}, {fit.in_words(alpha)} by the validation slides"
     else:
-        linear, alpha = fit.fit_ridge(latent, y, measured, slide, pooled["group"])
-        said = f"ridge, alpha {alpha:.3g} by cross-validation"
+        by_gene = readout == "ridge-by-gene"
+        spots = latent, y, measured, slide, pooled["group"]
+        linear, alpha = fit.fit_ridge(*spots, by_gene=by_gene)
+        said = f"{readout}, {fit.in_words(alpha)} by cross-validation"
     weight, bias = as_one_layer(linear)
     model.head.weight.data.copy_(weight)
     model.head.bias.data.copy_(bias)

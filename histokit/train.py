@@ -171,9 +171,7 @@ def _fit_closed_form(
         by_gene = name == "ridge-by-gene"
         how = rescale, components, by_gene
         model, alpha = fit.fit_ridge(x, y, measured, slide, groups, *how)
-        low, middle, high = np.quantile(alpha, [0.1, 0.5, 0.9])
-        said = f"{name}, alpha {middle:.3g}" + f" ({low:.3g} to {high:.3g})" * by_gene
-        said += " by cross-validation"
+        said = f"{name}, {fit.in_words(alpha)} by cross-validation"
     if name != "mean":
         arguments["num_components"] = len(model.components)
     model.standardizer = standardizer

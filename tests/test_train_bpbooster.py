@@ -198,7 +198,7 @@ def test_unmeasured_genes_are_no_targets(tmp_path):
     assert weights(run.folder)["head.bias"].shape == (30,)
 
 
-@pytest.mark.parametrize("readout", ["ridge", "ridge-hest"])
+@pytest.mark.parametrize("readout", ["ridge", "ridge-by-gene", "ridge-hest"])
 @pytest.mark.parametrize("attention", ["prototypes", "literal"])
 def test_recipes(data, tmp_path, one_fold, readout, attention):
     run = train(data, tmp_path / "run", folds=one_fold, readout=readout, attention=attention)
