@@ -28,18 +28,23 @@ STAGES, TURNED = (f"{NET}-stages{turns}-112-224-448um" for turns in ("", "-8view
 BOTH = f"{NET_SCALES}+{STAIN_SCALES}"
 FEATURES = {
     "112 um": {"encoder": NET, "standardize": "slide"},
-    "112 + 224 + 448 um": {"encoder": NET_SCALES, "standardize": "slide"},
-    "the same + neighbours": {
+    "three sizes": {"encoder": NET_SCALES, "standardize": "slide"},
+    "three sizes, neighbours": {
         "encoder": NET_SCALES, "neighbors": "mean", "standardize": "slide"
     },
-    "the same + neighbours by attention": {
+    "three sizes, neighbours by attention": {
         "encoder": NET_SCALES, "neighbors": "attention", "standardize": "slide"
     },
-    "the same + hed": {"encoder": BOTH, "neighbors": "attention", "standardize": "slide"},
-    "stages, 112 + 224 + 448 um, neighbours": {
+    "three sizes, neighbours by attention, hed": {
+        "encoder": BOTH, "neighbors": "attention", "standardize": "slide"
+    },
+    "stages, three sizes, neighbours": {
         "encoder": STAGES, "neighbors": "mean", "standardize": "slide"
     },
-    "the same, 8 views": {"encoder": TURNED, "neighbors": "mean", "standardize": "slide"},
+    "stages, 8 views, three sizes, neighbours": {
+        "encoder": TURNED, "neighbors": "mean", "standardize": "slide"
+    },
+    "stages, 112 um": {"encoder": f"{NET}-stages", "standardize": "slide"},
 }  # fmt: skip
 MODELS = {
     "ridge": {"model": "ridge"},
@@ -49,11 +54,11 @@ MODELS = {
     "histoprism, small": {"model": "histoprism", "preset": "small"},
     "bpbooster, small": {"model": "bpbooster", "preset": "small"},
 }
-# Ridge is measured at every step, the others at three. HistoPrism's cross-attention has D x D
+# Ridge is measured on all features, the others on three. HistoPrism's cross-attention has D x D
 # weights: it cannot take the features that are 15,360 wide.
 STEPS = {
     "ridge": range(len(FEATURES)),
-    "ridge-by-gene": (0, 2, 5, 6),
+    "ridge-by-gene": (0, 2, 5, 6, 7),
     "histoprism, small": (0, 1, 6),
 }
 
@@ -76,6 +81,7 @@ def main(cfg: Options) -> None:
         {"encoder": NET},
         {"encoder": NET, "scales": SCALES},
         {"encoder": STAIN, "scales": SCALES},
+        {"encoder": NET, "pool": "stages"},
         {"encoder": NET, "scales": SCALES, "pool": "stages"},
         {"encoder": NET, "scales": SCALES, "pool": "stages", "views": 8},
     ):
