@@ -26,6 +26,7 @@ from histokit.options import option, required, run  # noqa: E402
 # Beside the ablation: hyper-parameters for few sections, and the other models.
 BESIDE = {
     "preset small": {"preset": "small"},
+    "ridge-no-pca": {"model": "ridge-no-pca"},
     "mlp": {"model": "mlp", "preset": "small", "val_fraction": 0.2},  # these two stop early
     "histoprism, small": {"model": "histoprism", "preset": "small", "val_fraction": 0.2},
 }
@@ -82,9 +83,10 @@ def _table(cfg: Options, target: str) -> pd.DataFrame:
         row = {"model": name}
         row["C: PCC top 50"] = with_interval(pcc[:-1])
         row[f"C: above {AGAINST}"] = "-" if name == AGAINST else with_interval(gain[:-1])
-        row["C: MSE"] = f"{mse[:-1].mean():.3f}"
+        row["C: MSE"] = with_interval(mse[:-1])
         row["B4: PCC top 50"] = f"{pcc.iloc[-1]:.3f}"
         row["B4: seeds"] = f"{found['low'].iloc[-1]:.3f} to {found['high'].iloc[-1]:.3f}"
+        row["B4: MSE"] = f"{mse.iloc[-1]:.3f}"
         rows.append(row)
     return pd.DataFrame(rows)
 
