@@ -15,6 +15,7 @@ import torch
 
 from histokit.cohort import Cohort
 from histokit.evaluate import check_run
+from histokit.products import linear
 from histokit.runs import Run
 
 COMPONENTS = 50
@@ -55,7 +56,7 @@ def predicted_blocks(run: Run, cohort: Cohort) -> Iterator[Block]:
             done.add(slide_id)
             hidden = model.embed(cohort.load(slide_id, []).features, cancer)
             for part in hidden.split(ROWS):
-                yield Block(slide_id, cancer, torch.addmm(bias, part, weight.T).float().numpy())
+                yield Block(slide_id, cancer, linear(part, weight, bias).float().numpy())
 
 
 def cancers_tested(run: Run, cohort: Cohort) -> dict[str, str]:

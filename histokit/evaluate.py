@@ -15,6 +15,7 @@ from histokit import ops
 from histokit.cohort import Cohort, Slide
 from histokit.errors import InputError
 from histokit.genes import moments, normalise
+from histokit.products import linear
 from histokit.ranks import ALONE, Team
 from histokit.reference import is_constant
 from histokit.runs import Fold, Run
@@ -147,9 +148,10 @@ class Prediction:
     @torch.inference_mode()
     def __getitem__(self, key: tuple[slice, object]) -> torch.Tensor:
         rows, genes = key
-        weight = self.head.weight[genes]
-        weight = weight if weight.ndim == 1 else weight.T  # one gene or several
-        return self.hidden[rows] @ weight + self.head.bias[genes]
+        weight, bias = self.head.weight[genes], self.head.bias[genes]
+        if weight.ndim == 1:  # one gene
+            return self.hidden[rows] @ weight + bias
+        return linear(self.hidden[rows], weight, bias)
 
 
 def predict(run: Run, fold: Fold, model, slide: Slide) -> Prediction:
