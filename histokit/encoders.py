@@ -23,8 +23,6 @@ from torch import nn
 from histokit.errors import InputError
 
 NAMES = ("efficientnet-lite0", "efficientnet-lite0-random", "hed", "timm:<name>")
-POOLS = ("last", "stages")
-VIEWS = (1, 8)
 STAGES = 4
 RANDOM_SEED = 0
 

@@ -35,6 +35,10 @@ def _served(x: Tensor, other: Tensor, size: int) -> bool:
     )
 
 
+def _recorded(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Of x (N, K) and weight (M, K) of any strides: x weight^T + bias (N, M)."""
     bias = None if bias is None else bias.contiguous()  # its stride would not be read
@@ -42,16 +46,17 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """The product of a (N, K) and b (K, M): (N, M); not differentiable where oneDNN serves it."""
-    return _onednn(a, b.T) if _served(a, b, a.numel() * b.shape[1]) else a @ b
+    """The product of a (N, K) and b (K, M): (N, M); torch's own where autograd records it."""
+    served = _served(a, b, a.numel() * b.shape[1]) and not _recorded(a, b)
+    return _onednn(a, b.T) if served else a @ b
 
 
 def transposed_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """Of a (N, P) and b (N, Q): a^T b (P, Q), by blocks of rows; as little differentiable.
+    """Of a (N, P) and b (N, Q): a^T b (P, Q), by blocks of rows; else as ``matmul``.
 
     oneDNN wants sums along rows that lie together, so both have to be copied into that order.
     """
-    if not _served(a, b, a.numel() * b.shape[1]):
+    if not _served(a, b, a.numel() * b.shape[1]) or _recorded(a, b):
         return a.T @ b
     if a.shape[1] > b.shape[1]:  # the first of the two is copied apart from the product
         return transposed_matmul(b, a).T.contiguous()

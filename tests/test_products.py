@@ -124,6 +124,15 @@ def test_empty_products():
     assert matmul(torch.ones(4, 0), torch.ones(0, 2)).equal(torch.zeros(4, 2))
 
 
+def test_recorded_products_are_torchs():
+    """The backward pass of an op multiplies too, and may itself be differentiated."""
+    a, b = torch.randn(2048, 64, requires_grad=True), torch.randn(2048, 32)
+    (grad,) = torch.autograd.grad(matmul(a, b[:64]).sum(), a)
+    torch.testing.assert_close(grad, b[:64].sum(1).expand(2048, 64))
+    (grad,) = torch.autograd.grad(transposed_matmul(a, b).sum(), a)
+    torch.testing.assert_close(grad, b.sum(1)[:, None].expand(2048, 64))
+
+
 def test_second_derivatives_are_refused():
     x = torch.randn(2048, 64, requires_grad=True)
     (grad,) = torch.autograd.grad(
