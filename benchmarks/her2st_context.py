@@ -23,8 +23,10 @@ from histokit.options import option, required, run  # noqa: E402
 
 NET, STAIN = "efficientnet-lite0", "hed"
 SCALES = "112,224,448"
-NET_SCALES, STAIN_SCALES = (f"{name}-{SCALES.replace(',', '-')}um" for name in (NET, STAIN))
-STAGES, TURNED = (f"{NET}-stages{turns}-112-224-448um" for turns in ("", "-8views"))
+NET_SCALES, STAIN_SCALES, STAGES, TURNED = (
+    f"{name}-{SCALES.replace(',', '-')}um"
+    for name in (NET, STAIN, f"{NET}-stages", f"{NET}-stages-8views")
+)
 BOTH = f"{NET_SCALES}+{STAIN_SCALES}"
 FEATURES = {
     "112 um": {"encoder": NET, "standardize": "slide"},

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from histokit import _dispatch, reference
 from histokit._dispatch import check_float, check_shape
-from histokit.products import matmul, transposed_matmul
+from histokit.products import linear, matmul, transposed_matmul
 
 GENES = 1024  # genes of a dense target that are centred at a time
 ROWS = 1024  # rows of it, and genes of the weight, that are worked on at a time, in the cache
@@ -314,9 +314,7 @@ def _linear_mse(
 
 def _mse_by_residual(hidden, weight, bias, sparse, values, measured, scale, with_grad):
     """Loss and gradients of ``linear_mse`` by way of the (N, G) residuals."""
-    residual = matmul(hidden, weight.T)
-    if bias is not None:
-        residual += bias
+    residual = linear(hidden, weight, bias)
     if sparse is None:
         residual -= values
     else:

@@ -43,16 +43,12 @@ class AuthorsForm(nn.Module):
     def forward(self, x: torch.Tensor, cancer: int) -> torch.Tensor:
         """(N, D) to (N, G)."""
         model = self.model
-        with ops.use("reference"):
-            return self._plain(model, x, cancer)
-
-    @staticmethod
-    def _plain(model: HistoPrism, x: torch.Tensor, cancer: int) -> torch.Tensor:
         onehot = F.one_hot(torch.tensor([cancer], device=x.device), len(model.cancers)).to(x.dtype)
-        context = model.onco_embedder(onehot)[:, None]
-        attended, _ = model.conditioner.attention(x[:, None], context, context)
-        h = model.input_proj(model.conditioner.norm(x + attended[:, 0]))
-        return model.gene_regression_head(model.transformer(h[None])[0])
+        with ops.use("reference"):
+            context = model.onco_embedder(onehot)[:, None]
+            attended, _ = model.conditioner.attention(x[:, None], context, context)
+            h = model.input_proj(model.conditioner.norm(x + attended[:, 0]))
+            return model.gene_regression_head(model.transformer(h[None])[0])
 
 
 def _histoprism(at: Setting, dropout: float = 0.1) -> tuple[HistoPrism, AuthorsForm, torch.Tensor]:
