@@ -2,14 +2,96 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from histokit.errors import InputError
+
+if TYPE_CHECKING:
+    import h5py
+
+# Why a file could not be opened or locked, none of which says anything about its content.
+_CIRCUMSTANCES = {
+    errno.ENOENT: "does not exist; check the path",
+    errno.EACCES: "cannot be opened, permission denied; make it readable for this user",
+    errno.EPERM: "cannot be opened, permission denied; make it readable for this user",
+    errno.EISDIR: "is a folder where a file was expected; check the path",
+    errno.ENOTDIR: "lies under a file where a folder was expected; check the path",
+    errno.ELOOP: "is a loop of symbolic links; point it at a file",
+    errno.ENAMETOOLONG: "has a name that is too long for the file system; shorten it",
+    errno.EMFILE: "cannot be opened, too many files are open; raise the limit (ulimit -n)",
+    errno.EAGAIN: "is locked by another process; wait for that and run the same command again",
+    errno.EDEADLK: "is locked by another process; wait for that and run the same command again",
+    errno.ENOLCK: "lies on a file system without file locks; set HDF5_USE_FILE_LOCKING=FALSE",
+    errno.ENOSYS: "lies on a file system without file locks; set HDF5_USE_FILE_LOCKING=FALSE",
+    errno.EIO: "could not be read by the file system (input/output error); try again later",
+    errno.ESTALE: "could not be read by the file system (stale handle); try again later",
+}
+
+
+def unreadable(
+    path: str | os.PathLike, error: BaseException, what: str, remedy: str = "copy it again"
+) -> InputError:
+    """The one sentence about a file that could not be read.
+
+    ``remedy`` is said of damaged content alone: a file that is locked, forbidden or out of reach
+    is not damaged, and advice to delete or copy it would lose a good file.
+
+    Args:
+        path: the file.
+        error: what a library raised.
+        what: a whole file of this kind was expected, such as ``counts file (.h5ad)``.
+        remedy: what to do about damaged content.
+    """
+    number = getattr(error, "errno", None)
+    if found := re.search(r"errno = (\d+)", str(error)):  # h5py words it so
+        number = int(found[1])
+    if number in _CIRCUMSTANCES:
+        return InputError(f"{path} {_CIRCUMSTANCES[number]}")
+    if isinstance(error, MemoryError):
+        return InputError(f"{path} asks for more memory than there is; it is no whole {what}")
+    if isinstance(error, UnicodeError):
+        return InputError(f"{path} is not UTF-8 text; save this {what} as UTF-8")
+    reason = " ".join(f"{error or type(error).__name__}".split())[:200]
+    return InputError(f"{path} is not a whole {what} ({reason}); {remedy}")
+
+
+@contextmanager
+def reading(path: str | os.PathLike, what: str, remedy: str = "copy it again") -> Iterator[None]:
+    """Turn whatever a library raises about a file's content into one sentence about that file.
+
+    Damaged bytes make libraries raise nearly anything (KeyError, TypeError, zlib.error, ...), so
+    nothing but a full disk and our own errors passes. Wrap the reading alone, not the work.
+
+    Raises:
+        InputError: as ``unreadable`` words it.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise
+        raise unreadable(path, error, what, remedy) from error
+
+
+@contextmanager
+def open_hdf5(
+    path: str | os.PathLike, what: str, remedy: str = "copy it again"
+) -> Iterator[h5py.File]:
+    """Open an HDF5 file for reading; its own failures and those inside end as in ``reading``."""
+    import h5py
+
+    with reading(path, what, remedy), h5py.File(path) as file:
+        yield file
 
 
 def safe_name(name: str) -> str:
@@ -82,10 +164,9 @@ def write_json(path: str | os.PathLike, value: object) -> None:
 
 
 def read_json(path: str | os.PathLike) -> dict:
-    """Read a JSON file; raises InputError when it is missing or not JSON."""
-    try:
-        return json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}); make it again") from error
+    """Read a JSON object; raises InputError when the file is missing, unreadable or no object."""
+    with reading(path, "JSON file", "make it again"):
+        value = json.loads(Path(path).read_text("utf-8-sig"))
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds a {type(value).__name__}, where a JSON object was expected")
+    return value
