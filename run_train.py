@@ -25,7 +25,6 @@ from histokit.presets import NAMES, resolve
 
 hyper = functools.partial(option, None, group="network", shown="the preset's")
 boost = functools.partial(option, None, group="BP-Booster", shown="the preset's")
-FEATURE_KEYS = "encoder weights_sha256 dimension transform pooling patch_um precision".split()
 FREE = ("machine", "checks")  # groups of options that may differ when a training goes on
 RIDGES = ("ridge-hest", "ridge", "ridge-no-pca", "ridge-by-gene")
 MODELS = ("mean", *RIDGES, "mlp", "histoprism", "bpbooster")
@@ -69,6 +68,12 @@ class Options:
         "there are fewer), leave-one-slide-out, leave-one-patient-out, a CSV "
         "slide_id,split[,fold], or a folder of HEST-Bench or "
         "HistoPrism splits",
+    )
+    cancer_codes: str = option(
+        "split",
+        "oncotree codes of a published split that brings its own (HistoPrism's, gaps filled), or "
+        "always those of the cohort",
+        choices=("split", "cohort"),
     )
     val_fraction: float = option(
         0.2, "share of the training patients that validate, where the split names no validation"
@@ -185,7 +190,7 @@ class Options:
 def main(cfg: Options) -> None:
     """Train every fold that is not trained yet."""
     from histokit import ablation, audit, controls, ops, ranks
-    from histokit.cohort import Cohort
+    from histokit.cohort import Cohort, check_alike
     from histokit.files import folder_lock, make_folder
     from histokit.splits import make_folds
 
@@ -203,6 +208,11 @@ def main(cfg: Options) -> None:
         )
     cohort = Cohort(cfg.data, cfg.encoder, cfg.neighbors)
     folds = make_folds(cohort.slides, cfg.folds, cfg.val_fraction, cfg.seed)
+    if cfg.cancer_codes == "cohort":
+        folds = [dataclasses.replace(fold, cancers={}) for fold in folds]
+    if team.first:
+        _say(cohort, folds)
+    check_alike(cohort, folds)
     leaks = audit.training_leaks(cohort, folds)
     if not cfg.allow_leakage:
         audit.refuse_leakage(leaks)
@@ -233,22 +243,41 @@ def _train(folder: Path, cfg: Options, cohort, folds: list, team) -> None:
 
     together = cfg.model in NETWORKS
     for fold in folds if together else team.share(folds):
-        place = make_folder(folder / "folds" / fold.name)
-        train_fold(cohort, fold, cfg, place, team if together else ALONE)
+        place = make_folder(folder / "folds" / fold.id)
+        own = cohort.with_cancers(fold.cancers)
+        train_fold(own, fold, cfg, place, team if together else ALONE)
     team.wait()
+
+
+def _say(cohort, folds: list) -> None:
+    """Which slides no fold uses, and where a split's cancer codes are not the cohort's."""
+    from histokit.splits import idle_slides
+
+    if idle := idle_slides(cohort.slides, folds):
+        print(f"{len(idle)} slides of the cohort are in no fold, such as {idle[0]}")
+    for fold in folds:
+        known = cohort.slides["cancer"]
+        other = [s for s, code in fold.cancers.items() if s in known and known[s] != code]
+        if other:
+            print(
+                f"fold {fold.name}: the split gives {len(other)} slides another cancer code than "
+                f"the cohort does, such as {other[0]} ({fold.cancers[other[0]]}, not "
+                f"{known[other[0]]}); the split's are used, --cancer-codes cohort keeps the others"
+            )
 
 
 def _claim(folder: Path, cfg: Options, cohort, folds: list, control: dict | None = None) -> None:
     """Write config.json, or check that the run in the folder is this one."""
+    from histokit.features import difference, feature_identity
     from histokit.files import read_json, write_json
+    from histokit.runs import describe_folds
 
     free = {f.name for f in dataclasses.fields(cfg) if f.metadata["group"] in FREE} | {"run"}
-    options = dataclasses.asdict(cfg)
-    features = cohort.provenance(cohort.slides.index[0])
+    options = dataclasses.asdict(cfg) | {"data": str(Path(cfg.data).resolve())}
     config = {
         "options": options,
-        "folds": [fold.name for fold in folds],
-        "features": {k: features[k] for k in FEATURE_KEYS if k in features},
+        **describe_folds(folds),
+        "features": feature_identity(cohort.provenance(folds[0].train[0])),
         "environment": {name: version(name) for name in ("torch", "numpy", "scikit-learn")}
         | {"python": platform.python_version(), "histokit": __version__},
     }
@@ -260,17 +289,25 @@ def _claim(folder: Path, cfg: Options, cohort, folds: list, control: dict | None
         defaults = {f.name: f.default for f in dataclasses.fields(cfg)}
         for name, value in options.items():
             # an option newer than the run in the folder had its default then
-            if name not in free and there["options"].get(name, defaults[name]) != value:
+            known = there["options"].get(name, defaults[name])
+            known = str(Path(known).resolve()) if name == "data" else known
+            if name not in free and known != value:
                 raise InputError(
                     f"{folder} holds a run with --{name.replace('_', '-')} "
                     f"{there['options'].get(name)}, not {value}; give another --run or delete it"
                 )
-        for name in ("folds", "features"):
-            if there[name] != config[name]:
-                raise InputError(
-                    f"{folder} was begun with other {name} ({there[name]}, now {config[name]}); "
-                    "give another --run or delete it"
-                )
+        # what a run in the folder does not record, because it is older, is not compared
+        other = [
+            name
+            for name in ("folds", "fold_names", "fold_slides")
+            if there.get(name, config[name]) != config[name]
+        ]
+        if other or difference(there["features"], config["features"]):
+            name = other[0] if other else "features"
+            raise InputError(
+                f"{folder} was begun with other {name.replace('_', ' ')} ({there[name]}, now "
+                f"{config[name]}); give another --run or delete it"
+            )
     else:
         write_json(path, config)
 

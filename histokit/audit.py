@@ -109,6 +109,7 @@ def audit_training(
     if (folder / "audit.json").is_file():
         return
     named = [(f.name, {"train": f.train, "val": f.val, "test": f.test}) for f in folds]
+    cohort = cohort.with_cancers(folds[0].cancers)  # a published split brings one list for all
     result = _audit(cohort, named, cohort_metadata(cohort.slides, cohort.folder), panel, leaks)
     write(result, folder, {"data": str(cohort.folder), "encoder": cohort.encoder, "panel": panel})
     counts = result.findings["severity"].value_counts()
@@ -175,7 +176,7 @@ def _on_unknown(metadata, name: str, roles: Mapping) -> list[tuple[str, str, str
 
 
 def _on_cancers(cohort: Cohort, name: str, roles: Mapping) -> list[tuple[str, str, str]]:
-    """Test slides of a cancer that no training slide has: histoprism cannot predict them."""
+    """Test slides of a cancer that no training slide has: histoprism is told none there."""
     cancers = cohort.slides["cancer"]
     known = set(cancers[_seen(roles)])
     strange = [s for s in roles.get("test", ()) if cancers[s] not in known]
@@ -183,7 +184,7 @@ def _on_cancers(cohort: Cohort, name: str, roles: Mapping) -> list[tuple[str, st
         return []
     text = (
         f"{_named(strange)} in the test: no training slide has the cancer {cancers[strange[0]]}, "
-        "and a model that is told the cancer cannot predict there"
+        "so a model that is told the cancer is told none there"
     )
     return [("warning", f"fold {name}", text)]
 

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from histokit.cohort import Cohort
-from histokit.evaluate import check_run
+from histokit.evaluate import check_run, load_held_out
 from histokit.products import linear
 from histokit.runs import Run
 
@@ -50,19 +50,21 @@ def predicted_blocks(run: Run, cohort: Cohort) -> Iterator[Block]:
         columns = torch.from_numpy(genes.get_indexer(shared))
         weight, bias = model.head.weight.detach()[columns], model.head.bias.detach()[columns]
         for slide_id in test:
-            cancer = cohort.slides.loc[slide_id, "cancer"]
+            cancer = fold.cancer(slide_id)
             if slide_id in done or not cancer:
                 continue
             done.add(slide_id)
-            hidden = model.embed(cohort.load(slide_id, []).features, cancer)
+            slide = load_held_out(fold, cohort, slide_id, [])
+            hidden = model.embed(slide.features, cancer, allow_unknown=True)
             for part in hidden.split(ROWS):
                 yield Block(slide_id, cancer, linear(part, weight, bias).float().numpy())
 
 
 def cancers_tested(run: Run, cohort: Cohort) -> dict[str, str]:
     """Cancer code of each test slide that has one."""
-    slides = dict.fromkeys(slide for _, test in check_run(run, cohort) for slide in test)
-    codes = {slide: cohort.slides.loc[slide, "cancer"] for slide in slides}
+    codes = {}
+    for fold, test in check_run(run, cohort):
+        codes = {slide: fold.cancer(slide) for slide in test} | codes
     return {slide: code for slide, code in codes.items() if code}
 
 

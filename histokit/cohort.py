@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import h5py
@@ -12,7 +14,8 @@ import scipy.sparse as sp
 import torch
 
 from histokit.errors import InputError
-from histokit.files import safe_name
+from histokit.features import difference
+from histokit.files import open_hdf5, safe_name
 from histokit.neighbors import with_neighbours
 
 COLUMNS = ["slide_id", "cancer", "patient", "technology", "mpp"]
@@ -75,6 +78,13 @@ class Cohort:
                     f"(there: {', '.join(there) or 'none'}); run run_extract.py --encoder {name}"
                 )
 
+    def with_cancers(self, codes: Mapping[str, str]) -> Cohort:
+        """The same cohort with other oncotree codes, by slide id; slides not named keep theirs."""
+        other = copy.copy(self)
+        other.slides = self.slides.copy()
+        other.slides["cancer"] = [codes.get(s, c) for s, c in self.slides["cancer"].items()]
+        return other
+
     def provenance(self, slide_id: str) -> dict:
         """The attributes of a slide's feature files, joined by `` + `` where they differ.
 
@@ -83,7 +93,7 @@ class Cohort:
         """
         parts, blocks = [], []
         for path in self.feature_files(slide_id):
-            with _open(path) as file:
+            with open_hdf5(path, *FEATURES) as file:
                 parts.append(
                     {k: v.item() if isinstance(v, np.generic) else v for k, v in file.attrs.items()}
                 )
@@ -96,7 +106,7 @@ class Cohort:
 
     def gene_table(self, slide_id: str) -> pd.DataFrame:
         """Measured genes of a slide: index gene, columns gene_id and symbol."""
-        with _open(self._expression_file(slide_id)) as file:
+        with open_hdf5(self._expression_file(slide_id), *EXPRESSION) as file:
             var = _read_var(file)
         return var.loc[var["measured"], ["gene_id", "symbol"]]
 
@@ -147,22 +157,16 @@ class Cohort:
     def _expression(self, slide_id: str):
         from anndata.io import read_elem
 
-        with _open(self._expression_file(slide_id)) as file:
+        with open_hdf5(self._expression_file(slide_id), *EXPRESSION) as file:
             if "obsm/spatial" not in file:
                 raise InputError(
                     f"slide {slide_id} has no coordinates: {file.filename} lacks obsm/spatial; "
                     "extract the slide again"
                 )
-            try:
-                counts = sp.csr_matrix(read_elem(file["X"]))
-                obs = read_elem(file["obs"])
-                centres = file["obsm/spatial"][:]
-                return counts, obs.index.astype(str), centres, _read_var(file)
-            except (OSError, KeyError) as error:
-                raise InputError(
-                    f"the expression file {file.filename} is damaged; delete it and extract the "
-                    "slide again"
-                ) from error
+            counts = sp.csr_matrix(read_elem(file["X"]))
+            obs = read_elem(file["obs"])
+            centres = file["obsm/spatial"][:]
+            return counts, obs.index.astype(str), centres, _read_var(file)
 
     def feature_files(self, slide_id: str) -> list[Path]:
         """Where each encoder's features of a slide lie; raises InputError for an unknown slide."""
@@ -174,27 +178,40 @@ class Cohort:
         return self.folder / "expression" / f"{slide_id}.h5ad"
 
 
-def _open(path: Path) -> h5py.File:
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; run run_extract.py for this slide")
-    try:
-        return h5py.File(path)
-    except OSError as error:
-        raise InputError(
-            f"{path} is damaged or not HDF5; delete it and extract the slide again"
-        ) from error
+def check_alike(cohort: Cohort, folds: Sequence) -> None:
+    """Refuse a training on features of two kinds; reads attributes alone.
+
+    Args:
+        cohort: whose features train.
+        folds: of ``histokit.splits``.
+
+    Raises:
+        InputError: names two slides and what differs.
+    """
+    members = list(dict.fromkeys(s for f in folds for s in (*f.train, *f.val, *f.test)))
+    first = cohort.provenance(members[0])
+    for slide_id in members[1:]:
+        if found := difference(first, cohort.provenance(slide_id)):
+            raise InputError(
+                f"the features of {members[0]} have {found[0]} {found[1]} and those of {slide_id} "
+                f"{found[2]}; extract both the same way"
+            )
+
+
+FEATURES = "feature file", "delete it and extract the slide again"
+EXPRESSION = "expression file", "delete it and extract the slide again"
 
 
 def _read_features(path: Path) -> tuple[np.ndarray, list[str]]:
     """Features (N, D) and barcodes of a file."""
-    with _open(path) as file:
-        try:
-            features = file["features"][:]
-            barcodes = [_text(b) for b in file["barcodes"][:].reshape(-1)]
-        except (OSError, KeyError) as error:
+    with open_hdf5(path, *FEATURES) as file:
+        features = file["features"][:]
+        barcodes = [_text(b) for b in file["barcodes"][:].reshape(-1)]
+        if features.ndim != 2 or len(features) != len(barcodes):
             raise InputError(
-                f"the feature file {path} is damaged; delete it and extract the slide again"
-            ) from error
+                f"{path} holds features {features.shape} and {len(barcodes)} barcodes; one row a "
+                "barcode was expected, extract the slide again"
+            )
     if not np.isfinite(features).all():
         raise InputError(f"{path} holds features that are not finite; extract the slide again")
     return features, barcodes

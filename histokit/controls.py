@@ -130,7 +130,16 @@ def trainings(cohort: Cohort, cfg, folder: Path) -> Iterator[tuple[Path, object,
 
 
 def open_cohort(run: Run, data: str | None = None) -> Cohort:
-    """The slides that a run predicts from: ``data``, or the folder it was trained on."""
+    """The slides that a run predicts from: ``data``, or the folder it was trained on.
+
+    Raises:
+        InputError: that folder is not there, or as ``Cohort``.
+    """
+    if data is None and not Path(run.config["options"]["data"]).is_dir():
+        raise InputError(
+            f"{run.folder} was trained on the data in {run.config['options']['data']}, which is "
+            f"not there (looked for from {Path.cwd()}); give its present place with --data"
+        )
     options, control = run.config["options"], run.config.get("control") or {}
     encoder = control.get("encoder", options["encoder"])
     cohort = Cohort(data or options["data"], encoder, options.get("neighbors", "none"))

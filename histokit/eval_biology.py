@@ -13,6 +13,7 @@ from histokit.coherence import coherence, gene_variance, pathway_by_slide, score
 from histokit.cohort import Cohort
 from histokit.errors import InputError
 from histokit.evaluate import SlideScore
+from histokit.files import file_id
 from histokit.gene_sets import Match, is_hallmark, load_gene_sets
 from histokit.pathways import curate_for_panel
 from histokit.ranks import Team
@@ -80,7 +81,8 @@ def read_biology(cfg) -> Biology:
     collections = []
     for source in cfg.gene_sets or ():
         sets = load_gene_sets(source)
-        name = Path(source).name.removesuffix(".gz").removesuffix(".gmt")
+        # names become file names, whatever a library is called
+        name = file_id(Path(source).name.removesuffix(".gz").removesuffix(".gmt"))
         hallmark = is_hallmark(sets) or "hallmark" in name.lower()
         collections.append(Collection(name, sets, cfg.curate and not hallmark))
     signatures = [read_signature(source) for source in cfg.signature or ()]

@@ -10,7 +10,7 @@ from histokit import plots
 from histokit.controls import LABELS, LIBRARY_SIZE
 from histokit.eval_biology import read_biology
 from histokit.eval_duels import duel_sections
-from histokit.eval_run import versions, whole_folder
+from histokit.eval_run import versions
 from histokit.eval_sections import (
     COMPARISON_TEXT,
     SEEN_GROUPS,
@@ -19,6 +19,7 @@ from histokit.eval_sections import (
     comparison_verdict,
 )
 from histokit.eval_trust import protocol_comparison
+from histokit.folders import whole_folder
 from histokit.report import Picture, Section, Table, plural, render
 from histokit.summary import compare
 

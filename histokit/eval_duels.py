@@ -20,7 +20,7 @@ from histokit.coherence import (
     win_rate,
 )
 from histokit.eval_biology import Biology, Collection, Genes, within
-from histokit.files import safe_name
+from histokit.files import file_id
 from histokit.plots_pathways import by_level, pathway_scatter
 from histokit.report import Picture, Section, Table, with_interval
 
@@ -138,7 +138,7 @@ def _duel_row(duel: Duel) -> list:
 
 
 def _duel_pictures(duel: Duel, folder: Path) -> list[Picture]:
-    stem = safe_name(f"{duel.collection}_{duel.transform}_{duel.run}_{duel.other}")
+    stem = file_id(f"{duel.collection}_{duel.transform}_{duel.run}_{duel.other}")
     scatter, gains = folder / f"scatter_{stem}.png", folder / f"gain_{stem}.png"
     table, names = duel.table, (duel.other, duel.run)
     figure = pathway_scatter(table["other"], table["score"], table["variance_level"], names)

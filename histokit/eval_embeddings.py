@@ -17,8 +17,7 @@ from sklearn.metrics import confusion_matrix, silhouette_score
 from histokit import plots
 from histokit.cohort import Cohort, Slide
 from histokit.eval_pictures import representative_slides
-from histokit.evaluate import SlideScore
-from histokit.files import safe_name
+from histokit.evaluate import SlideScore, load_held_out
 from histokit.genes import normalise
 from histokit.metrics import bootstrap_interval
 from histokit.models.bpbooster import BPBooster
@@ -90,7 +89,8 @@ def embedding_sections(
         model = fold.load_model()
         pca = training_pca(model, cohort, fold) if own else None
         for score in progress_bar(own, desc=f"fold {fold.name}: embeddings", unit="slide"):
-            slide = sample_spots(cohort.load(score.slide_id, list(score.genes["gene"][score.hvg])))
+            genes = list(score.genes["gene"][score.hvg])
+            slide = sample_spots(load_held_out(fold, cohort, score.slide_id, genes))
             expression = varying_expression(slide, target)
             found = cluster_all(embeddings_of(model, pca, slide, expression))
             rows += [
@@ -98,7 +98,7 @@ def embedding_sections(
                 for row in describe(found, expression)
             ]
             if (fold.name, slide.slide_id) in shown:
-                drawn.append(draw(fold.name, cohort, slide, found, folder))
+                drawn.append(draw(fold, cohort, slide, found, folder))
     table = pd.DataFrame(rows)
     table.to_csv(folder / "embeddings.csv", index=False, float_format="%.6g")
     return [Section("Embeddings", TEXT, [summary_table(table)], drawn)]
@@ -151,7 +151,7 @@ def embeddings_of(
         RAW: raw,
         COMPONENTS: components,
         LEADING: components[:, :FEW],
-        REFINED: model.embed(slide.features, slide.cancer).numpy(),
+        REFINED: model.embed(slide.features, slide.cancer, allow_unknown=True).numpy(),
         EXPRESSION: expression,
     }
     return {name: values.astype(np.float64) for name, values in found.items() if values.size}
@@ -242,7 +242,7 @@ def _mean(values: pd.Series, digits: int = 2) -> str:
 
 
 def draw(
-    fold: str, cohort: Cohort, slide: Slide, found: Mapping[str, Clustering], folder: Path
+    fold: Fold, cohort: Cohort, slide: Slide, found: Mapping[str, Clustering], folder: Path
 ) -> Picture:
     """Draw a slide's clusters on the t-SNE of each image embedding and on the tissue."""
     maps = [
@@ -254,12 +254,12 @@ def draw(
         for name in DRAWN
     ]
     figure = cluster_maps(read_tissue(cohort, slide), maps, f"{slide.slide_id}: embeddings")
-    path = folder / f"embeddings_{safe_name(fold)}_{safe_name(slide.slide_id)}.png"
+    path = folder / f"embeddings_{fold.id}_{slide.slide_id}.png"
     plots.save(figure, path)
     caption = (
-        f"Slide {slide.slide_id}, fold {fold}: t-SNE of its spots and, below, the same clusters on "
-        "the tissue. Clusters were found in each embedding, not on its t-SNE; like colours overlap "
-        "most. Distances and sizes of groups in a t-SNE mean nothing."
+        f"Slide {slide.slide_id}, fold {fold.name}: t-SNE of its spots and, below, the same "
+        "clusters on the tissue. Clusters were found in each embedding, not on its t-SNE; like "
+        "colours overlap most. Distances and sizes of groups in a t-SNE mean nothing."
     )
     return Picture(path, caption)
 

@@ -10,8 +10,7 @@ import pandas as pd
 
 from histokit import plots
 from histokit.cohort import Cohort
-from histokit.evaluate import SlideScore, predict
-from histokit.files import safe_name
+from histokit.evaluate import SlideScore, load_held_out, predict
 from histokit.genes import normalise
 from histokit.metrics import mean_or_nan
 from histokit.predictions import read_tissue
@@ -74,7 +73,7 @@ def draw_maps(
         if not chosen:
             continue
         fold = folds[score.fold]
-        slide = cohort.load(score.slide_id, list(score.genes["gene"]))
+        slide = load_held_out(fold, cohort, score.slide_id, list(score.genes["gene"]))
         prediction = predict(run, fold, fold.load_model(), slide)
         target = normalise(slide.counts, slide.library_size, transform).tocsc()
         maps = []
@@ -86,7 +85,7 @@ def draw_maps(
         patient = f"patient {score.patient}, " if score.patient else ""
         title = f"{score.slide_id}   ({patient}{score.cancer or 'no cancer code'})"
         figure = plots.gene_maps(read_tissue(cohort, slide), maps, title, UNITS[transform])
-        path = folder / f"maps_{safe_name(score.fold)}_{safe_name(score.slide_id)}.png"
+        path = folder / f"maps_{fold.id}_{score.slide_id}.png"
         plots.save(figure, path)
         headline = number(mean_or_nan(score.pcc[score.hvg]))
         caption = (

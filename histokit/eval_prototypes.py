@@ -10,10 +10,9 @@ import pandas as pd
 import torch
 
 from histokit import plots
-from histokit.cohort import Cohort
+from histokit.cohort import Cohort, Slide
 from histokit.eval_pictures import representative_slides
-from histokit.evaluate import SlideScore
-from histokit.files import safe_name
+from histokit.evaluate import SlideScore, load_held_out
 from histokit.models.bpbooster import BPBooster
 from histokit.plots_pathways import short_name
 from histokit.predictions import read_tissue
@@ -76,7 +75,7 @@ def fold_table(fold: Fold, cohort: Cohort, slides: Sequence[str]) -> pd.DataFram
         prototype, program (empty where it started random), gate, attention, varies, raises.
     """
     model = fold.load_model()
-    weights = torch.cat([attention(model, cohort, slide_id) for slide_id in slides])
+    weights = torch.cat([attention(model, load_held_out(fold, cohort, s, [])) for s in slides])
     gate = model.prototype_gate.detach().numpy()
     table = pd.DataFrame(
         {
@@ -92,9 +91,9 @@ def fold_table(fold: Fold, cohort: Cohort, slides: Sequence[str]) -> pd.DataFram
     return table.iloc[order].reset_index(drop=True)
 
 
-def attention(model: BPBooster, cohort: Cohort, slide_id: str) -> torch.Tensor:
+def attention(model: BPBooster, slide: Slide) -> torch.Tensor:
     """Attention of a slide's patches to the prototypes, (N, M), before the gates."""
-    return model.attention_weights(model.standardizer(cohort.load(slide_id, []).features))
+    return model.attention_weights(model.standardizer(slide.features))
 
 
 def top_genes(model: BPBooster, genes: pd.DataFrame) -> list[str]:
@@ -116,14 +115,14 @@ def draw_attention(
     fold: Fold, cohort: Cohort, score: SlideScore, table: pd.DataFrame, folder: Path
 ) -> Picture:
     """Draw a slide's attention to the prototypes that tell its fold's patches apart most."""
-    slide = cohort.load(score.slide_id, [])
-    weights = attention(fold.load_model(), cohort, score.slide_id)
+    slide = load_held_out(fold, cohort, score.slide_id, [])
+    weights = attention(fold.load_model(), slide)
     maps = {
         f"{_name(row)}, gate {number(float(row.gate))}": weights[:, row.prototype].numpy()
         for row in table.head(MAPS).itertuples()
     }
     figure = plots.spot_maps(read_tissue(cohort, slide), maps, f"{score.slide_id}: attention")
-    path = folder / f"prototypes_{safe_name(score.fold)}_{safe_name(score.slide_id)}.png"
+    path = folder / f"prototypes_{fold.id}_{score.slide_id}.png"
     plots.save(figure, path)
     caption = (
         f"Slide {score.slide_id}, fold {score.fold}: attention to the {len(maps)} prototypes that "

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
@@ -33,14 +32,15 @@ from histokit.eval_trust import (
     protocol_parts,
 )
 from histokit.evaluate import check_run, score_run
-from histokit.files import make_folder, safe_name, write_json
+from histokit.files import make_folder, write_json
+from histokit.folders import check_replaceable, whole_folder
 from histokit.genes import read_gene_list
 from histokit.predictions import read_tissue, write_prediction
 from histokit.progress import progress_bar
 from histokit.protocols import PROTOCOLS, check_protocol
 from histokit.published import read_published
 from histokit.ranks import ALONE, Team
-from histokit.report import plural, render, verdict
+from histokit.report import patients_sentence, plural, render, unknown_cancers, verdict
 from histokit.runs import Run
 from histokit.summary import (
     check_same_slides,
@@ -118,33 +118,6 @@ def comparison_folder(cfg) -> Path:
     return Path(cfg.out) if cfg.out else Path(os.path.normpath(cfg.run[0])).parent / "comparison"
 
 
-def check_replaceable(folder: Path) -> None:
-    """A folder that holds something else than an evaluation is never replaced."""
-    if not folder.exists() or (folder / "report.html").is_file():
-        return
-    if not folder.is_dir() or any(folder.iterdir()):
-        raise InputError(
-            f"{folder} exists and is not an evaluation; give a new or an empty folder with --out"
-        )
-
-
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder that takes the place of ``folder`` on success."""
-    make_folder(folder.parent)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    old = temporary.with_suffix(".old")
-    make_folder(temporary)
-    try:
-        yield temporary
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
 def evaluate(job: Job, cfg, controls: Mapping[str, dict], team: Team = ALONE) -> dict:
     """Score one run and write its folder.
 
@@ -172,9 +145,9 @@ def evaluate(job: Job, cfg, controls: Mapping[str, dict], team: Team = ALONE) ->
             signatures.add(fold, slide, prediction, target, score)
             if not cfg.predictions:
                 return
-            path = make_folder(folder / "predictions" / safe_name(fold.name))
+            path = make_folder(folder / "predictions" / fold.id)
             write_prediction(
-                path / f"{safe_name(slide.slide_id)}.h5ad",
+                path / f"{slide.slide_id}.h5ad",
                 slide,
                 prediction,
                 target,
@@ -221,7 +194,14 @@ def evaluate(job: Job, cfg, controls: Mapping[str, dict], team: Team = ALONE) ->
             "panel": frozenset(genes.index),
             "genes": behind,
             "training": _training(job.run),
+            "caveats": [
+                *audit_parts(job.run)[0],
+                patients_sentence(slides, summary),
+                unknown_cancers(slides),
+            ],
         }
+        if strange := unknown_cancers(slides):
+            print(f"{job.name}: {strange}")
         said = verdict(slides, summary, options["target"])
         sections = [*run_sections(slides, genes, summary, overview, maps), *learnt, *asked]
         _add_trust(job, cfg, result, controls, listed, folder, said, sections)

@@ -186,6 +186,7 @@ def comparison_notes(runs: Mapping[str, dict]) -> list[str]:
             "Not every run could be scored on the same genes: a gene that a model predicts the "
             "same everywhere is left out of its mean, which flatters it; see slides.csv of each."
         )
+    notes += _caveats(runs)
     first = next(iter(runs.values()))
     for key, sentence in (
         (
@@ -202,6 +203,18 @@ def comparison_notes(runs: Mapping[str, dict]) -> list[str]:
         if any(run[key] != first[key] for run in runs.values()):
             notes.append(sentence)
     return notes
+
+
+def _caveats(runs: Mapping[str, dict]) -> list[str]:
+    """What the report of each run warns of, once where several runs share it."""
+    said: dict[str, list[str]] = {}
+    for name, run in runs.items():
+        for sentence in filter(None, run["caveats"]):
+            said.setdefault(sentence, []).append(name)
+    return [
+        sentence if len(names) == len(runs) else f"{', '.join(names)}: {sentence}"
+        for sentence, names in said.items()
+    ]
 
 
 def text_table(table: Table) -> str:

@@ -10,14 +10,17 @@ import pandas as pd
 
 from histokit.controls import LABELS, MEANING, SHUFFLED
 from histokit.eval_sections import comparison_rows
+from histokit.files import reading
 from histokit.protocols import PROTOCOLS, Protocol, score_protocol
 from histokit.published import beside_published
 from histokit.report import NONE, Section, Table, number, plural, with_interval
 from histokit.runs import Run
 from histokit.summary import compare
+from histokit.tables import read_table
 
 _POOLS = 12  # rows by pool in a report; protocol.csv has all
 _FINDINGS = 30
+FINDINGS = ("severity", "where", "finding")
 
 
 def control_parts(
@@ -68,8 +71,10 @@ def audit_parts(run: Run) -> tuple[list[str], list[Section]]:
     folder = run.folder / "audit"
     if not (folder / "audit.json").is_file():
         return [], []
-    findings = pd.read_csv(folder / "findings.csv", keep_default_na=False)
-    slides = pd.read_csv(folder / "slides.csv", keep_default_na=True, dtype={"slide_id": str})
+    findings = read_table(folder / "findings.csv", FINDINGS, "table of an audit's findings")
+    with reading(folder / "slides.csv", "table of an audit's slides", "remove the folder audit"):
+        text = {"slide_id": str, "cancer": str, "patient": str, "technology": str}
+        slides = pd.read_csv(folder / "slides.csv", dtype=text)
     errors = findings[findings["severity"] == "error"]
     said = []
     if len(errors):

@@ -14,15 +14,13 @@ import torch
 from histokit import ops
 from histokit.cohort import Cohort, Slide
 from histokit.errors import InputError
+from histokit.features import difference
 from histokit.genes import moments, normalise
 from histokit.products import linear
 from histokit.ranks import ALONE, Team
 from histokit.reference import is_constant
 from histokit.runs import Fold, Run
 from histokit.sparse import csr_tensor
-
-# What makes features interchangeable: a run trained on one kind cannot predict from another.
-_FEATURE_KEYS = ("encoder", "weights_sha256", "transform", "pooling", "patch_um", "dimension")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +30,7 @@ class SlideScore:
     Attributes:
         patient_seen: ``yes`` where another slide of the patient trained or validated the model,
             ``no``, or ``unknown`` where the slide names no patient.
+        cancer_known: whether the model was trained on the slide's cancer, where it is told one.
         genes: the fold's gene table.
         hvg: the genes of the headline PCC.
         measured: whether the slide measured the gene.
@@ -49,6 +48,7 @@ class SlideScore:
     patient: str
     patient_seen: str
     num_spots: int
+    cancer_known: bool
     genes: pd.DataFrame
     hvg: np.ndarray
     measured: np.ndarray
@@ -95,13 +95,12 @@ def check_run(run: Run, cohort: Cohort) -> list[tuple[Fold, list[str]]]:
 
 def check_features(run: Run, cohort: Cohort, slide_id: str) -> None:
     """Compare a slide's features with those the run was trained on; raises InputError."""
-    trained, here = run.config["features"], cohort.provenance(slide_id)
-    for key in _FEATURE_KEYS:
-        if key in trained and key in here and trained[key] != here[key]:
-            raise InputError(
-                f"the features of slide {slide_id} have {key} {here[key]}, but {run.folder} was "
-                f"trained on {key} {trained[key]}; extract the slide as the training slides were"
-            )
+    if found := difference(run.config["features"], cohort.provenance(slide_id)):
+        key, trained, here = found
+        raise InputError(
+            f"the features of slide {slide_id} have {key} {here}, but {run.folder} was trained on "
+            f"{key} {trained}; extract the slide as the training slides were"
+        )
 
 
 def choose_hvgs(fold: Fold, num_hvg: int, listed: list[str] | None = None) -> np.ndarray:
@@ -154,9 +153,30 @@ class Prediction:
         return linear(self.hidden[rows], weight, bias)
 
 
+def load_held_out(
+    fold: Fold, cohort: Cohort, slide_id: str, genes: list[str] | None = None
+) -> Slide:
+    """A test slide for the model of its fold, with the oncotree code that the fold gave it.
+
+    Every table, map and prediction of an evaluation reads its slides here.
+
+    Raises:
+        RuntimeError: the fold did not hold the slide out.
+        InputError: as ``Cohort.load``.
+    """
+    fold.check_held_out(slide_id)
+    return dataclasses.replace(cohort.load(slide_id, genes), cancer=fold.cancer(slide_id))
+
+
 def predict(run: Run, fold: Fold, model, slide: Slide) -> Prediction:
-    """Predicted expression of a slide; raises InputError if it is not finite."""
-    prediction = Prediction(model.embed(slide.features, slide.cancer), model.head)
+    """Predicted expression of a slide that the fold held out.
+
+    Raises:
+        InputError: the prediction is not finite.
+    """
+    fold.check_held_out(slide.slide_id)
+    hidden = model.embed(slide.features, slide.cancer, allow_unknown=True)
+    prediction = Prediction(hidden, model.head)
     parts = (prediction.hidden, model.head.weight, model.head.bias)
     if not all(part.isfinite().all() for part in parts):
         raise InputError(
@@ -167,7 +187,12 @@ def predict(run: Run, fold: Fold, model, slide: Slide) -> Prediction:
 
 
 def score_slide(
-    fold: Fold, hvg: np.ndarray, slide: Slide, prediction: Prediction, target: sp.csr_matrix
+    fold: Fold,
+    hvg: np.ndarray,
+    slide: Slide,
+    prediction: Prediction,
+    target: sp.csr_matrix,
+    cancer_known: bool = True,
 ) -> SlideScore:
     """Correlate and compare in closed form; target: (N, G) CSR float32."""
     head, spots = prediction.head, target.shape[0]
@@ -188,6 +213,7 @@ def score_slide(
         patient=slide.patient,
         patient_seen=patient_seen(fold.split, slide.slide_id),
         num_spots=spots,
+        cancer_known=cancer_known,
         genes=fold.genes,
         hvg=hvg,
         measured=slide.measured,
@@ -226,10 +252,11 @@ def score_run(
         model, genes = fold.load_model(), list(fold.genes["gene"])
         hvg = choose_hvgs(fold, num_hvg, listed)
         for _, slide_id in own:
-            slide = cohort.load(slide_id, genes)
+            slide = load_held_out(fold, cohort, slide_id, genes)
             prediction = predict(run, fold, model, slide)
             target = normalise(slide.counts, slide.library_size, run.config["options"]["target"])
-            score = score_slide(fold, hvg, slide, prediction, target)
+            known = model.knows_cancer(slide.cancer)
+            score = score_slide(fold, hvg, slide, prediction, target, known)
             scores.append(score)
             if keep is not None:
                 keep(fold, slide, prediction, target, score)

@@ -13,6 +13,7 @@ import pandas as pd
 from anndata.io import write_elem
 
 from histokit.errors import InputError
+from histokit.features import FEATURE_IDENTITY
 from histokit.files import atomic_path, safe_name, turn
 from histokit.patches import (
     image_batches,
@@ -22,9 +23,6 @@ from histokit.patches import (
     stored_thumbnail,
 )
 from histokit.slides import SlideSource
-
-# what has to agree between all feature files of a folder
-SAME = ("encoder", "weights_sha256", "transform", "pooling", "precision", "patch_um", "patch_px")
 
 
 def feature_path(out: Path, encoder: str, slide_id: str) -> Path:
@@ -158,8 +156,8 @@ def check_same_features(folder: Path, wanted: dict) -> None:
     """
     for path in sorted(folder.glob("[!.]*.h5")):
         found = feature_attributes(path)
-        for key in SAME:
-            if found.get(key) != wanted[key]:
+        for key in FEATURE_IDENTITY:
+            if key in wanted and found.get(key) != wanted[key]:
                 raise InputError(
                     f"{path} was made with {key} = {found.get(key)!r} and this run has "
                     f"{wanted[key]!r}; features of two kinds do not mix, choose another --out or "

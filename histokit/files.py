@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -97,6 +98,20 @@ def open_hdf5(
 def safe_name(name: str) -> str:
     """A name as one path component: ``timm:resnet18`` becomes ``timm-resnet18``."""
     return name.replace(":", "-").replace("/", "-")
+
+
+def file_id(label: str) -> str:
+    """Any text as one path component that is safe on every file system, and always the same.
+
+    Plain labels (ASCII letters, digits and ``_ . + -``, with single blanks inside) are their own
+    id; of others the plain part is kept and a hash of the whole label is added, so that two labels
+    never share an id by accident.
+    """
+    if len(label) <= 80 and re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_.+ -]*[A-Za-z0-9_+-])?", label):
+        return label
+    plain = re.sub(r"[^A-Za-z0-9_]+", "-", label).strip("-")[:40]
+    digest = hashlib.sha256(label.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{plain}-{digest}" if plain else digest
 
 
 def make_folder(folder: str | os.PathLike) -> Path:

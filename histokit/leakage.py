@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from histokit.errors import InputError
+from histokit.tables import read_table
 
 COLUMNS = ["slide", "split", "partner_slide", "partner_split", "reason", "shared"]
 # From the gravest; a pair of slides is reported once, for the gravest.
@@ -78,12 +79,7 @@ def unknown_patients(
 
 def read_metadata(path: str | Path) -> pd.DataFrame:
     """A metadata table with all cells as text; raises InputError for a file that is none."""
-    try:
-        return pd.read_csv(path, dtype=str, encoding="utf-8-sig", keep_default_na=False)
-    except FileNotFoundError:
-        raise InputError(f"the metadata table {path} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"the metadata table {path} is not a readable CSV ({error})") from error
+    return read_table(path, (), "metadata table")
 
 
 def cohort_metadata(slides: pd.DataFrame, folder: Path) -> pd.DataFrame:

@@ -32,6 +32,7 @@ STYLE = {
     "text.color": INK,
     "axes.labelcolor": INK,
     "legend.frameon": False,
+    "text.parse_math": False,  # names of genes, patients and slides are never mathematics
 }
 
 
@@ -79,7 +80,8 @@ def spot_diameter(centres: np.ndarray, technology: str, mpp: float | None) -> fl
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG."""
-    with atomic_path(path) as temporary:
+    # labels of ticks are made when the figure is drawn
+    with atomic_path(path) as temporary, matplotlib.rc_context(STYLE):
         figure.savefig(temporary, dpi=140, facecolor="white", format="png")
 
 

@@ -34,7 +34,7 @@ def draw_profile(rows: list[dict], path: Path) -> None:
     colour = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(leaders)}
     colour |= {against[name]: colour[name] for name in leaders if against[name]}
     ticks = sorted({row["patches"] for row in rows})
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE | {"text.parse_math": True}):  # powers of ten
         figure = Figure(figsize=(13, 4.4), layout="constrained")
         axes = figure.subplots(1, 3)
         for axis, (title, unit, key, factor) in zip(axes, PANELS, strict=True):

@@ -11,7 +11,7 @@ import torch
 
 from histokit.cohort import Cohort
 from histokit.errors import InputError
-from histokit.evaluate import check_run, predict
+from histokit.evaluate import check_run, load_held_out, predict
 from histokit.genes import normalise
 from histokit.metrics import StreamingPearson, mean_or_nan
 from histokit.protocol_genes import choose_genes
@@ -209,23 +209,23 @@ def score_protocol(
 
 
 def _units(run: Run, cohort: Cohort, protocol: Protocol, lists: Mapping) -> list[Unit]:
-    pools: dict[str, tuple] = {}
+    pools: dict[tuple, tuple] = {}
     for fold, test in check_run(run, cohort):
         model, genes = fold.load_model(), list(fold.genes["gene"])
         for slide_id in test:
-            slide = cohort.load(slide_id, genes)
+            slide = load_held_out(fold, cohort, slide_id, genes)
             chosen = _positions(fold, protocol, lists, slide.cancer)
             name = {"slide": slide_id, "fold": fold.name, "cancer": slide.cancer}[protocol.pooling]
             if protocol.name == "histoprism":
                 columns, flags = np.arange(len(genes)), np.isin(np.arange(len(genes)), chosen)
             else:
                 columns, flags = chosen, np.ones(len(chosen), bool)
-            if protocol.pooling == "slide":  # a slide tested in several folds counts once in each
-                name = f"{fold.name}/{slide_id}"
-            if name not in pools:
+            # a slide tested in several folds counts once in each
+            pool = (fold.name if protocol.pooling == "slide" else "", name)
+            if pool not in pools:
                 missing = np.zeros(len(columns), bool)
-                pools[name] = (StreamingPearson(len(columns)), missing, flags, slide.cancer)
-            moments, missing, *_ = pools[name]
+                pools[pool] = (StreamingPearson(len(columns)), missing, flags, slide.cancer)
+            moments, missing, *_ = pools[pool]
             target = normalise(slide.counts, slide.library_size, run.config["options"]["target"])
             target = target[:, columns]
             prediction = predict(run, fold, model, slide)[:, torch.from_numpy(columns)]
@@ -234,10 +234,10 @@ def _units(run: Run, cohort: Cohort, protocol: Protocol, lists: Mapping) -> list
                 rows = slice(start, start + _SPOTS)
                 moments.update(prediction[rows], torch.from_numpy(target[rows].toarray()))
     units = []
-    for name, (moments, missing, flags, cancer) in pools.items():
+    for (_, name), (moments, missing, flags, cancer) in pools.items():
         pcc, mse = moments.compute()[0].numpy(), moments.mse()[0].numpy()
         pcc, mse = np.where(missing, np.nan, pcc), np.where(missing, np.nan, mse)
-        units.append(Unit(name.rpartition("/")[2], cancer, flags, pcc, mse))
+        units.append(Unit(name, cancer, flags, pcc, mse))
     return units
 
 

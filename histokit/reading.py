@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 
 import numpy as np
 import scipy.sparse as sp
@@ -94,23 +95,26 @@ class SlideReader:
 
     def stream(self, order: Sequence[str]) -> Iterator[TrainingSlide | None]:
         """Yield the slides in this order, None for one that was left out."""
-        ahead = None
-        for position, slide_id in enumerate(order):
-            if slide_id in self._kept:
-                yield self._kept[slide_id]
-                continue
-            begin = time.perf_counter()
-            if ahead is None and self._full and self.workers:
-                rest = [s for s in order[position:] if s not in self._kept]
-                ahead = self._read_ahead(rest)
-            found, mistake = next(ahead) if ahead else self.attempt(slide_id)
-            slide = None if mistake else self._place(slide_id, *found)
-            self.waited += time.perf_counter() - begin
-            if mistake and not self.skip:
-                raise InputError(mistake)
-            if mistake:
-                print(f"slide {slide_id} is left out: {mistake}", file=sys.stderr, flush=True)
-            yield slide
+        with ExitStack() as stack:
+            ahead = None
+            for position, slide_id in enumerate(order):
+                if slide_id in self._kept:
+                    yield self._kept[slide_id]
+                    continue
+                begin = time.perf_counter()
+                if ahead is None and self._full and self.workers:
+                    rest = [s for s in order[position:] if s not in self._kept]
+                    # closed even where an error keeps this frame alive: its workers do not hear
+                    # SIGTERM, and the end of the process would wait for them for ever
+                    ahead = stack.enter_context(closing(self._read_ahead(rest)))
+                found, mistake = next(ahead) if ahead else self.attempt(slide_id)
+                slide = None if mistake else self._place(slide_id, *found)
+                self.waited += time.perf_counter() - begin
+                if mistake and not self.skip:
+                    raise InputError(mistake)
+                if mistake:
+                    print(f"slide {slide_id} is left out: {mistake}", file=sys.stderr, flush=True)
+                yield slide
 
     def _read_ahead(self, slide_ids: list[str]) -> Iterator:
         loader = DataLoader(

@@ -170,7 +170,7 @@ def verdict(slides: pd.DataFrame, summary: pd.DataFrame, transform: str) -> list
             f"On {tested}, measured and predicted expression of the {genes} most variable genes "
             f"correlate with a mean PCC of {_shown(summary, 'pcc_hvg')}. {_share(value, transform)}"
         ]
-    said.append(_patients(slides, summary))
+    said += [patients_sentence(slides, summary), unknown_cancers(slides)]
     error, variance = (
         pick(summary, "mse")["value"],
         one_row_a_slide(slides)["target_variance"].mean(),
@@ -194,7 +194,21 @@ def _share(pcc: float, transform: str) -> str:
     return f"The image then explains {share} how such a gene varies from spot to spot."
 
 
-def _patients(slides: pd.DataFrame, summary: pd.DataFrame) -> str:
+def unknown_cancers(slides: pd.DataFrame) -> str:
+    """Which slides a model that is told the cancer was told none for, in a sentence, or nothing."""
+    strange = slides[slides["cancer_known"] == "no"].drop_duplicates("slide_id")
+    if strange.empty:
+        return ""
+    named = [f"{s.slide_id} ({s.cancer or 'no code'})" for s in strange.head(4).itertuples()]
+    more = f" and {len(strange) - 4} more" if len(strange) > 4 else ""
+    return (
+        f"The cancers of {', '.join(named)}{more} were not in the training: there the model was "
+        "told no cancer (an all-zero code, as its authors do)."
+    )
+
+
+def patients_sentence(slides: pd.DataFrame, summary: pd.DataFrame) -> str:
+    """Whether the patients of the test slides were seen in training, in a sentence or two."""
     seen = set(slides["patient_seen"])
     if seen == {"no"}:
         return "No test patient was seen in training, so this is what to expect on a new patient."

@@ -2,40 +2,82 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 
 from histokit.errors import InputError
-from histokit.files import read_json
+from histokit.files import file_id, read_json, reading
+from histokit.splits import ROLES, Split
+from histokit.tables import read_table
+
+
+def describe_folds(folds: list[Split]) -> dict:
+    """What config.json says of folds: their ids, names where these differ, slides by role."""
+    return {
+        "folds": [fold.id for fold in folds],
+        "fold_names": {fold.id: fold.name for fold in folds if fold.id != fold.name},
+        "fold_slides": {
+            fold.id: {role: len(getattr(fold, role)) for role in ROLES} for fold in folds
+        },
+    }
 
 
 class Fold:
-    """One fold of a run: its split, its genes and its trained model."""
+    """One fold of a run: its split, its genes and its trained model.
 
-    def __init__(self, folder: Path):
-        self.folder, self.name = folder, folder.name
+    Args:
+        folder: of the fold; its name is the fold's ``id``.
+        name: what the fold is called, any text; shown, never part of a path.
+        counted: slides by role as the training knew them; None for runs that did not record it.
+    """
+
+    def __init__(self, folder: Path, name: str, counted: dict[str, int] | None = None):
+        self.folder, self.id, self.name, self.counted = folder, folder.name, name, counted
 
     def is_finished(self) -> bool:
         """Whether the fold was trained to its end."""
         return (self.folder / "model.safetensors").is_file()
 
-    @property
+    @cached_property
     def split(self) -> pd.DataFrame:
-        """slide_id, split (train, val or test), cancer, patient."""
-        return pd.read_csv(self.folder / "split.csv", dtype=str, keep_default_na=False)
+        """slide_id, split (train, val or test), cancer, patient; every slide once."""
+        path = self.folder / "split.csv"
+        columns = ("slide_id", "split", "cancer", "patient")
+        table = read_table(path, columns, "table of a fold's slides")
+        found = {role: int((table["split"] == role).sum()) for role in ROLES}
+        whole = self.counted in (None, found) and sum(found.values()) == len(table)
+        if not whole or table["slide_id"].duplicated().any():
+            raise InputError(f"{path} was changed or cut short since the training; train again")
+        return table
 
-    @property
+    @cached_property
     def genes(self) -> pd.DataFrame:
         """gene, gene_id, symbol, hvg_rank, train_mean, train_variance; rows are model outputs."""
-        text = dict.fromkeys(("gene", "gene_id", "symbol"), str)
-        table = pd.read_csv(
-            self.folder / "genes.csv",
-            dtype=text,
-            na_values={"hvg_rank": [""]},
-            keep_default_na=False,
-        )
+        path = self.folder / "genes.csv"
+        table = read_table(path, ("gene", "gene_id", "symbol"), "table of a fold's genes")
+        with reading(path, "table of a fold's genes", "train the fold again"):
+            for column in table.columns.difference(["gene", "gene_id", "symbol"]):
+                table[column] = table[column].replace("", "nan").astype(float)
         return table
+
+    def cancer(self, slide_id: str) -> str:
+        """The oncotree code that the fold gave a slide."""
+        return self.split.set_index("slide_id")["cancer"][slide_id]
+
+    def check_held_out(self, slide_id: str) -> None:
+        """The one rule of every figure: a slide is judged by a model that never saw it.
+
+        Raises:
+            RuntimeError: the slide trained or validated this fold, or is none of its slides.
+        """
+        role = self.split.set_index("slide_id")["split"].get(slide_id)
+        if role != "test":
+            raise RuntimeError(
+                f"fold {self.name} did not hold slide {slide_id} out (its role there is {role}); "
+                "its model must not be judged on it"
+            )
 
     def load_model(self):
         """The fold's model, in evaluation mode."""
@@ -59,8 +101,25 @@ class Run:
                 f"{folder} is not a run: it holds no config.json; make it with run_train.py"
             )
         self.config = read_json(self.folder / "config.json")
+        for key, kind in (("options", dict), ("folds", list), ("features", dict)):
+            if not isinstance(self.config.get(key), kind):
+                raise InputError(
+                    f"{self.folder / 'config.json'} does not describe a run: it has no {key}; "
+                    "train again"
+                )
 
-    @property
+    @cached_property
     def folds(self) -> list[Fold]:
         """Folds in the order they were trained in."""
-        return [Fold(self.folder / "folds" / name) for name in self.config["folds"]]
+        names = self.config.get("fold_names", {})
+        counted = self.config.get("fold_slides", {})
+        found = []
+        for folder in self.config["folds"]:
+            if file_id(str(folder)) != folder:
+                raise InputError(
+                    f"{self.folder} has a fold {folder!r}, which is no plain folder name; runs of "
+                    "such folds mixed them up, train again"
+                )
+            place = self.folder / "folds" / folder
+            found.append(Fold(place, names.get(folder, folder), counted.get(folder)))
+        return found

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from histokit.errors import InputError
+from histokit.files import file_id
 from histokit.genes import read_gene_list
 
 SHIPPED = {path.stem: path for path in (Path(__file__).parent / "data").glob("*.txt")}
@@ -46,7 +47,7 @@ def read_signature(source: str) -> Signature:
     if names.has_duplicates:
         twice = names[names.duplicated()][0]
         raise InputError(f"the signature {path} names {twice} twice; list each gene once")
-    return Signature(path.stem, genes)
+    return Signature(file_id(path.stem), genes)
 
 
 def find_genes(signature: Signature, genes: pd.DataFrame) -> pd.Series:

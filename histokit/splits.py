@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from histokit.errors import InputError
+from histokit.files import file_id
+from histokit.tables import read_table
+
+ROLES = ("train", "val", "test")
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """One fold: slide ids by role."""
+    """One fold: slide ids by role.
+
+    Attributes:
+        name: what the fold is called, any text.
+        train, val, test: slide ids; no slide has two roles.
+        cancers: oncotree code by slide id where the split brings its own, else empty.
+    """
 
     name: str
     train: list[str]
     val: list[str]
     test: list[str]
+    cancers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """The name of the fold's folder."""
+        return file_id(self.name)
 
     def table(self, slides: pd.DataFrame) -> pd.DataFrame:
         """slide_id, split, cancer, patient of every slide in the fold."""
@@ -43,7 +61,8 @@ def make_folds(slides: pd.DataFrame, folds: str, val_fraction: float, seed: int)
         seed: of that choice.
 
     Raises:
-        InputError: slides that the cohort lacks, a fold without training or test slides.
+        InputError: slides that the cohort lacks, a fold without training or test slides, names of
+            folds that differ in case only.
     """
     if folds == "auto":
         patients = slides["patient"].nunique()
@@ -55,11 +74,7 @@ def make_folds(slides: pd.DataFrame, folds: str, val_fraction: float, seed: int)
             (s, {"train": [t for t in slides.index if t != s], "test": [s]}) for s in slides.index
         ]
     elif folds == "leave-one-patient-out":
-        named = [
-            (p, {r: list(slides.index[m]) for r, m in (("train", of != p), ("test", of == p))})
-            for of in [slides["patient"]]
-            for p in sorted(of.unique())
-        ]
+        named = _leave_one_patient_out(slides)
     elif Path(folds).exists():
         named = read_splits(folds)
     else:
@@ -67,7 +82,54 @@ def make_folds(slides: pd.DataFrame, folds: str, val_fraction: float, seed: int)
             f"--folds {folds} is neither auto, a number, leave-one-slide-out, "
             "leave-one-patient-out, a CSV file nor a folder of splits"
         )
-    return [_checked(name, roles, slides, val_fraction, seed) for name, roles in named]
+    _check_names([name for name, _ in named])
+    cancers = read_cancers(folds) if Path(folds).is_dir() else {}
+    return [
+        dataclasses.replace(_checked(name, roles, slides, val_fraction, seed), cancers=cancers)
+        for name, roles in named
+    ]
+
+
+def idle_slides(slides: pd.DataFrame, folds: list[Split]) -> list[str]:
+    """Slides of the cohort that no fold trains, validates or tests."""
+    used = {s for fold in folds for role in ROLES for s in getattr(fold, role)}
+    return [slide for slide in slides.index if slide not in used]
+
+
+def _check_names(names: list[str]) -> None:
+    """Fold names become folders, also on file systems that do not tell A from a."""
+    ids = Counter(file_id(name).casefold() for name in names)
+    alike = [name for name in names if ids[file_id(name).casefold()] > 1]
+    if alike:
+        raise InputError(
+            f"the folds {alike[0]!r} and {alike[1]!r} differ in upper and lower case only; "
+            "rename one (they are patients under leave-one-patient-out)"
+        )
+
+
+def _leave_one_patient_out(slides: pd.DataFrame) -> list[tuple[str, dict]]:
+    patients = slides["patient"]
+    if patients.nunique() < 2:
+        raise InputError(
+            f"leave-one-patient-out needs two patients and all slides have the patient "
+            f"{patients.iloc[0]!r}; correct the column patient if that is not so, or use "
+            "--folds leave-one-slide-out with --allow-leakage"
+        )
+    if (patients == "").any():
+        raise InputError(
+            f"slide {patients.index[patients == ''][0]} has no patient; fill the column patient or "
+            "name folds in a CSV slide_id,split,fold"
+        )
+    return [
+        (
+            patient,
+            {
+                "train": list(slides.index[patients != patient]),
+                "test": list(slides.index[patients == patient]),
+            },
+        )
+        for patient in sorted(patients.unique())
+    ]
 
 
 def read_splits(path: str | Path) -> list[tuple[str, dict[str, list[str]]]]:
@@ -94,11 +156,10 @@ def _by_patient(slides: pd.DataFrame, count: int) -> list[tuple[str, dict]]:
 
 
 def _from_csv(path: Path) -> list[tuple[str, dict]]:
-    table = pd.read_csv(path, dtype=str, encoding="utf-8-sig")
-    for column in ("slide_id", "split"):
-        if column not in table:
-            raise InputError(f"{path} lacks the column {column}; expected slide_id,split[,fold]")
-    wrong = table[~table["split"].isin(["train", "val", "test"])]
+    table = read_table(path, ("slide_id", "split"), "CSV of splits slide_id,split[,fold]")
+    if table.empty:
+        raise InputError(f"{path} lists no slide; expected lines of slide_id,split[,fold]")
+    wrong = table[~table["split"].isin(ROLES)]
     if len(wrong):
         raise InputError(
             f"{path} gives slide {wrong.slide_id.iloc[0]} the split {wrong.split.iloc[0]!r}; "
@@ -106,6 +167,13 @@ def _from_csv(path: Path) -> list[tuple[str, dict]]:
         )
     if "fold" not in table:
         table["fold"] = "0"
+    for column in ("slide_id", "fold"):
+        blank = table[table[column] == ""]
+        if len(blank):
+            raise InputError(
+                f"{path} has a row ({', '.join(blank.iloc[0])}) without {column}; name the fold of "
+                "each row (NA is a name like any other), or leave the column fold out"
+            )
     return [
         (name, {role: list(part) for role, part in rows.groupby("split")["slide_id"]})
         for name, rows in table.groupby("fold", sort=False)
@@ -114,20 +182,40 @@ def _from_csv(path: Path) -> list[tuple[str, dict]]:
 
 def _from_folder(path: Path) -> list[tuple[str, dict]]:
     path = path / "splits" if (path / "splits").is_dir() else path
-
-    def ids(file: Path) -> list[str]:
-        return list(pd.read_csv(file, dtype=str)["sample_id"])
-
     if (path / "test_split.csv").is_file():
-        roles = {role: ids(path / f"{role}_split.csv") for role in ("train", "val", "test")}
-        return [(path.name, roles)]
-    numbers = sorted(int(f.stem.removeprefix("test_")) for f in path.glob("test_[0-9]*.csv"))
+        roles = {role: _ids(path / f"{role}_split.csv") for role in ROLES}
+        return [(path.resolve().name, roles)]
+    numbers = sorted(
+        int(number)
+        for file in path.glob("test_*.csv")
+        if (number := file.stem.removeprefix("test_")).isdecimal()
+    )
     if not numbers:
         raise InputError(f"{path} holds neither test_0.csv, train_0.csv, ... nor test_split.csv")
     return [
-        (str(k), {"train": ids(path / f"train_{k}.csv"), "test": ids(path / f"test_{k}.csv")})
+        (str(k), {"train": _ids(path / f"train_{k}.csv"), "test": _ids(path / f"test_{k}.csv")})
         for k in numbers
     ]
+
+
+def _ids(file: Path) -> list[str]:
+    return list(read_table(file, ("sample_id",), "published split")["sample_id"])
+
+
+def read_cancers(path: str | Path) -> dict[str, str]:
+    """Oncotree codes by slide id that a folder of published splits brings, else none.
+
+    HistoPrism's splits fill the gaps of HEST's metadata (``oncotree_code_filled``); the authors'
+    list of codes holds the filled names.
+    """
+    codes = {}
+    for role in ROLES:
+        file = Path(path) / f"{role}_split.csv"
+        if file.is_file():
+            table = read_table(file, ("sample_id",), "published split")
+            if "oncotree_code_filled" in table:
+                codes |= dict(zip(table["sample_id"], table["oncotree_code_filled"], strict=True))
+    return codes
 
 
 def _checked(name: str, roles: dict, slides: pd.DataFrame, val_fraction: float, seed: int) -> Split:

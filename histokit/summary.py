@@ -29,6 +29,7 @@ def _slide_row(score: SlideScore) -> dict:
         "cancer": score.cancer,
         "patient": score.patient,
         "patient_seen": score.patient_seen,
+        "cancer_known": "yes" if score.cancer_known else "no",
         "spots": score.num_spots,
         "pcc_hvg": mean_or_nan(score.pcc[score.hvg]),
         "hvgs": int(score.hvg.sum()),

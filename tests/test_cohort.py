@@ -58,7 +58,7 @@ def test_damage_is_named(folder):
     feature = folder / "features/tiny/A1.h5"
     whole = feature.read_bytes()
     feature.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"A1\.h5 is damaged"):
+    with pytest.raises(InputError, match=r"A1\.h5 is not a whole feature file"):
         cohort.load("A1")
     feature.write_bytes(whole)
     with h5py.File(feature, "a") as file:

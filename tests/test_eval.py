@@ -12,13 +12,17 @@ import pandas as pd
 import pytest
 import scanpy
 import scipy.sparse as sp
+import torch
 from cohorts import GENES, write_cohort
+from numpy.testing import assert_allclose
 from safetensors.torch import load_file, save_file
 from scipy.stats import pearsonr
 
 import run_eval
 import run_train
+from histokit.cohort import Cohort
 from histokit.errors import InputError
+from histokit.runs import Run
 
 SCRIPT = Path(run_eval.__file__)
 MISSING, SILENT = GENES[-1], GENES[3]  # not measured on C1; never detected on D1
@@ -262,15 +266,26 @@ def test_a_missing_run_is_named(tmp_path):
     refused("is not a run: it holds no config.json", tmp_path / "nothing")
 
 
-def test_a_cancer_the_model_never_saw_is_refused(data, tmp_path):
+def test_a_cancer_the_model_never_saw_is_conditioned_on_none_and_said(data, tmp_path, capsys):
     (tmp_path / "f.csv").write_text("slide_id,split\nA1,train\nB1,train\nA2,test\nC1,test\n")
-    small = {"epochs": 1, "hidden_dim": 16, "feedforward_dim": 16, "val_fraction": 0.0}
-    run = train(data, tmp_path / "run", "histoprism", folds=str(tmp_path / "f.csv"), **small)
     shutil.copytree(data, tmp_path / "data")
     slides = pd.read_csv(tmp_path / "data" / "slides.csv")
     slides.loc[slides["slide_id"] == "C1", "cancer"] = "HCC"
     slides.to_csv(tmp_path / "data" / "slides.csv", index=False)
-    refused("does not know the cancer code 'HCC'", run, data=str(tmp_path / "data"))
+    small = {"epochs": 1, "hidden_dim": 16, "feedforward_dim": 16, "val_fraction": 0.0}
+    folds = str(tmp_path / "f.csv")
+    run = train(tmp_path / "data", tmp_path / "run", "histoprism", folds=folds, **small)
+    evaluate(run, predict_genes="all")
+    assert "The cancers of C1 (HCC) were not in the training" in capsys.readouterr().out
+    assert "C1 (HCC)" in (run / "eval" / "report.html").read_text()
+    model = Run(run).folds[0].load_model()
+    slide = Cohort(tmp_path / "data", "tiny").load("C1")
+    with torch.inference_mode():
+        expected = model(model.standardizer(slide.features), -1)
+    written = anndata.read_h5ad(run / "eval" / "predictions" / "0" / "C1.h5ad")
+    assert_allclose(written.X, expected.numpy(), rtol=1e-5, atol=1e-5)
+    with pytest.raises(InputError, match="does not know the cancer code 'HCC'"):
+        model.predict(slide.features, "HCC")
 
 
 @pytest.mark.parametrize(("key", "value"), [("encoder", "other"), ("weights_sha256", "0f0f")])
@@ -305,6 +320,10 @@ def test_a_run_without_test_slides_is_refused(runs, tmp_path):
     for path in run.glob("folds/*/split.csv"):
         split = pd.read_csv(path)
         split[split["split"] != "test"].to_csv(path, index=False)
+    refused("was changed or cut short since the training", run)
+    config = json.loads((run / "config.json").read_text())
+    del config["fold_slides"]  # as runs made before it was recorded
+    (run / "config.json").write_text(json.dumps(config))
     refused("has no test slide in any fold", run)
 
 

@@ -85,8 +85,13 @@ def test_one_cancer_is_said_not_to_be_scorable(runs, tmp_path):
     shutil.copytree(runs / "data", tmp_path / "data")
     slides = pd.read_csv(tmp_path / "data" / "slides.csv")
     slides.assign(cancer="IDC").to_csv(tmp_path / "data" / "slides.csv", index=False)
-    out = str(tmp_path / "out")
-    evaluate(runs, "ridge", data=str(tmp_path / "data"), out=out, clusters=True, predictions=False)
+    run_train.main(
+        run_train.Options(
+            data=str(tmp_path / "data"), run=str(tmp_path / "mean"), model="mean", encoder="tiny"
+        )
+    )
+    out, sets = str(tmp_path / "out"), [str(runs / "sets.gmt")]
+    evaluate(tmp_path, "mean", out=out, clusters=True, predictions=False, gene_sets=sets)
     assert (
         "all test slides with a cancer code are of one cancer"
         in (tmp_path / "out" / "report.html").read_text()

@@ -18,6 +18,7 @@ def slides(**columns):
             "cancer": "IDC",
             "patient": ["p", "p", "q"],
             "patient_seen": ["yes", "yes", "no"],
+            "cancer_known": "yes",
             "hvgs": 50,
             "pcc_hvg": [0.3, 0.5, 0.1],
             "pcc_all": [0.1, 0.2, 0.0],

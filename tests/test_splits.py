@@ -73,7 +73,7 @@ def test_csv_with_folds_and_byte_order_mark(slides, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ("slide_id,part\nA1,train\n", "lacks the column split"),
+        ("slide_id,part\nA1,train\n", "has no column 'split'"),
         ("slide_id,split\nA1,training\n", "expected train, val or test"),
         ("slide_id,split\nA1,train\n", "has no test slide"),
         ("slide_id,split\nA1,train\nZ9,test\n", "the cohort lacks, such as Z9"),

@@ -105,9 +105,21 @@ class Model(nn.Module):
             )
         return self.cancers.index(cancer)
 
+    def knows_cancer(self, cancer: str) -> bool:
+        """Whether the model was trained on slides of this oncotree code, or is not told any."""
+        return self.cancers is None or cancer in self.cancers
+
     @torch.inference_mode()
-    def embed(self, features: torch.Tensor, cancer: str) -> torch.Tensor:
+    def embed(
+        self, features: torch.Tensor, cancer: str, allow_unknown: bool = False
+    ) -> torch.Tensor:
         """One slide's features (N, D) and oncotree code to the head's input (N, d).
+
+        Args:
+            features: (N, D), as extracted.
+            cancer: oncotree code of the slide.
+            allow_unknown: condition a slide of a cancer never trained on on no cancer, the
+                all-zero code that HistoPrism's authors give it, instead of refusing it.
 
         Raises:
             InputError: features of another dimension, or an unknown cancer code.
@@ -119,7 +131,8 @@ class Model(nn.Module):
             )
         self.eval()
         features = self.standardizer(features).to(self.head.weight)
-        return self.hidden(features, self.cancer_code(cancer))
+        known = not allow_unknown or self.knows_cancer(cancer)
+        return self.hidden(features, self.cancer_code(cancer) if known else -1)
 
     @torch.inference_mode()
     def predict(self, features: torch.Tensor, cancer: str) -> torch.Tensor:
