@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from histokit.errors import InputError
@@ -49,6 +50,9 @@ class Options:
     )
     mpp: float | None = option(None, "microns per level-0 pixel of every slide, overriding its own")
     cancer: str = option("Unknown", "OncoTree code for sources that state none")
+    layer: str | None = option(
+        None, "layer of .h5ad files that holds the raw counts; raw is their raw.X", shown="X"
+    )
     slides: list[str] = option([], "ids of the slides to extract; an empty list means all")
     batch_size: int = option(16, "patches encoded at a time")
 
@@ -124,6 +128,11 @@ def choose(slides: list, cfg: Options) -> list:
         if name not in known:
             raise InputError(f"--slides names {name!r}, which {cfg.source} has not")
     chosen = [s for s in slides if not cfg.slides or s.slide_id in cfg.slides]
+    if cfg.layer is not None:
+        chosen = [
+            replace(slide, load_counts=partial(slide.load_counts, layer=cfg.layer))
+            for slide in chosen
+        ]
     if cfg.mpp is not None:
         chosen = [replace(slide, mpp=cfg.mpp, mpp_source="--mpp") for slide in chosen]
     return chosen
@@ -175,6 +184,8 @@ def extract(slide, encoder, scales: list[float], provenance: dict, cfg: Options,
         f"{row['counts_rows']} with counts, {row['joined']} joined; dropped "
         f"{row['outside_image']} outside the image, {row['without_counts']} without counts, "
         f"{row['counts_without_spot']} counts without spot, {row['control_probes']} control probes"
+        + f", {row['date_names']} names that are dates" * (row["date_names"] > 0)
+        + f"; {row['note']}" * bool(row["note"])
     )
     features = np.empty((spots.n_obs, len(scales) * encoder.dim), dtype=np.float32)
     batches = extraction.slide_batches(slide, spots, sides, scales, encoder.size, cfg.batch_size)

@@ -222,19 +222,34 @@ def main(cfg: Options) -> None:
             _claim(folder, cfg, cohort, folds)
             audit.audit_training(cohort, folds, cfg.panel, folder / "audit", leaks)
         team.wait()
-        _train(folder, cfg, cohort, folds, team)
+        key = _gene_key(cohort, folds, folder, team)
+        _train(folder, cfg, cohort, folds, team, key)
         if cfg.controls:
             for place, options, slides, note in controls.trainings(cohort, cfg, folder):
                 if team.first:
                     print(f"control: {controls.LABELS[note['kind']]}")
                     _claim(make_folder(place), options, slides, folds, note)
                 team.wait()
-                _train(place, options, slides, folds, team)
+                _train(place, options, slides, folds, team, key)
     if team.first:
         print(f"wrote {cfg.model} for {len(folds)} folds to {folder}")
 
 
-def _train(folder: Path, cfg: Options, cohort, folds: list, team) -> None:
+def _gene_key(cohort, folds: list, folder: Path, team):
+    """How the genes of all slides in the folds are joined; said, and written into the run."""
+    from histokit.files import atomic_path
+    from histokit.gene_keys import gene_key
+
+    members = dict.fromkeys(s for f in folds for s in (*f.train, *f.val, *f.test))
+    key = gene_key((slide, cohort.gene_table(slide)) for slide in members)
+    if team.first:
+        print(key)
+        with atomic_path(folder / "genes_matched.csv") as temporary:
+            key.matched.to_csv(temporary)
+    return key
+
+
+def _train(folder: Path, cfg: Options, cohort, folds: list, team, key) -> None:
     """All ranks train a network together; of the other models each takes folds of its own."""
     from histokit.files import make_folder
     from histokit.models import NETWORKS
@@ -245,7 +260,7 @@ def _train(folder: Path, cfg: Options, cohort, folds: list, team) -> None:
     for fold in folds if together else team.share(folds):
         place = make_folder(folder / "folds" / fold.id)
         own = cohort.with_cancers(fold.cancers)
-        train_fold(own, fold, cfg, place, team if together else ALONE)
+        train_fold(own, fold, cfg, place, team if together else ALONE, key)
     team.wait()
 
 

@@ -131,8 +131,8 @@ def _audit(cohort, folds, metadata, panel: str, leaks: pd.DataFrame) -> Audit:
         members = list(dict.fromkeys(s for _, roles in folds for r in roles.values() for s in r))
         members = members or list(cohort.slides.index)
         trained = list(dict.fromkeys(s for _, roles in folds for s in _seen(roles))) or members
-        genes = select_panel({s: cohort.gene_table(s) for s in trained}, panel)["gene"]
-        slides = measure_slides(cohort, members, list(genes))
+        genes = select_panel({s: cohort.gene_table(s) for s in trained}, panel)
+        slides = measure_slides(cohort, members, genes)
         found += judge_slides(slides)
         for name, roles in folds:
             found += _on_cancers(cohort, name, roles)

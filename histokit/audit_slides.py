@@ -28,16 +28,17 @@ _DUPLICATED = 0.01  # share of feature vectors that repeat an earlier one
 _COSINE = 0.99  # mean pairwise cosine of feature vectors
 _SPREAD = 0.1  # feature spread relative to the cohort's median slide
 _UNMEASURED = 0.5  # share of the panel that is not measured
+_NARROW = 0.5  # genes measured relative to the cohort's median slide
 _CONSTANT = 0.5  # share of the measured panel that is the same in every spot
 
 
-def measure_slides(cohort: Cohort, slides: Sequence[str], genes: Sequence[str]) -> pd.DataFrame:
+def measure_slides(cohort: Cohort, slides: Sequence[str], genes: pd.DataFrame) -> pd.DataFrame:
     """One row a slide; each is read once and let go.
 
     Args:
         cohort: of the slides.
         slides: ids.
-        genes: the panel.
+        genes: the panel: gene, gene_id, symbol.
 
     Returns:
         Index slide_id; columns:
@@ -62,7 +63,7 @@ def measure_slides(cohort: Cohort, slides: Sequence[str], genes: Sequence[str]) 
         row |= feature_statistics(_features(cohort, slide_id))
         row["panel"] = len(genes)
         if row["features_bad"] == 0:
-            row |= _expression(cohort.load(slide_id, list(genes)))
+            row |= _expression(cohort.load(slide_id, genes))
             row["genes_measured"] = len(cohort.gene_table(slide_id))
             row["pitch_um"] = row["pitch_px"] * row["mpp"]
         rows.append(row)
@@ -92,10 +93,16 @@ def judge_slides(table: pd.DataFrame) -> list[tuple[str, str, str]]:
     """Findings (severity, slide or ``cohort``, sentence) on the table of ``measure_slides``."""
     found = []
     library = table["library_median"].median()
+    genes = table["genes_measured"].median()
     spread = table["features_spread"].median()
     pitch = table.groupby("technology")["pitch_um"].median()
     for slide_id, row in table.iterrows():
-        said = _on_expression(row, library) + _on_scale(row, pitch) + _on_features(row, spread)
+        said = (
+            _on_expression(row, library)
+            + _on_genes(row, genes)
+            + _on_scale(row, pitch)
+            + _on_features(row, spread)
+        )
         found += [(severity, slide_id, text) for severity, text in said]
     return found
 
@@ -132,6 +139,18 @@ def _on_expression(row: pd.Series, library: float) -> list[tuple[str, str]]:
             )
         )
     return found
+
+
+def _on_genes(row: pd.Series, usual: float) -> list[tuple[str, str]]:
+    if row["features_bad"] or row["genes_measured"] >= _NARROW * usual:
+        return []
+    return [
+        (
+            "warning",
+            f"only {row['genes_measured']:,.0f} genes were measured where the cohort's median "
+            f"slide has {usual:,.0f}: a common panel is narrowed to them",
+        )
+    ]
 
 
 def _on_scale(row: pd.Series, pitches: pd.Series) -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ import torch
 from histokit.errors import InputError
 from histokit.features import difference
 from histokit.files import open_hdf5, safe_name
+from histokit.gene_keys import as_panel, positions
 from histokit.neighbors import with_neighbours
 
 COLUMNS = ["slide_id", "cancer", "patient", "technology", "mpp"]
@@ -110,11 +111,15 @@ class Cohort:
             var = _read_var(file)
         return var.loc[var["measured"], ["gene_id", "symbol"]]
 
-    def load(self, slide_id: str, genes: list[str] | None = None) -> Slide:
-        """Read one slide, its counts in the order of ``genes`` (all its own genes by default).
+    def load(self, slide_id: str, genes: pd.DataFrame | Sequence[str] | None = None) -> Slide:
+        """Read one slide.
 
-        A gene is found by its name, its Ensembl id or its symbol; one that the slide did not
-        measure is an empty column with ``measured`` false.
+        Args:
+            slide_id: of the slide.
+            genes: rows gene, gene_id, symbol (or names alone) whose counts are wanted, in this
+                order; all genes of the slide by default. They are found as
+                ``histokit.gene_keys.positions`` says; one that the slide did not measure is an
+                empty column with ``measured`` false.
 
         Raises:
             InputError: a file is missing or damaged, or features are not finite.
@@ -130,7 +135,10 @@ class Cohort:
             )
         counts = counts[rows]
         library_size = np.asarray(counts[:, var["measured"].to_numpy()].sum(axis=1)).ravel()
-        columns = _columns(var, genes)
+        columns = np.arange(len(var))
+        if genes is not None:
+            panel = genes if isinstance(genes, pd.DataFrame) else as_panel(genes)
+            columns = positions(var, panel)
         features = []
         for values, own in parts:
             order = pd.Index(own).get_indexer(barcodes)
@@ -230,21 +238,6 @@ def _read_var(file: h5py.File) -> pd.DataFrame:
     var["symbol"] = var["symbol"].astype(str)
     var["measured"] = var["measured"].astype(bool)
     return var
-
-
-def _columns(var: pd.DataFrame, genes: list[str] | None) -> np.ndarray:
-    """Column of each gene in the slide's matrix, -1 where the slide does not have it."""
-    if genes is None:
-        return np.arange(len(var))
-    columns = var.index.get_indexer(genes)
-    for key in ("gene_id", "symbol"):
-        if (columns >= 0).all():
-            break
-        names = pd.Series(np.arange(len(var)), index=var[key])
-        names = names[~names.index.duplicated() & (names.index != "")]
-        lost = columns < 0
-        columns[lost] = names.reindex(np.asarray(genes, object)[lost]).fillna(-1).astype(int)
-    return columns
 
 
 def _take_columns(counts: sp.csr_matrix, columns: np.ndarray) -> sp.csr_matrix:

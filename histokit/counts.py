@@ -3,85 +3,153 @@
 Gene names follow scverse: where a symbol occurs twice and its ids tell the two apart, the first
 keeps its name and the later ones get ``-1``, ``-2``; without ids two equal names are an error.
 Control probes (BLANK, NegControl, NegPrb, Unassigned, antisense, DeprecatedCodeword,
-Intergenic_Region) measure no gene and are dropped by name.
+Intergenic_Region) measure no gene and are dropped by name; so are names that a spreadsheet turned
+into dates (1-Mar may be MARCHF1 or MTARC1) where no Ensembl id says what they were.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
+import dataclasses
 import os
 import re
 import warnings
 from pathlib import Path
 
 import anndata
-import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata.utils import make_index_unique
 
+from histokit.counts_hdf5 import is_hdf5, read_10x, read_h5ad
+from histokit.counts_text import read_text
 from histokit.errors import InputError
+from histokit.files import reading
+from histokit.genes import without_version
 
 CONTROL_PROBE = re.compile(
     r"^(blank|negcontrol|negprb|unassigned|antisense|deprecatedcodeword|intergenic_region)",
     re.IGNORECASE,
 )
 ENSEMBL_ID = re.compile(r"^ENS[A-Z]*G\d{6,}(\.\d+)?$")
-ID_COLUMNS = ("gene_id", "gene_ids", "ensembl_id", "ensembl")
-SYMBOL_COLUMNS = ("symbol", "gene_symbols", "gene_symbol", "gene_name", "feature_name")
-SUFFIXES = (".h5ad", ".h5", ".csv", ".csv.gz", ".tsv", ".tsv.gz")
+DATE = re.compile(
+    r"^(\d{1,2}-(mar|sep|sept|oct|nov|dec|feb|apr)|(mar|sep|sept|oct|nov|dec|feb|apr)-\d{1,2})$",
+    re.IGNORECASE,
+)
+TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
+_ALIKE = 20  # spots from which equal library sizes are no accident
 
 
-def read_counts(path: str | os.PathLike, slide_id: str) -> anndata.AnnData:
-    """Read raw counts of one slide.
+@dataclasses.dataclass
+class RawTable:
+    """What a counts file holds.
+
+    Attributes:
+        matrix: (N, G) CSR.
+        barcodes: (N,) names of spots.
+        names: (G,) names of genes, in the file's words.
+        ids: (G,) Ensembl ids, or None where the file has none.
+        dropped: features of other kinds (antibodies, ...) that were left out, by kind.
+        note: what was chosen in reading, such as a layer; empty where there was no choice.
+    """
+
+    matrix: sp.csr_matrix
+    barcodes: list[str]
+    names: list[str]
+    ids: list[str] | None
+    dropped: dict[str, int] = dataclasses.field(default_factory=dict)
+    note: str = ""
+
+
+def read_counts(
+    path: str | os.PathLike, slide_id: str, layer: str | None = None
+) -> anndata.AnnData:
+    """Read raw counts of one slide; the format is told by the file's content.
 
     Args:
-        path: ``.h5ad`` (X holds raw counts), 10x ``.h5``, or ``.csv/.tsv[.gz]`` with barcodes as
-            rows and gene names in the header.
+        path: an AnnData file (X holds raw counts, or ``layer`` does), a 10x matrix in HDF5, or a
+            text table, plain or gzipped, with barcodes as rows and gene names in the header.
         slide_id: named in error messages.
+        layer: of an AnnData file, in place of X; ``raw`` is ``raw.X``.
 
     Returns:
         X: CSR float32 (spots, genes); obs_names barcodes; var_names unique gene names; var columns
-        ``gene_id`` (Ensembl id or ""), ``symbol``, ``measured``; ``uns["control_probes"]`` counts
-        the dropped probes and ``uns["renamed_genes"]`` the names made unique.
+        ``gene_id`` (Ensembl id without version, or ""), ``symbol``, ``measured``;
+        ``uns["control_probes"]``, ``uns["other_features"]`` and ``uns["date_names"]`` count what
+        was dropped, ``uns["renamed_genes"]`` the names made unique, ``uns["note"]`` says what was
+        chosen.
 
     Raises:
-        InputError: unreadable file, duplicated barcodes, gene names that nothing tells apart, or
-            counts that are missing, negative or not whole numbers.
+        InputError: unreadable file, duplicated barcodes, gene names that nothing tells apart, no
+            gene at all, or counts that are missing, negative, not whole numbers or scaled.
     """
     path = Path(path)
     where = f"slide {slide_id}: {path}"
     if not path.is_file():
         raise InputError(f"{where} does not exist; a counts file was expected there")
-    suffix = next((s for s in sorted(SUFFIXES, key=len)[::-1] if path.name.endswith(s)), None)
-    if suffix is None:
-        raise InputError(f"{where} is no known counts format; use one of {', '.join(SUFFIXES)}")
-    reader = {".h5ad": _read_h5ad, ".h5": _read_10x}.get(suffix, _read_text)
+    table = _read(path, slide_id, layer)
+    table.barcodes = [name.strip() for name in table.barcodes]
+    names = [without_version(name.strip()) for name in table.names]
+    if table.matrix.shape != (len(table.barcodes), len(names)):
+        raise InputError(
+            f"{where} holds a matrix {table.matrix.shape} for {len(table.barcodes)} barcodes and "
+            f"{len(names)} genes; it is damaged, copy it again"
+        )
+    if repeated := _first_repeated(table.barcodes):
+        raise InputError(f"{where} has the barcode {repeated!r} twice; barcodes must be unique")
+    _check_raw(table.matrix, table.barcodes, names, where)
+    _check_library(table.matrix, where)
+    ids = None if table.ids is None else [without_version(i.strip()) for i in table.ids]
+    control = np.array([bool(CONTROL_PROBE.match(name)) for name in names], dtype=bool)
+    dates = np.array([bool(DATE.match(name)) for name in names], dtype=bool) & ~control
+    if ids is not None:
+        dates &= np.array([not ENSEMBL_ID.match(i) for i in ids], dtype=bool)
+    keep = ~control & ~dates
+    if not keep.any():
+        raise InputError(
+            f"{where} holds no gene: all of its {len(names)} features are control probes or dates"
+        )
+    genes = _gene_table(np.asarray(names, dtype=object)[keep], _masked(ids, keep), where)
+    result = anndata.AnnData(
+        table.matrix.tocsr()[:, keep].astype(np.float32),
+        obs=pd.DataFrame(index=pd.Index(table.barcodes, dtype=str)),
+        var=genes,
+    )
+    result.uns["control_probes"] = int(control.sum())
+    result.uns["date_names"] = int(dates.sum())
+    result.uns["other_features"] = sum(table.dropped.values())
+    result.uns["renamed_genes"] = int((genes.index != genes["symbol"]).sum())
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in table.dropped.items())
+    result.uns["note"] = "; ".join(filter(None, [table.note, kinds and f"left out {kinds}"]))
+    return result
+
+
+def _read(path: Path, slide_id: str, layer: str | None) -> RawTable:
+    """Choose a reader by content and turn its failures into one sentence."""
+    with reading(path, "counts file"):
+        kind = is_hdf5(path)
     try:
         with warnings.catch_warnings():  # repeated names are dealt with below
             warnings.filterwarnings("ignore", ".*names are not unique", UserWarning)
-            matrix, barcodes, names, ids = reader(path)
-    except (OSError, KeyError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{where} cannot be read as {suffix} ({error}); it may be cut short, copy it again"
-        ) from error
-    except ValueError as error:
-        raise InputError(f"{where}: {error}") from error
-    if repeated := _first_repeated(barcodes):
-        raise InputError(f"{where} has the barcode {repeated!r} twice; barcodes must be unique")
-    _check_raw(matrix, barcodes, names, where)
-    keep = np.array([not CONTROL_PROBE.match(name) for name in names], dtype=bool)
-    genes = _gene_table(np.asarray(names, dtype=object)[keep], _masked(ids, keep), where)
-    result = anndata.AnnData(
-        matrix.tocsr()[:, keep].astype(np.float32),
-        obs=pd.DataFrame(index=pd.Index(barcodes, dtype=str)),
-        var=genes,
-    )
-    result.uns["control_probes"] = int((~keep).sum())
-    result.uns["renamed_genes"] = int((genes.index != genes["symbol"]).sum())
-    return result
+            if kind == "10x":
+                _no_layer(layer, "a 10x matrix")
+                return RawTable(*read_10x(path))
+            if kind == "h5ad":
+                return RawTable(*read_h5ad(path, layer))
+            if kind is None and not path.name.lower().endswith(TEXT_SUFFIXES):
+                raise InputError(
+                    f"{path} is no known counts format; use .h5ad, 10x .h5 or a text table "
+                    f"({', '.join(TEXT_SUFFIXES)})"
+                )
+            _no_layer(layer, "a text table")
+            return RawTable(*read_text(path))
+    except InputError as error:
+        raise InputError(f"slide {slide_id}: {error}") from error
+
+
+def _no_layer(layer: str | None, what: str) -> None:
+    if layer is not None:
+        raise InputError(f"--layer {layer} belongs to an AnnData file, and this is {what}")
 
 
 def _masked(values, keep: np.ndarray):
@@ -94,77 +162,19 @@ def _first_repeated(values) -> str | None:
     return str(repeated[0]) if len(repeated) else None
 
 
-def _read_h5ad(path: Path):
-    table = anndata.read_h5ad(path)
-    matrix = table.X if table.X is not None else table.layers["counts"]
-    names = table.var_names.astype(str).to_list()
-    ids = next((table.var[c].astype(str).to_list() for c in ID_COLUMNS if c in table.var), None)
-    symbols = next((table.var[c].astype(str) for c in SYMBOL_COLUMNS if c in table.var), None)
-    if symbols is not None and all(ENSEMBL_ID.match(name) for name in names[:50]):
-        ids = names
-        names = [s if s not in ("", "nan") else i for s, i in zip(symbols, names, strict=True)]
-    return sp.csr_matrix(matrix), table.obs_names.astype(str).to_list(), names, ids
-
-
-def _read_10x(path: Path):
-    """Cell Ranger / Space Ranger ``matrix`` group, genes as rows of a CSC matrix."""
-    with h5py.File(path) as file:
-        group = file["matrix"]
-        features = group["features"]
-        genes, spots = group["shape"][:]
-        arrays = tuple(group[key][:] for key in ("data", "indices", "indptr"))
-        matrix = sp.csr_matrix(arrays, shape=(spots, genes))
-        barcodes, names, ids = (
-            node.asstr()[:] for node in (group["barcodes"], features["name"], features["id"])
+def _check_library(matrix: sp.csr_matrix, where: str) -> None:
+    """Refuse rounded CPM and the like: counts of different spots never add up to one number."""
+    sizes = np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()
+    sizes = sizes[sizes > 0]
+    if len(sizes) < _ALIKE:
+        return
+    usual = np.median(sizes)
+    # rounding moves a sum by about the root of the number of genes, far below 0.5 %
+    if usual > 500 and np.mean(np.abs(sizes - usual) <= 0.005 * usual) > 0.95:
+        raise InputError(
+            f"{where}: all spots add up to about {usual:,.0f}, so these are scaled values and not "
+            "raw counts; give the raw counts (--layer NAME where a layer holds them)"
         )
-        kind = features["feature_type"].asstr()[:]
-    is_gene = kind == "Gene Expression"
-    return matrix[:, is_gene], barcodes.tolist(), names[is_gene].tolist(), ids[is_gene].tolist()
-
-
-def _read_text(path: Path):
-    """One line at a time into CSR, so that a whole-transcriptome table is never dense in memory."""
-    delimiter = "," if ".csv" in path.name else "\t"
-    opener = gzip.open if path.suffix == ".gz" else open
-    barcodes, columns, values, lengths = [], [], [], [0]
-    with opener(path, "rt", encoding="utf-8-sig", newline="") as handle:
-        lines = csv.reader(handle, delimiter=delimiter)
-        header = next(lines, None)
-        if not header:
-            raise ValueError("the table is empty; a header of gene names was expected")
-        names = None
-        for number, fields in enumerate(lines, start=2):
-            if names is None:  # R's write.table leaves out the name of the barcode column
-                names = header if len(header) == len(fields) - 1 else header[1:]
-            if len(fields) != len(names) + 1:
-                raise ValueError(
-                    f"line {number} has {len(fields)} columns where the header asks for "
-                    f"{len(names) + 1}; the file may be cut short"
-                )
-            nonzero = [i for i, field in enumerate(fields[1:]) if field != "0"]
-            barcodes.append(fields[0])
-            columns.append(np.array(nonzero, dtype=np.int32))
-            values.append(_numbers([fields[i + 1] for i in nonzero], number))
-            lengths.append(len(nonzero))
-    if names is None:
-        raise ValueError("the table has a header and no rows")
-    matrix = sp.csr_matrix(
-        (np.concatenate(values), np.concatenate(columns), np.cumsum(lengths)),
-        shape=(len(barcodes), len(names)),
-    )
-    matrix.eliminate_zeros()
-    return matrix, barcodes, names, None
-
-
-def _numbers(fields: list[str], line: int) -> np.ndarray:
-    """Text to float64; an empty field is a missing value (NaN), which the check reports."""
-    try:
-        return np.array([field or "nan" for field in fields], dtype=np.float64)
-    except ValueError as error:
-        raise ValueError(
-            f"line {line} holds something that is no number ({error}); counts must be numbers, "
-            "with barcodes as rows"
-        ) from error
 
 
 def _check_raw(matrix: sp.csr_matrix, barcodes, names, where: str) -> None:

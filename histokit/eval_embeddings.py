@@ -89,7 +89,7 @@ def embedding_sections(
         model = fold.load_model()
         pca = training_pca(model, cohort, fold) if own else None
         for score in progress_bar(own, desc=f"fold {fold.name}: embeddings", unit="slide"):
-            genes = list(score.genes["gene"][score.hvg])
+            genes = score.genes[score.hvg]
             slide = sample_spots(load_held_out(fold, cohort, score.slide_id, genes))
             expression = varying_expression(slide, target)
             found = cluster_all(embeddings_of(model, pca, slide, expression))

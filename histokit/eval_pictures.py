@@ -73,7 +73,7 @@ def draw_maps(
         if not chosen:
             continue
         fold = folds[score.fold]
-        slide = load_held_out(fold, cohort, score.slide_id, list(score.genes["gene"]))
+        slide = load_held_out(fold, cohort, score.slide_id, score.genes)
         prediction = predict(run, fold, fold.load_model(), slide)
         target = normalise(slide.counts, slide.library_size, transform).tocsc()
         maps = []

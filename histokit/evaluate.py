@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -121,6 +121,7 @@ def choose_hvgs(fold: Fold, num_hvg: int, listed: list[str] | None = None) -> np
     else:
         chosen = genes[["gene", "gene_id", "symbol"]].isin(listed).any(axis=1).to_numpy()
         mend = "the list and the panel must use the same kind of name"
+        print(f"fold {fold.name}: {chosen.sum()} of the {len(listed)} listed genes are predicted")
     if not chosen.any():
         raise InputError(f"no gene of fold {fold.name} is among the genes to score; {mend}")
     return chosen
@@ -154,7 +155,7 @@ class Prediction:
 
 
 def load_held_out(
-    fold: Fold, cohort: Cohort, slide_id: str, genes: list[str] | None = None
+    fold: Fold, cohort: Cohort, slide_id: str, genes: pd.DataFrame | Sequence[str] | None = None
 ) -> Slide:
     """A test slide for the model of its fold, with the oncotree code that the fold gave it.
 
@@ -249,10 +250,10 @@ def score_run(
     work = [(fold, slide_id) for fold, test in check_run(run, cohort) for slide_id in test]
     scores = []
     for fold, own in groupby(team.share(work), key=lambda item: item[0]):
-        model, genes = fold.load_model(), list(fold.genes["gene"])
+        model = fold.load_model()
         hvg = choose_hvgs(fold, num_hvg, listed)
         for _, slide_id in own:
-            slide = load_held_out(fold, cohort, slide_id, genes)
+            slide = load_held_out(fold, cohort, slide_id, fold.genes)
             prediction = predict(run, fold, model, slide)
             target = normalise(slide.counts, slide.library_size, run.config["options"]["target"])
             known = model.knows_cancer(slide.cancer)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,10 @@ import scipy.sparse as sp
 
 from histokit.errors import InputError
 from histokit.files import read_json
+from histokit.gene_keys import GeneKey, gene_key
+from histokit.tables import text_lines
 
+VERSIONED_ID = re.compile(r"ENS[A-Z]*G\d{6,}\.\d+")
 TRANSFORMS = ("counts10k-log1p", "log1p", "log2")
 
 
@@ -46,21 +51,23 @@ def normalise(counts: sp.csr_matrix, library_size: np.ndarray, transform: str) -
 def read_gene_list(path: str | Path) -> list[str]:
     """Gene names from a text file: one a line, or a YAML list; ``#`` starts a comment.
 
-    A ``.json`` file is read as HEST-Bench's ``{"genes": [...]}``.
+    A ``.json`` file is read as HEST-Bench's ``{"genes": [...]}``. Ensembl ids lose their version.
 
     Raises:
-        InputError: no such file, no gene in it, or a gene listed twice.
+        InputError: no such file, one that is not text, no gene in it, or a gene listed twice.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"the gene list {path} does not exist")
     if path.suffix == ".json":
-        text = "\n".join(map(str, read_json(path).get("genes", [])))
+        listed = read_json(path).get("genes")
+        if not isinstance(listed, list):
+            raise InputError(f'{path} holds no list of genes; expected {{"genes": [...]}}')
+        lines = [str(gene) for gene in listed]
     else:
-        text = path.read_text("utf-8-sig")
-    lines = [line.split("#")[0].strip() for line in text.splitlines()]
+        with text_lines(path, "gene list") as text:
+            lines = list(text)
+    lines = [line.split("#")[0].strip() for line in lines]
     genes = [line.removeprefix("- ").strip("'\" ") for line in lines]
-    genes = [gene for gene in genes if gene and not gene.endswith(":")]
+    genes = [without_version(gene) for gene in genes if gene and not gene.endswith(":")]
     if not genes:
         raise InputError(f"the gene list {path} names no gene; expected one gene a line")
     twice = pd.Index(genes)[pd.Index(genes).duplicated()]
@@ -69,7 +76,14 @@ def read_gene_list(path: str | Path) -> list[str]:
     return genes
 
 
-def select_panel(tables: dict[str, pd.DataFrame], panel: str) -> pd.DataFrame:
+def without_version(name: str) -> str:
+    """An Ensembl gene id without its version, ``ENSG00000141510.18``; any other name as it is."""
+    return name.rpartition(".")[0] if VERSIONED_ID.fullmatch(name) else name
+
+
+def select_panel(
+    tables: dict[str, pd.DataFrame], panel: str, key: GeneKey | None = None
+) -> pd.DataFrame:
     """The genes a model is trained on.
 
     Args:
@@ -77,35 +91,88 @@ def select_panel(tables: dict[str, pd.DataFrame], panel: str) -> pd.DataFrame:
         panel: ``common`` (measured on all of them), ``detected`` (the same here; what the spots
             detect is seen when they are read), ``union`` (on at least one; the loss skips
             what a slide did not measure), or a file of gene names, Ensembl ids or symbols.
+        key: how the cohort's genes are joined; of these slides alone by default.
 
     Returns:
-        DataFrame gene, gene_id, symbol, in the order of the model's outputs.
+        DataFrame gene, gene_id, symbol, in the order of the model's outputs. A gene of a file that
+        no slide measures is kept, with what the file calls it.
+
+    Raises:
+        InputError: no gene is left, or a file names one gene twice.
     """
-    union = pd.concat(tables.values())
+    key = key or gene_key(tables.items())
+    keyed = {slide: table.set_index(key.column, drop=False) for slide, table in tables.items()}
+    union = pd.concat([table.loc[table.index.isin(key.names.keys())] for table in keyed.values()])
     union = union[~union.index.duplicated()]
+    union = union.assign(gene=[key.names[k] for k in union.index])[["gene", "gene_id", "symbol"]]
     if panel == "union":
-        chosen = union.index
+        chosen = union
     elif panel in ("common", "detected"):
-        chosen = union.index
-        for table in tables.values():
-            chosen = chosen[chosen.isin(table.index)]
-        if len(chosen) == 0:
-            raise InputError(
-                "no gene is measured on all training slides; use --panel union or a gene list"
-            )
+        everywhere = np.ones(len(union), bool)
+        for table in keyed.values():
+            everywhere &= union.index.isin(table.index)
+        chosen = union[everywhere]
+        if chosen.empty:
+            raise InputError(_nothing_in_common(tables))
+        _say_narrow(tables, len(chosen))
     else:
-        chosen = pd.Index(read_gene_list(panel))
-        known = set(union.index) | set(union["gene_id"]) | set(union["symbol"])
-        found = sum(gene in known for gene in chosen)
-        print(f"panel {panel}: {found:,} of {len(chosen):,} genes are measured on training slides")
-        if found == 0:
-            raise InputError(
-                f"none of the {len(chosen):,} genes of {panel} (such as {chosen[0]}) is "
-                f"measured on a training slide, whose genes look like {union.index[0]}; give the "
-                "same kind of name"
-            )
-    frame = union.reindex(chosen).fillna("")
-    return frame.rename_axis("gene").reset_index()[["gene", "gene_id", "symbol"]]
+        chosen = _listed(read_gene_list(panel), union, panel)
+    return chosen.reset_index(drop=True)
+
+
+def _nothing_in_common(tables: Mapping[str, pd.DataFrame]) -> str:
+    ids = [slide for slide, table in tables.items() if table["symbol"].str.startswith("ENS").all()]
+    if 0 < len(ids) < len(tables):
+        other = next(slide for slide in tables if slide not in ids)
+        return (
+            f"no gene is measured on all training slides: {ids[0]} names Ensembl ids alone and "
+            f"{other} symbols; add a column of symbols or of ids to one of the two and extract it "
+            "again"
+        )
+    return "no gene is measured on all training slides; use --panel union or a gene list"
+
+
+def _say_narrow(tables: Mapping[str, pd.DataFrame], common: int) -> None:
+    """A slide with a small targeted panel narrows the genes of all: say which."""
+    sizes = {slide: len(table) for slide, table in tables.items()}
+    narrow = min(sizes, key=sizes.get)
+    usual = int(np.median(list(sizes.values())))
+    if sizes[narrow] < usual / 2:
+        print(
+            f"the panel has only {common:,} genes because slide {narrow} measured {sizes[narrow]:,}"
+            f" (the usual slide {usual:,}); leave such slides out, or use --panel union"
+        )
+
+
+def _listed(names: list[str], union: pd.DataFrame, source: str) -> pd.DataFrame:
+    """Rows of a union for the genes of a list, in its order; unknown ones under their own name."""
+    places = np.full(len(names), -1)
+    for column in ("gene", "gene_id", "symbol"):
+        known = pd.Index(union[column])
+        first = pd.Series(np.arange(len(known)), index=known)
+        first = first[~known.duplicated(keep=False) & (known != "")]
+        places = np.where(places >= 0, places, first.reindex(names).fillna(-1).astype(int))
+    found = places >= 0
+    print(
+        f"panel {source}: {found.sum():,} of {len(names):,} genes are measured on training slides"
+    )
+    if not found.any():
+        raise InputError(
+            f"none of the {len(names):,} genes of {source} (such as {names[0]}) is measured on a "
+            f"training slide, whose genes look like {union['gene'].iloc[0]}; give the same kind of "
+            "name"
+        )
+    repeated = pd.Series(places[found]).duplicated(keep=False).to_numpy()
+    if repeated.any():
+        first, second = np.asarray(names)[found][repeated][:2]
+        raise InputError(
+            f"the gene list {source} names one gene twice, as {first} and as {second}; list it once"
+        )
+    chosen = union.iloc[places].reset_index(drop=True)
+    unknown = [(name, name if VERSIONED_ID.fullmatch(f"{name}.1") else "", "") for name in names]
+    unknown = pd.DataFrame(unknown, columns=chosen.columns)
+    chosen[~found] = unknown[~found]
+    return chosen
 
 
 def detected(counts: sp.csr_matrix) -> np.ndarray:

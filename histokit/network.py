@@ -43,9 +43,8 @@ def fit_network(
     Returns:
         The trained model, the arguments that rebuild it, and a line on what was done.
     """
-    genes = list(panel["gene"])
     dim = cohort.provenance(split.train[0])["dimension"]
-    arguments = {"input_dim": dim, "num_genes": len(genes), "dropout": cfg.dropout}
+    arguments = {"input_dim": dim, "num_genes": len(panel), "dropout": cfg.dropout}
     if cfg.model == "histoprism":
         members = cohort.slides.loc[split.train + split.val]
         arguments |= {
@@ -66,7 +65,7 @@ def fit_network(
         return model.to(cfg.device)
 
     slides = SlideReader(
-        Preparation(cohort, genes, cfg.target, standardizer),
+        Preparation(cohort, panel[["gene", "gene_id", "symbol"]], cfg.target, standardizer),
         cfg.device,
         int(cfg.cache_gb * 1e9),
         cfg.workers,

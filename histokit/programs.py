@@ -93,7 +93,7 @@ def spatially_variable_genes(
     panel = select_panel({s: cohort.gene_table(s) for s in slides}, "common")
     seen, statistics, parts = np.ones(len(panel), bool), [], []
     for slide_id in slides:
-        slide = cohort.load(slide_id, list(panel["gene"]))
+        slide = cohort.load(slide_id, panel)
         y = normalise(slide.counts, slide.library_size, target)
         try:
             graph = neighbour_graph(slide.centres)

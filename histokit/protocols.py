@@ -213,7 +213,7 @@ def _units(run: Run, cohort: Cohort, protocol: Protocol, lists: Mapping) -> list
     for fold, test in check_run(run, cohort):
         model, genes = fold.load_model(), list(fold.genes["gene"])
         for slide_id in test:
-            slide = load_held_out(fold, cohort, slide_id, genes)
+            slide = load_held_out(fold, cohort, slide_id, fold.genes)
             chosen = _positions(fold, protocol, lists, slide.cancer)
             name = {"slide": slide_id, "fold": fold.name, "cancer": slide.cancer}[protocol.pooling]
             if protocol.name == "histoprism":

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -50,7 +51,7 @@ class Preparation:
     """How a slide of a cohort becomes a training slide: genes, scale of targets and features."""
 
     cohort: Cohort
-    genes: list[str]
+    genes: pd.DataFrame | Sequence[str]
     target: str
     standardizer: Standardizer
 

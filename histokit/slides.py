@@ -162,6 +162,9 @@ def join_spots(slide: SlideSource, width: int, height: int) -> tuple[anndata.Ann
         "counts_without_spot": int((~counts.obs_names.isin(selected["barcode"])).sum()),
         "genes": counts.n_vars,
         "control_probes": counts.uns["control_probes"],
+        "other_features": counts.uns["other_features"],
+        "date_names": counts.uns["date_names"],
+        "note": counts.uns["note"],
         "renamed_genes": counts.uns["renamed_genes"],
         "empty_spots": int((np.asarray(joined.X.sum(axis=1)).ravel() == 0).sum()),
     }

@@ -16,6 +16,7 @@ from histokit.boost import fit_bpbooster
 from histokit.cohort import Cohort, Slide
 from histokit.errors import InputError
 from histokit.files import atomic_path
+from histokit.gene_keys import GeneKey
 from histokit.genes import dispersion, normalise, rank_hvgs, select_panel
 from histokit.models.base import Standardizer
 from histokit.network import fit_network
@@ -25,7 +26,9 @@ from histokit.splits import Split
 from histokit.survey import Survey
 
 
-def train_fold(cohort: Cohort, split: Split, cfg, folder: Path, team: Team = ALONE) -> None:
+def train_fold(
+    cohort: Cohort, split: Split, cfg, folder: Path, team: Team = ALONE, key: GeneKey | None = None
+) -> None:
     """Train one fold into ``folder``; a finished one is left alone.
 
     Files: split.csv, genes.csv, metrics.csv and loss.png for a network, model.json, and last
@@ -38,13 +41,14 @@ def train_fold(cohort: Cohort, split: Split, cfg, folder: Path, team: Team = ALO
         cfg: options of run_train.py.
         folder: of the fold.
         team: the processes that train a network together.
+        key: how the cohort's genes are joined; of the fold's slides alone by default.
     """
     if (folder / "model.safetensors").is_file():
         if team.first:
             print(f"fold {split.name}: already trained")
         return
     members = split.train + split.val  # test slides are never read here
-    panel = select_panel({s: cohort.gene_table(s) for s in members}, cfg.panel)
+    panel = select_panel({s: cohort.gene_table(s) for s in members}, cfg.panel, key)
     stacked = cfg.model not in models.NETWORKS or cfg.hvg == "dispersion"
     survey, kept = _read(cohort, split, panel, cfg, stacked, team)
     panel, seen = _describe(panel, survey, kept, cfg, split.name)
@@ -74,7 +78,8 @@ def _read(
     cohort: Cohort, split: Split, panel: pd.DataFrame, cfg, stacked: bool, team: Team
 ) -> tuple[Survey, list[Slide]]:
     """Survey the training slides, each rank its share; keep them only where ``stacked`` asks."""
-    survey, kept, genes = Survey(len(panel), cfg.target), [], list(panel["gene"])
+    survey, kept = Survey(len(panel), cfg.target), []
+    genes = panel[["gene", "gene_id", "symbol"]]
     members = split.train + split.val
     bar = progress_bar(
         members if stacked else team.share(members),
