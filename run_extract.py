@@ -54,20 +54,23 @@ class Options:
         None, "layer of .h5ad files that holds the raw counts; raw is their raw.X", shown="X"
     )
     slides: list[str] = option([], "ids of the slides to extract; an empty list means all")
+    allow_misfit: bool = option(
+        False,
+        "extract slides although spots, counts and image do not seem to belong together",
+    )
     batch_size: int = option(16, "patches encoded at a time")
 
 
 def main(cfg: Options) -> None:
     """Extract every slide that is not finished yet."""
     check(cfg)
-    from histokit import ranks
+    from histokit import extraction, ranks
     from histokit.encoders import make_encoder
-    from histokit.extraction import check_same_features, remove_leftovers
     from histokit.slides import read_source
 
     team = ranks.start()
     out = make_folder(cfg.out)
-    slides = choose(read_source(cfg.source, cfg.cancer), cfg)
+    slides = choose(read_source(cfg.source, cfg.cancer, cfg.slides, cfg.mpp), cfg)
     encoder = make_encoder(cfg.encoder, cfg.weights, cfg.pool, cfg.views)
     scales = [cfg.patch_um] if not cfg.scales else parse_scales(cfg.scales)
     name, patch_um = encoder.name, scales[0]
@@ -75,7 +78,7 @@ def main(cfg: Options) -> None:
         name += f"-{'-'.join(f'{um:g}' for um in scales)}um"
         patch_um = ", ".join(f"{um:g}" for um in scales)
     features = out / "features" / safe_name(name)
-    for folder in (out / "expression", out / "thumbnails", features):
+    for folder in (out / "expression", out / "thumbnails", out / "overlays", features):
         make_folder(folder)
     with folder_lock(out) if team.first else nullcontext():
         provenance = encoder.provenance() | {
@@ -83,9 +86,10 @@ def main(cfg: Options) -> None:
             "patch_um": 0.0 if cfg.patch_px else patch_um,
             "patch_px": cfg.patch_px or 0,
         }
-        check_same_features(features, provenance)
+        extraction.check_same_features(features, provenance)
         if team.first:
-            remove_leftovers(out)
+            extraction.remove_leftovers(out)
+            extraction.note_listed(out, cfg.source, slides, whole=not cfg.slides)
         team.wait()
         own = team.share(slides)
         done = [extract(slide, encoder, scales, provenance, cfg, out) for slide in own]
@@ -122,20 +126,16 @@ def parse_scales(text: str) -> list[float]:
 
 
 def choose(slides: list, cfg: Options) -> list:
-    """The slides asked for, with --mpp applied."""
-    known = {slide.slide_id for slide in slides}
-    for name in cfg.slides:
-        if name not in known:
-            raise InputError(f"--slides names {name!r}, which {cfg.source} has not")
-    chosen = [s for s in slides if not cfg.slides or s.slide_id in cfg.slides]
-    if cfg.layer is not None:
-        chosen = [
-            replace(slide, load_counts=partial(slide.load_counts, layer=cfg.layer))
-            for slide in chosen
-        ]
-    if cfg.mpp is not None:
-        chosen = [replace(slide, mpp=cfg.mpp, mpp_source="--mpp") for slide in chosen]
-    return chosen
+    """The slides with --layer applied; says which patients may be one."""
+    from histokit.leakage import alike_patients
+
+    for names in alike_patients({slide.slide_id: slide.patient for slide in slides}):
+        print(f"patients {', '.join(names)} differ in writing only; are they one?")
+    if cfg.layer is None:
+        return slides
+    return [
+        replace(slide, load_counts=partial(slide.load_counts, layer=cfg.layer)) for slide in slides
+    ]
 
 
 def extract(slide, encoder, scales: list[float], provenance: dict, cfg: Options, out: Path) -> bool:
@@ -143,7 +143,7 @@ def extract(slide, encoder, scales: list[float], provenance: dict, cfg: Options,
     import numpy as np
 
     from histokit import extraction
-    from histokit.patches import top_left
+    from histokit.patches import PixelStatistics, top_left
     from histokit.progress import progress_bar
     from histokit.slides import join_spots
 
@@ -168,6 +168,7 @@ def extract(slide, encoder, scales: list[float], provenance: dict, cfg: Options,
         "mpp": slide.mpp,
         "mpp_source": slide.mpp_source,
         "image": str(slide.image),
+        "source": str(Path(cfg.source).resolve()),
     }
     listed = name in extraction.table_rows(table) and thumbnail.is_file()
     found = extraction.feature_attributes(target) or {}
@@ -178,6 +179,9 @@ def extract(slide, encoder, scales: list[float], provenance: dict, cfg: Options,
         return False
     width, height = extraction.image_size(slide)
     spots, row = join_spots(slide, width, height)
+    picture, scale = extraction.small_picture(slide, spots, side)
+    overlay = out / "overlays" / f"{name}.jpg"
+    drawn, said = extraction.place(slide, spots, row, picture, scale)
     row["white_border"] = extraction.border_patches(spots, max(sides), width, height)
     print(
         f"{name}: {row['spots_listed']} spots listed, {row['spots_selected']} selected, "
@@ -187,18 +191,27 @@ def extract(slide, encoder, scales: list[float], provenance: dict, cfg: Options,
         + f", {row['date_names']} names that are dates" * (row["date_names"] > 0)
         + f"; {row['note']}" * bool(row["note"])
     )
+    extraction.refuse_misfits(name, said, drawn, overlay, cfg.allow_misfit)
+    seen = PixelStatistics()
     features = np.empty((spots.n_obs, len(scales) * encoder.dim), dtype=np.float32)
     batches = extraction.slide_batches(slide, spots, sides, scales, encoder.size, cfg.batch_size)
     with progress_bar(total=spots.n_obs, unit="patch", desc=name) as progress:
         done = 0
         for batch in batches:
+            seen.add(batch[0])
             encoded = np.concatenate([encoder.encode(patches) for patches in batch], axis=1)
             features[done : done + len(encoded)] = encoded
             done += len(encoded)
             progress.update(len(encoded))
     if not np.isfinite(features).all():
         raise InputError(f"slide {name}: {encoder.name} gave features that are not finite")
-    scale = extraction.write_thumbnail(thumbnail, slide, spots, side)
+    row |= seen.shares()
+    if said := seen.findings():
+        print(f"{name}: {'; '.join(said)}")
+    extraction.refuse_misfits(name, seen.faults(), drawn, overlay, cfg.allow_misfit)
+    extraction.write_picture(overlay, drawn)
+    print(f"{name}: spots drawn on the image: {overlay}")
+    extraction.write_picture(thumbnail, picture)
     corners = top_left(spots.obsm["spatial"], side)
     extraction.write_expression(expression, spots, source)
     extraction.upsert_row(out / "reconciliation.csv", row)

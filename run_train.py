@@ -156,6 +156,9 @@ class Options:
         "train although a test slide shares its patient or image with training or validation",
         group="checks",
     )
+    allow_missing: bool = option(
+        False, "train although slides of the source are not extracted yet", group="checks"
+    )
     controls: bool = option(
         False,
         "also train the model on shuffled spots and a line on the library size, in RUN/controls; "
@@ -190,7 +193,7 @@ class Options:
 def main(cfg: Options) -> None:
     """Train every fold that is not trained yet."""
     from histokit import ablation, audit, controls, ops, ranks
-    from histokit.cohort import Cohort, check_alike
+    from histokit.cohort import Cohort, check_alike, refuse_missing
     from histokit.files import folder_lock, make_folder
     from histokit.splits import make_folds
 
@@ -207,6 +210,7 @@ def main(cfg: Options) -> None:
             f"--max-patches is of histoprism alone; no patch of {cfg.model} sees others"
         )
     cohort = Cohort(cfg.data, cfg.encoder, cfg.neighbors)
+    refuse_missing(cohort, cfg.allow_missing)
     folds = make_folds(cohort.slides, cfg.folds, cfg.val_fraction, cfg.seed)
     if cfg.cancer_codes == "cohort":
         folds = [dataclasses.replace(fold, cancers={}) for fold in folds]

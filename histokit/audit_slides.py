@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import h5py
 import numpy as np
 import pandas as pd
 from scipy.spatial import cKDTree
 
 from histokit.cohort import Cohort, Slide
+from histokit.files import open_hdf5
 from histokit.progress import progress_bar
+from histokit.tables import read_table
+from histokit.technologies import PITCH_UM, technology_kind
 
 # Codes of HEST's metadata, of HEST-Bench and of TCGA, then those HistoPrism fills gaps with.
 CANCER_CODES = frozenset(
@@ -18,8 +20,10 @@ CANCER_CODES = frozenset(
     "LUSC LYMPH_IDC PAAD PRAD PRCC READ SCCRCC SKCM SOC BRCA HNSC OV STAD THCA UCEC MEL "
     "Healthy Cancer_Unspecified Diseased_Unspecified Treated_Unspecified".split()
 )
-# Distance of neighbouring spots by the makers' specification, in um.
-PITCH_UM = {"Visium": 100.0, "Spatial Transcriptomics": 200.0}
+_MEASURED = ["outside_image", "off_tissue", "black", "white", "gray"]
+_UNKNOWN = dict.fromkeys(["spots_dropped", *_MEASURED], np.nan)
+_SHARES = {"black": 0.05, "white": 0.5, "gray": 0.9}  # of pixels at the spots
+_OFF_TISSUE = 0.1  # share of spots off the tissue
 _DROPPED = 0.1  # share of selected spots lost at the join
 _LIBRARY = 5.0  # factor between a slide's median library size and the cohort's
 _MPP = (0.1, 2.0)  # um per pixel; outside, cells are not what an encoder was trained to see
@@ -43,7 +47,8 @@ def measure_slides(cohort: Cohort, slides: Sequence[str], genes: pd.DataFrame) -
     Returns:
         Index slide_id; columns:
         cancer, cancer_known, patient, technology, spots;
-        spots_dropped, those selected and lost at the join (NaN without reconciliation.csv);
+        spots_dropped, those selected and lost at the join, outside_image, off_tissue (spots), and
+        black, white, gray (shares of the pixels at the spots), all NaN without reconciliation.csv;
         genes_measured of the slide, panel, panel_measured, zero_filled (share of the panel's
         targets that would be zeros filled in because the gene was not measured), zeros (share of
         zeros among measured targets), genes_constant (of the measured panel, the same raw count in
@@ -55,11 +60,10 @@ def measure_slides(cohort: Cohort, slides: Sequence[str], genes: pd.DataFrame) -
         from the mean vector relative to the length of vectors), features_dead (share of dimensions
         that do not vary).
     """
-    dropped = _dropped(cohort)
-    rows = []
+    joined, rows = _reconciled(cohort), []
     for slide_id in progress_bar(slides, desc="auditing", unit="slide"):
         row = {"slide_id": slide_id} | _described(cohort.slides.loc[slide_id])
-        row["spots_dropped"] = dropped.get(slide_id, np.nan)
+        row |= joined.loc[slide_id].to_dict() if slide_id in joined.index else _UNKNOWN
         row |= feature_statistics(_features(cohort, slide_id))
         row["panel"] = len(genes)
         if row["features_bad"] == 0:
@@ -141,6 +145,17 @@ def _on_expression(row: pd.Series, library: float) -> list[tuple[str, str]]:
     return found
 
 
+def _on_picture(row: pd.Series) -> list[tuple[str, str]]:
+    found = []
+    if row["off_tissue"] > _OFF_TISSUE * row["spots"]:
+        count = f"{row['off_tissue']:,.0f} of {row['spots']:,}"
+        found.append(("warning", f"{count} spots lie off the tissue; see overlays"))
+    for name, limit in _SHARES.items():
+        if row[name] > limit:
+            found.append(("warning", f"{row[name]:.0%} of the pixels at the spots are {name}"))
+    return found
+
+
 def _on_genes(row: pd.Series, usual: float) -> list[tuple[str, str]]:
     if row["features_bad"] or row["genes_measured"] >= _NARROW * usual:
         return []
@@ -160,7 +175,7 @@ def _on_scale(row: pd.Series, pitches: pd.Series) -> list[tuple[str, str]]:
     if not _MPP[0] <= row["mpp"] <= _MPP[1]:
         found.append(("warning", f"a pixel size of {row['mpp']:.3g} um is implausible"))
     pitch, technology = row["pitch_um"], row["technology"]
-    expected = PITCH_UM.get(technology, pitches.get(technology, np.nan))
+    expected = PITCH_UM.get(technology_kind(technology), pitches.get(technology, np.nan))
     if abs(pitch - expected) > _PITCH * expected:
         found.append(
             (
@@ -210,19 +225,23 @@ def _described(row: pd.Series) -> dict:
     }
 
 
-def _dropped(cohort: Cohort) -> pd.Series:
+def _reconciled(cohort: Cohort) -> pd.DataFrame:
+    """What extraction measured of each slide; NaN where it did not."""
     path = cohort.folder / "reconciliation.csv"
     if not path.is_file():
-        return pd.Series(dtype=float)
-    table = pd.read_csv(path, dtype={"slide_id": str}).set_index("slide_id")
-    return table["spots_selected"] - table["joined"]
+        return pd.DataFrame(columns=list(_UNKNOWN))
+    table = read_table(path, ("slide_id",), "reconciliation table").set_index("slide_id")
+    numbers = table.apply(pd.to_numeric, errors="coerce")
+    numbers = numbers.reindex(columns=["spots_selected", "joined", *_MEASURED])
+    dropped = numbers["spots_selected"] - numbers["joined"]
+    return numbers[_MEASURED].assign(spots_dropped=dropped)[list(_UNKNOWN)]
 
 
 def _features(cohort: Cohort, slide_id: str) -> np.ndarray:
     cohort.provenance(slide_id)  # names a file that is missing or damaged
     parts = []
     for path in cohort.feature_files(slide_id):
-        with h5py.File(path) as file:
+        with open_hdf5(path, "feature file", "delete it and extract the slide again") as file:
             parts.append(file["features"][:])
     rows = min(map(len, parts))  # Cohort.load refuses encoders that saw different spots
     return np.concatenate([part[:rows] for part in parts], axis=1)

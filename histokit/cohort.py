@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,9 +16,10 @@ import torch
 
 from histokit.errors import InputError
 from histokit.features import difference
-from histokit.files import open_hdf5, safe_name
+from histokit.files import file_id, open_hdf5, read_json, safe_name
 from histokit.gene_keys import as_panel, positions
 from histokit.neighbors import with_neighbours
+from histokit.tables import read_table
 
 COLUMNS = ["slide_id", "cancer", "patient", "technology", "mpp"]
 
@@ -59,16 +61,18 @@ class Cohort:
         self.folder, self.encoder, self.neighbors = Path(folder), encoder, neighbors
         table = self.folder / "slides.csv"
         if not table.is_file():
-            raise InputError(f"{self.folder} holds no slides.csv; make it with run_extract.py")
-        self.slides = pd.read_csv(
-            table, dtype={"slide_id": str, "patient": str, "cancer": str}, keep_default_na=False
-        )
-        missing = [column for column in COLUMNS if column not in self.slides]
-        if missing:
-            raise InputError(f"{table} lacks the column {missing[0]}; run run_extract.py again")
+            raise InputError(
+                f"{self.folder.resolve()} holds no slides.csv; make it with run_extract.py"
+            )
+        self.slides = read_table(table, COLUMNS, "list of extracted slides")
         if self.slides.empty:
             raise InputError(f"{table} lists no slide; run run_extract.py to its end")
         self.slides = self.slides.set_index("slide_id")
+        for slide_id in self.slides.index:
+            if file_id(slide_id) != slide_id and not re.fullmatch(r"[\w][\w.+ -]*", slide_id):
+                raise InputError(f"{table}: {slide_id!r} is no slide id; it cannot name a file")
+        if self.slides.index.has_duplicates:
+            raise InputError(f"{table} lists a slide twice; run run_extract.py again")
         parent = self.folder / "features"
         self.feature_folders = [parent / safe_name(name) for name in encoder.split("+")]
         for place, name in zip(self.feature_folders, encoder.split("+"), strict=True):
@@ -78,6 +82,16 @@ class Cohort:
                     f"{self.folder} holds no features of {name} "
                     f"(there: {', '.join(there) or 'none'}); run run_extract.py --encoder {name}"
                 )
+
+    def missing(self) -> dict[str, list[str]]:
+        """Slides that were to be extracted and are not there, by source."""
+        path = self.folder / "sources.json"
+        listed = read_json(path) if path.is_file() else {}
+        found = {
+            source: [name for name in names if name not in self.slides.index]
+            for source, names in listed.items()
+        }
+        return {source: names for source, names in found.items() if names}
 
     def with_cancers(self, codes: Mapping[str, str]) -> Cohort:
         """The same cohort with other oncotree codes, by slide id; slides not named keep theirs."""
@@ -184,6 +198,18 @@ class Cohort:
 
     def _expression_file(self, slide_id: str) -> Path:
         return self.folder / "expression" / f"{slide_id}.h5ad"
+
+
+def refuse_missing(cohort: Cohort, allowed: bool) -> None:
+    """Refuse half an extraction, or say it where that is allowed."""
+    for source, names in cohort.missing().items():
+        said = f"{len(names)} slides of {source} are not extracted, such as {names[0]}"
+        if not allowed:
+            raise InputError(
+                f"{said}; give run_extract.py its command again, or train without them with "
+                "--allow-missing"
+            )
+        print(f"{said}; the training goes on without them")
 
 
 def check_alike(cohort: Cohort, folds: Sequence) -> None:

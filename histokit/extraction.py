@@ -11,10 +11,11 @@ import h5py
 import numpy as np
 import pandas as pd
 from anndata.io import write_elem
+from PIL import Image
 
 from histokit.errors import InputError
 from histokit.features import FEATURE_IDENTITY
-from histokit.files import atomic_path, safe_name, turn
+from histokit.files import atomic_path, open_hdf5, read_json, safe_name, turn, write_json
 from histokit.patches import (
     image_batches,
     image_thumbnail,
@@ -22,7 +23,13 @@ from histokit.patches import (
     stored_batches,
     stored_thumbnail,
 )
-from histokit.slides import SlideSource
+from histokit.placement import draw_overlay, fit_array, misfits, selected_spots
+from histokit.slides import SlideSource, check_spots
+from histokit.tables import read_table
+
+LARGEST_PX = 8192  # side of a patch; 200 MB of memory while it is resampled
+LOST = 0.5  # share of selected spots that the join may lose
+OUTSIDE = 0.1  # share of selected spots that may lie outside the image
 
 
 def feature_path(out: Path, encoder: str, slide_id: str) -> Path:
@@ -33,6 +40,8 @@ def feature_path(out: Path, encoder: str, slide_id: str) -> Path:
 def patch_side(slide: SlideSource, patch_um: float, patch_px: int | None) -> int:
     """Side of a patch in level-0 pixels; raises InputError for a slide without any scale."""
     if patch_px is not None:
+        if patch_px > LARGEST_PX:
+            raise InputError(f"--patch-px must be at most {LARGEST_PX:,}, got {patch_px:,}")
         return patch_px
     if slide.mpp is None:
         raise InputError(
@@ -40,6 +49,11 @@ def patch_side(slide: SlideSource, patch_um: float, patch_px: int | None) -> int
             "turned into pixels; give --mpp, --patch-px, or fill the column mpp"
         )
     side = round(patch_um / slide.mpp)
+    if side > LARGEST_PX:
+        raise InputError(
+            f"slide {slide.slide_id}: a patch of {patch_um:g} um is {side:,} pixels of "
+            f"{slide.mpp:g} um, more than the {LARGEST_PX:,} that are read at once; check the mpp"
+        )
     if side < 1:
         raise InputError(
             f"slide {slide.slide_id}: a patch of {patch_um:g} um is smaller than one pixel of "
@@ -126,25 +140,15 @@ def expression_source(path: Path) -> str | None:
     """The fingerprint in an expression file; None where there is no such file."""
     if not path.is_file():
         return None
-    with opened(path) as file:
+    with open_hdf5(path, "expression file", "delete it and run the same command again") as file:
         return file["uns/histokit_source"][()].decode()
-
-
-def opened(path: Path) -> h5py.File:
-    """Open an HDF5 file of our own; raises InputError when it is damaged."""
-    try:
-        return h5py.File(path)
-    except OSError as error:
-        raise InputError(
-            f"{path} is damaged ({error}); delete it and run the same command again"
-        ) from error
 
 
 def feature_attributes(path: Path) -> dict | None:
     """The provenance in a feature file; None where there is no such file."""
     if not path.is_file():
         return None
-    with opened(path) as file:
+    with open_hdf5(path, "feature file", "delete it and run the same command again") as file:
         return {k: v.item() if isinstance(v, np.generic) else v for k, v in file.attrs.items()}
 
 
@@ -165,16 +169,106 @@ def check_same_features(folder: Path, wanted: dict) -> None:
                 )
 
 
-def write_thumbnail(path: Path, slide: SlideSource, spots: anndata.AnnData, side: int) -> float:
-    """Save a small picture of the slide; returns its scale (thumbnail px per level-0 px)."""
+def small_picture(
+    slide: SlideSource, spots: anndata.AnnData, side: int
+) -> tuple[Image.Image, float]:
+    """A small picture of the slide, and its pixels for one of level 0."""
     if has_stored_patches(slide):
         rows, centres = spots.obs["row"].to_numpy(), spots.obsm["spatial"]
-        picture, scale = stored_thumbnail(slide.image, rows, centres, side)
-    else:
-        picture, scale = image_thumbnail(slide.image)
+        return stored_thumbnail(slide.image, rows, centres, side)
+    return image_thumbnail(slide.image)
+
+
+def write_picture(path: Path, picture: Image.Image) -> None:
+    """Save a picture as JPEG."""
     with atomic_path(path) as temporary:
         picture.save(temporary, quality=88)
-    return scale
+
+
+def place(
+    slide: SlideSource,
+    spots: anndata.AnnData,
+    row: dict,
+    picture: Image.Image,
+    scale: float,
+) -> tuple[Image.Image, list[str]]:
+    """Draw the spots on the slide, and say what speaks against their belonging there.
+
+    Args:
+        slide: where to read from.
+        spots: the joined ones.
+        row: of the reconciliation table; gets what was measured.
+        picture: of the slide.
+        scale: its pixels for one of level 0.
+
+    Returns:
+        The picture with the spots, and sentences; none where all is well.
+    """
+    listed = check_spots(slide.load_spots(), slide.slide_id)
+    listed = listed[selected_spots(listed, slide.slide_id)].reset_index(drop=True)
+    joined = listed["barcode"].isin(spots.obs_names).to_numpy()
+    said = []
+    for lost, share, what in (
+        (row["spots_selected"] - row["joined"], LOST, "are lost at the join with the counts"),
+        (row["outside_image"], OUTSIDE, "lie outside the image"),
+    ):
+        if lost > share * row["spots_selected"]:
+            said.append(f"{lost:,} of {row['spots_selected']:,} spots {what}")
+    more, found = misfits(listed[joined], picture, scale, slide.mpp, slide.technology)
+    row |= found
+    fit = fit_array(listed[joined])
+    radius = fit.pitch_px / 3 if fit else 30 / (slide.mpp or 1)
+    return draw_overlay(picture, scale, listed, joined, slide.mpp, radius), said + more
+
+
+def refuse_misfits(
+    name: str, said: list[str], drawn: Image.Image, overlay: Path, allowed: bool
+) -> None:
+    """Stop at a slide that something speaks against, or say so and go on where that is allowed.
+
+    The picture with the spots is left to be looked at.
+    """
+    if said and not allowed:
+        write_picture(overlay, drawn)
+        raise InputError(
+            f"slide {name}: {'; '.join(said)}; look at {overlay}, correct spots, image or mpp, or "
+            "go on nevertheless with --allow-misfit"
+        )
+    if said:
+        print(f"{name}: {'; '.join(said)} (allowed by --allow-misfit)")
+
+
+def note_listed(out: Path, source: str, slides: list[SlideSource], whole: bool) -> None:
+    """Remember which slides a source lists, and take out of slides.csv what it lists no more.
+
+    Args:
+        out: folder of the extraction.
+        source: as given.
+        slides: those that are extracted now.
+        whole: whether they are all that the source has.
+    """
+    place, path = str(Path(source).resolve()), out / "sources.json"
+    known = read_json(path) if path.is_file() else {}
+    names = [slide.slide_id for slide in slides]
+    known[place] = names if whole else list(dict.fromkeys([*known.get(place, []), *names]))
+    write_json(path, known)
+    table = out / "slides.csv"
+    with turn(out):
+        rows = table_rows(table)
+        gone = [
+            name
+            for name, row in rows.items()
+            if whole and row.get("source") == place and name not in known[place]
+        ]
+        if not gone:
+            return
+        kept = [rows[name] for name in sorted(rows) if name not in gone]
+        with atomic_path(table) as temporary:
+            pd.DataFrame(kept, columns=list(rows[gone[0]])).to_csv(temporary, index=False)
+    print(
+        f"{len(gone)} slides that {source} lists no more are taken out of {table}, such as "
+        f"{gone[0]}; their features stay in the folder"
+    )
 
 
 def remove_leftovers(out: Path) -> None:
@@ -187,7 +281,7 @@ def table_rows(path: Path) -> dict[str, dict]:
     """Rows of a table by slide_id; none where the table is absent."""
     if not path.is_file():
         return {}
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table = read_table(path, ("slide_id",), "table of an extraction")
     return {row["slide_id"]: row for row in table.to_dict("records")}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ import pandas as pd
 from histokit.errors import InputError
 from histokit.files import atomic_path
 from histokit.genes import read_gene_list
+from histokit.tables import read_table, text_lines
 
 _ENSEMBL = re.compile(r"^(ENS[A-Z]*\d{11})\.\d+$")
 
@@ -50,13 +50,8 @@ def read_gmt(path: str | Path) -> dict[str, list[str]]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"the gene set file {path} does not exist")
-    try:
-        with open(path, "rb") as raw:
-            zipped = raw.read(2) == b"\x1f\x8b"
-        with (gzip.open if zipped else open)(path, "rt", encoding="utf-8-sig") as file:
-            lines = [(n, line.rstrip("\r\n").split("\t")) for n, line in enumerate(file, 1)]
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a whole GMT file ({error}); download it again") from error
+    with text_lines(path, "GMT file") as text:
+        lines = [(n, line.rstrip("\r\n").split("\t")) for n, line in enumerate(text, 1)]
     entries: dict[tuple[str, str], tuple[int, list[str]]] = {}
     for n, fields in lines:
         if fields == [""]:
@@ -76,11 +71,23 @@ def read_gmt(path: str | Path) -> dict[str, list[str]]:
         entries[key] = (n, genes)
     if not entries:
         raise InputError(f"{path} holds no gene set; expected one a line in the GMT format")
+    _check_descriptions(path, entries)
     uses = Counter(name for name, _ in entries)
     return {
         name if uses[name] == 1 else f"{name} ({description})": genes
         for (name, description), (_, genes) in entries.items()
     }
+
+
+def _check_descriptions(path: Path, entries: Mapping) -> None:
+    """Refuse a file without the column of descriptions, whose first genes would be taken for it."""
+    genes = {gene for _, members in entries.values() for gene in members}
+    taken = sum(description in genes for _, description in entries)
+    if taken > len(entries) / 2:
+        raise InputError(
+            f"{path} seems to lack the second column, the description: in {taken} of "
+            f"{len(entries)} sets it is a gene of another; add a column (na will do)"
+        )
 
 
 def write_gmt(path: str | Path, gene_sets: Mapping[str, Iterable[str]]) -> None:
@@ -181,7 +188,7 @@ def read_universe(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     if path.suffix.lower() != ".csv" or not path.is_file():
         return pd.DataFrame({"gene": read_gene_list(path), "gene_id": "", "symbol": ""})
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if "gene" not in table or table.empty:
-        raise InputError(f"{path} has no column gene; expected the columns gene, gene_id, symbol")
+    table = read_table(path, ("gene",), "table of genes (gene, gene_id, symbol)")
+    if table.empty:
+        raise InputError(f"{path} lists no gene; expected the columns gene, gene_id, symbol")
     return table.reindex(columns=["gene", "gene_id", "symbol"], fill_value="")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -80,6 +81,19 @@ def unknown_patients(
 def read_metadata(path: str | Path) -> pd.DataFrame:
     """A metadata table with all cells as text; raises InputError for a file that is none."""
     return read_table(path, (), "metadata table")
+
+
+def alike_patients(patients: Mapping[str, str]) -> list[list[str]]:
+    """Patients that differ in writing only: case, blanks, leading zeros, ``.0`` of a number.
+
+    Args:
+        patients: by slide id.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in dict.fromkeys(patients.values()):
+        plain = re.sub(r"[\s_-]+", "", name.casefold()).removesuffix(".0").lstrip("0")
+        groups.setdefault(plain, []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
 
 
 def cohort_metadata(slides: pd.DataFrame, folder: Path) -> pd.DataFrame:

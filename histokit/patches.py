@@ -21,6 +21,7 @@ from PIL import Image
 from histokit.errors import InputError
 
 GLASS = 255
+DARK = 6  # gray levels from black, or from white, that count as such
 HEST_MPP = 0.5  # HEST's stored patches: microns per stored pixel
 OPENSLIDE_SUFFIXES = {".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide"}
 pyvips.cache_set_max(0)  # every image is read once; the cache would only hold memory
@@ -144,6 +145,52 @@ def open_image(path: str | os.PathLike):
         if path.suffix.lower() in OPENSLIDE_SUFFIXES:
             return _OpenSlideImage(path)
         return _VipsImage(path)
+
+
+class PixelStatistics:
+    """What was read at the spots: shares of black, white and colorless pixels.
+
+    A decoder that gives up leaves black, an unread region white or black, a lost color channel
+    gray; none of that raises an error by itself.
+    """
+
+    def __init__(self):
+        self.pixels = self.black = self.white = self.gray = 0
+
+    def add(self, patches: np.ndarray) -> None:
+        """Count patches uint8 (B, size, size, 3)."""
+        low, high = patches.min(axis=-1), patches.max(axis=-1)
+        self.pixels += low.size
+        self.black += int((high <= DARK).sum())
+        self.white += int((low >= GLASS - DARK).sum())
+        self.gray += int((high - low <= 2).sum())
+
+    def shares(self) -> dict[str, float]:
+        """``black``, ``white`` and ``gray`` shares of all pixels."""
+        count = max(1, self.pixels)
+        return {name: round(getattr(self, name) / count, 4) for name in ("black", "white", "gray")}
+
+    def findings(self) -> list[str]:
+        """What is worth saying in extraction's line."""
+        shares = self.shares()
+        limits = {"black": 0.05, "white": 0.5, "gray": 0.5}
+        return [
+            f"{shares[name]:.0%} of the pixels at the spots are {name}"
+            for name, limit in limits.items()
+            if shares[name] > limit
+        ]
+
+    def faults(self) -> list[str]:
+        """What no slide of stained tissue looks like."""
+        shares = self.shares()
+        said = []
+        if shares["black"] > 0.5:
+            said.append(f"{shares['black']:.0%} of the pixels at the spots are black")
+        if shares["white"] > 0.9:
+            said.append(f"{shares['white']:.0%} of the pixels at the spots are white")
+        if shares["gray"] > 0.98 and not said:
+            said.append("the image is gray: its three channels are alike, so no stain is seen")
+        return said
 
 
 def top_left(centres: np.ndarray, side: int) -> np.ndarray:

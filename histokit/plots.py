@@ -17,12 +17,12 @@ from PIL import Image
 from scipy.spatial import cKDTree
 
 from histokit.files import atomic_path
+from histokit.technologies import SPOT_UM, technology_kind
 
 # Okabe and Ito's colours, told apart with every common colour vision.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 INK, PALE = "#222222", "#8a8a8a"
 _PANEL = 600  # pixels across a panel of a gene map
-SPOT_UM = {"visium": 55.0, "spatial transcriptomics": 100.0, "st": 100.0}
 STYLE = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -70,8 +70,8 @@ def spot_diameter(centres: np.ndarray, technology: str, mpp: float | None) -> fl
     The array's own size where the technology and mpp are known, else half the distance between
     neighbouring spots, which is about right for every spot array.
     """
-    if mpp and technology.lower() in SPOT_UM:
-        return SPOT_UM[technology.lower()] / mpp
+    if mpp and technology_kind(technology) in SPOT_UM:
+        return SPOT_UM[technology_kind(technology)] / mpp
     if len(centres) < 2:
         return 100.0
     distance = cKDTree(centres).query(centres, k=2)[0][:, 1]

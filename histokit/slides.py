@@ -8,7 +8,7 @@ one more ``(detect, read)`` pair in ``LAYOUTS``.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,8 @@ import numpy as np
 import pandas as pd
 
 from histokit.errors import InputError
+from histokit.placement import FLAGS, selected_spots
+from histokit.tables import read_table
 
 
 @dataclass(frozen=True)
@@ -44,16 +46,23 @@ class SlideSource:
     inputs: tuple[Path, ...]
 
 
-def read_source(source: str | os.PathLike, cancer: str = "Unknown") -> list[SlideSource]:
+def read_source(
+    source: str | os.PathLike,
+    cancer: str = "Unknown",
+    only: Sequence[str] = (),
+    mpp: float | None = None,
+) -> list[SlideSource]:
     """List the slides of a cohort.csv or of a folder in a known layout.
 
     Args:
         source: ``cohort.csv``, the folder that holds it, a legacy ST folder (``ST-imgs``,
             ``ST-cnts``, ``ST-spotfiles``) or a HEST folder (``patches``, ``st``, metadata table).
         cancer: OncoTree code for layouts that do not state one.
+        only: ids of the slides wanted; faults of others do not matter then. All by default.
+        mpp: microns per level-0 pixel of every slide, in place of what the source says.
 
     Raises:
-        InputError: no known layout, or a fault in its table.
+        InputError: no known layout, a slide that the source lacks, or a fault in its table.
     """
     from histokit.slides_layouts import LAYOUTS
 
@@ -62,10 +71,18 @@ def read_source(source: str | os.PathLike, cancer: str = "Unknown") -> list[Slid
         raise InputError(f"the source {source} does not exist")
     for detect, read in LAYOUTS:
         if detect(source):
-            slides = read(source, cancer)
-            if not slides:
+            slides = read(source, cancer, frozenset(only), mpp)
+            if not slides and not only:
                 raise InputError(f"the source {source} holds no slide")
+            lost = [name for name in only if name not in {s.slide_id for s in slides}]
+            if lost:
+                raise InputError(f"--slides: {source} has no slide {lost[0]!r}")
             return slides
+    if (source / "adata").is_dir() and (source / "patches").is_dir():
+        raise InputError(
+            f"{source} is a task of HEST-Bench (adata, patches), which names neither patients nor "
+            "pixel sizes; give the HEST-1k folder of these slides (patches, st, metadata table)"
+        )
     raise InputError(
         f"{source} has no known layout; expected a cohort.csv, a legacy ST folder (ST-imgs, "
         "ST-cnts, ST-spotfiles) or a HEST folder (patches, st, metadata table)"
@@ -75,36 +92,60 @@ def read_source(source: str | os.PathLike, cancer: str = "Unknown") -> list[Slid
 def read_spots(path: Path, slide_id: str) -> pd.DataFrame:
     """Read ``spots.csv``: ``barcode``, ``x``, ``y`` in level-0 pixels; further columns are kept."""
     try:
-        table = pd.read_csv(path, encoding="utf-8-sig", dtype={"barcode": str})
-    except (OSError, ValueError) as error:
-        raise InputError(f"slide {slide_id}: {path} is not a readable CSV ({error})") from error
-    for column in ("barcode", "x", "y"):
-        if column not in table:
-            raise InputError(
-                f"slide {slide_id}: {path} has no column {column!r}; barcode, x and y are needed"
-            )
-    return table
+        return read_table(path, ("barcode", "x", "y"), "table of spots")
+    except InputError as error:
+        raise InputError(f"slide {slide_id}: {error}") from error
 
 
 def check_spots(table: pd.DataFrame, slide_id: str) -> pd.DataFrame:
-    """The same table with float64 centres; raises InputError for bad barcodes or coordinates."""
+    """The spots that have a place, with float64 centers.
+
+    A spot whose x or y is blank has none and is left out. Columns that are numbers throughout
+    become numbers, and names that no AnnData can hold are changed (``/`` to ``_``, ``_index`` to
+    ``index_``).
+
+    Raises:
+        InputError: coordinates that are no numbers, barcodes that are missing or listed twice.
+    """
     table = table.copy()
+    blank = (table[["x", "y"]].astype(str).apply(lambda c: c.str.strip()) == "").any(axis=1)
+    table = table[~blank].reset_index(drop=True)
     for axis in ("x", "y"):
         table[axis] = pd.to_numeric(table[axis], errors="coerce").astype(np.float64)
     bad = ~np.isfinite(table[["x", "y"]].to_numpy()).all(axis=1)
     if bad.any():
         raise InputError(
             f"slide {slide_id}: the spot {table['barcode'][bad].iloc[0]} has no usable x and y; "
-            "spot centres must be numbers in level-0 pixels"
+            "spot centers must be numbers in level-0 pixels, with a decimal point"
         )
-    repeated = table["barcode"].duplicated()
-    if repeated.any() or table["barcode"].isna().any():
-        name = table["barcode"][repeated | table["barcode"].isna()].iloc[0]
+    names = table["barcode"].astype(str).str.strip()
+    wrong = names.duplicated() | (names == "")
+    if wrong.any():
         raise InputError(
-            f"slide {slide_id}: the barcode {name!r} is missing or listed twice among the spots; "
-            "barcodes must be unique"
+            f"slide {slide_id}: the barcode {names[wrong].iloc[0]!r} is missing or listed twice "
+            "among the spots; barcodes must be unique"
         )
-    return table
+    table["barcode"] = names
+    kept = ("barcode", "x", "y", *FLAGS)
+    for column in table.columns.difference(kept, sort=False):
+        numbers = pd.to_numeric(table[column], errors="coerce")
+        if numbers.notna().all():
+            table[column] = numbers
+    return table.rename(columns=_writable([c for c in table.columns if c not in kept], kept))
+
+
+def _writable(columns: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
+    """New names for columns that a .h5ad cannot hold, unique among all."""
+    used, renamed = {*taken, *columns}, {}
+    for column in columns:
+        name = str(column).replace("/", "_").strip(".") or "column"
+        name = "index_" if name == "_index" else name
+        while name != column and name in used:
+            name += "_"
+        used.add(name)
+        if name != column:
+            renamed[column] = name
+    return renamed
 
 
 def join_spots(slide: SlideSource, width: int, height: int) -> tuple[anndata.AnnData, dict]:
@@ -122,8 +163,9 @@ def join_spots(slide: SlideSource, width: int, height: int) -> tuple[anndata.Ann
     Raises:
         InputError: no common barcode, no spot on the image, or fewer than two joined spots.
     """
-    spots, counts = check_spots(slide.load_spots(), slide.slide_id), slide.load_counts()
-    selected = spots[spots["selected"].astype(bool)] if "selected" in spots else spots
+    listed, counts = slide.load_spots(), slide.load_counts()
+    spots = check_spots(listed, slide.slide_id)
+    selected = spots[selected_spots(spots, f"slide {slide.slide_id}")]
     inside = selected["x"].between(0, width, "left") & selected["y"].between(0, height, "left")
     common = selected["barcode"].isin(counts.obs_names)
     kept = selected[inside & common]
@@ -148,12 +190,13 @@ def join_spots(slide: SlideSource, width: int, height: int) -> tuple[anndata.Ann
         )
     joined = counts[kept["barcode"].to_numpy()].copy()
     joined.obsm["spatial"] = kept[["x", "y"]].to_numpy()
-    for column in kept.columns.difference(["barcode", "x", "y", "selected"], sort=False):
+    for column in kept.columns.difference(["barcode", "x", "y", *FLAGS], sort=False):
         values = kept[column]
         joined.obs[column] = (values.astype(str) if values.dtype == object else values).to_numpy()
     row = {
         "slide_id": name,
-        "spots_listed": len(spots),
+        "spots_listed": len(listed),
+        "without_position": len(listed) - len(spots),
         "spots_selected": len(selected),
         "counts_rows": counts.n_obs,
         "joined": len(kept),

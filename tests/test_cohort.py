@@ -86,5 +86,5 @@ def test_folder_errors(folder, tmp_path):
         Cohort(folder, "uni")
     table = pd.read_csv(folder / "slides.csv")
     table.drop(columns="patient").to_csv(folder / "slides.csv", index=False)
-    with pytest.raises(InputError, match="lacks the column patient"):
+    with pytest.raises(InputError, match="has no column 'patient'"):
         Cohort(folder, "tiny")

@@ -14,6 +14,7 @@ from histokit import counts_hdf5, tables
 from histokit.counts import read_counts
 from histokit.errors import InputError
 from histokit.gene_keys import gene_key, positions
+from histokit.gene_sets import read_gmt, read_universe
 from histokit.genes import read_gene_list, select_panel
 
 NAMES = ["EPCAM", "KRT8", "CD3E", "COL1A1"]
@@ -397,3 +398,15 @@ def test_dense_matrices_go_in_by_blocks(tmp_path, monkeypatch):
     table.X = COUNTS.astype(np.float32)
     table.write_h5ad(tmp_path / "a.h5ad")
     assert read_counts(tmp_path / "a.h5ad", "S").X.toarray().tolist() == COUNTS.tolist()
+
+
+def test_a_gmt_without_descriptions_and_an_empty_universe_are_refused(tmp_path):
+    path = tmp_path / "a.gmt"
+    path.write_text("ONE\tA\tB\tC\nTWO\tB\tA\tC\nTHREE\tC\tA\n")
+    with pytest.raises(InputError, match="lack the second column"):
+        read_gmt(path)
+    path.write_text("ONE\tna\tB\tC\nTWO\tA\tB\tC\n")
+    assert read_gmt(path) == {"ONE": ["B", "C"], "TWO": ["B", "C"]}
+    (tmp_path / "genes.csv").write_text("")
+    with pytest.raises(InputError, match="is empty"):
+        read_universe(tmp_path / "genes.csv")

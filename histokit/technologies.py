@@ -1,0 +1,24 @@
+"""What a technology's array looks like, however its name is spelled."""
+
+from __future__ import annotations
+
+import re
+
+# By the makers' specification, in um: distance of neighboring spots, and diameter of a spot.
+PITCH_UM = {"visium": 100.0, "spatial transcriptomics": 200.0}
+SPOT_UM = {"visium": 55.0, "spatial transcriptomics": 100.0}
+
+
+def technology_kind(name: str) -> str:
+    """``visium``, ``visium hd``, ``spatial transcriptomics``, ``xenium``, or "" for any other.
+
+    Case, the maker's name and punctuation do not matter: ``10x Visium``, ``VISIUM_v2``.
+    """
+    words = re.sub(r"[^a-z0-9]+", " ", name.casefold()).split()
+    if "xenium" in words:
+        return "xenium"
+    if any(word.startswith("visium") for word in words):
+        return "visium hd" if {"hd", "visiumhd"} & set(words) else "visium"
+    if words in (["st"], ["legacy", "st"]) or ("spatial" in words and "transcriptomics" in words):
+        return "spatial transcriptomics"
+    return ""
