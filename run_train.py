@@ -71,7 +71,9 @@ class Options:
         "HistoPrism splits",
     )
     val_fraction: float = option(
-        0.2, "share of the training patients that validate, where the split names no validation"
+        0.2,
+        "share of the training patients that validate, where the split names no validation; "
+        "networks and bpbooster alone, closed forms train on all",
     )
     seed: int = option(0, "seed of weights, dropout, order and validation choice")
     preset: str = option(
@@ -153,8 +155,9 @@ class Options:
     )
     controls: bool = option(
         False,
-        "also train the model on shuffled spots and a line on the library size, in RUN/controls; "
-        "run_eval.py shows them beside the run",
+        "also train the model five times on shuffled spots (holding all training counts in "
+        "memory) and a line on the library size, in RUN/controls; run_eval.py shows them beside "
+        "the run",
         group="checks",
     )
     cache_gb: float = option(
@@ -187,7 +190,6 @@ def main(cfg: Options) -> None:
     from histokit import ablation, audit, controls, ops, ranks
     from histokit.cohort import Cohort
     from histokit.files import folder_lock, make_folder
-    from histokit.splits import make_folds
 
     team = ranks.start(cfg.device)
     ops.use(cfg.kernels)
@@ -202,7 +204,7 @@ def main(cfg: Options) -> None:
             f"--max-patches is of histoprism alone; no patch of {cfg.model} sees others"
         )
     cohort = Cohort(cfg.data, cfg.encoder, cfg.neighbors)
-    folds = make_folds(cohort.slides, cfg.folds, cfg.val_fraction, cfg.seed)
+    folds = _folds(cohort, cfg)
     leaks = audit.training_leaks(cohort, folds)
     if not cfg.allow_leakage:
         audit.refuse_leakage(leaks)
@@ -213,19 +215,33 @@ def main(cfg: Options) -> None:
             audit.audit_training(cohort, folds, cfg.panel, folder / "audit", leaks)
         team.wait()
         _train(folder, cfg, cohort, folds, team)
-        if cfg.controls:
-            for place, options, slides, note in controls.trainings(cohort, cfg, folder):
-                if team.first:
-                    print(f"control: {controls.LABELS[note['kind']]}")
-                    _claim(make_folder(place), options, slides, folds, note)
-                team.wait()
-                _train(place, options, slides, folds, team)
+        for control in controls.trainings(cohort, cfg, folder) if cfg.controls else ():
+            place, note = Path(control.options.run), control.note
+            own = control.folds(_folds(cohort, control.options))
+            if team.first:
+                print(f"control: {controls.LABELS[note['kind']]}")
+                _claim(make_folder(place), control.options, control.cohort, own, note)
+            team.wait()
+            _train(place, control.options, control.cohort, own, team, control.taught)
     if team.first:
         print(f"wrote {cfg.model} for {len(folds)} folds to {folder}")
 
 
-def _train(folder: Path, cfg: Options, cohort, folds: list, team) -> None:
-    """All ranks train a network together; of the other models each takes folds of its own."""
+def _folds(cohort, cfg: Options) -> list:
+    """The folds of a training; closed forms never stop early and train on all slides."""
+    from histokit.models import NETWORKS
+    from histokit.splits import make_folds
+
+    stops_early = cfg.model in NETWORKS or cfg.model == "bpbooster"
+    fraction = cfg.val_fraction if stops_early else 0.0
+    return make_folds(cohort.slides, cfg.folds, fraction, cfg.seed)
+
+
+def _train(folder: Path, cfg: Options, cohort, folds: list, team, taught=None) -> None:
+    """All ranks train a network together; of the other models each takes folds of its own.
+
+    ``taught`` makes of a fold the cohort that the model learns from, where it is another.
+    """
     from histokit.files import make_folder
     from histokit.models import NETWORKS
     from histokit.ranks import ALONE
@@ -234,7 +250,8 @@ def _train(folder: Path, cfg: Options, cohort, folds: list, team) -> None:
     together = cfg.model in NETWORKS
     for fold in folds if together else team.share(folds):
         place = make_folder(folder / "folds" / fold.name)
-        train_fold(cohort, fold, cfg, place, team if together else ALONE)
+        learnt = taught(fold) if taught else cohort
+        train_fold(cohort, fold, cfg, place, team if together else ALONE, learnt)
     team.wait()
 
 

@@ -8,20 +8,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from histokit.controls import LABELS, MEANING, SHUFFLED
+from histokit.controls import LABELS, MEANING, SHUFFLED, draw_of
 from histokit.eval_sections import comparison_rows
 from histokit.protocols import PROTOCOLS, Protocol, score_protocol
 from histokit.published import beside_published
-from histokit.report import NONE, Section, Table, number, plural, with_interval
+from histokit.report import NONE, Section, Table, number, over_units, plural, with_interval
 from histokit.runs import Run
-from histokit.summary import compare
+from histokit.summary import averaged, compare
 
 _POOLS = 12  # rows by pool in a report; protocol.csv has all
 _FINDINGS = 30
 
 
 def control_parts(
-    name: str, result: Mapping, controls: Mapping[str, Mapping], resamples: int
+    name: str, result: Mapping, controls: Mapping[str, Mapping]
 ) -> tuple[list[str], Table]:
     """Sentences on what a run's controls say, and the table that holds them beside it.
 
@@ -29,33 +29,46 @@ def control_parts(
         name: of the run.
         result: of ``histokit.eval_run.evaluate``.
         controls: results of its controls, by name; not empty.
-        resamples: of the bootstrap.
     """
-    table = compare({name: result, **controls}, resamples)
+    table = compare({name: result, **controls})
     rows = table[table["by"] == "all"].reset_index(drop=True)
     full = comparison_rows(rows, int(result["slides"]["hvgs"].max()), "")
     names = ["this run", *(controls[name]["control"] for name in rows["run"].iloc[1:])]
-    cells = [[first, *row[3:]] for first, row in zip(names, full.rows, strict=True)]
-    shown = Table("", ["", *full.columns[3:-1], "to this run"], cells)
+    draws = [NONE, *(_draws(controls[name]["slides"]) for name in rows["run"].iloc[1:])]
+    cells = [[first, *row[3:], drawn]
+             for first, row, drawn in zip(names, full.rows, draws, strict=True)]  # fmt: skip
+    columns = ["", *full.columns[3:-1], "to this run", "PCC of the draws"]
+    shown = Table("", columns, cells, full.note)
     own = rows["pcc_hvg"].iloc[0]
     sentences = []
     for row in rows.iloc[1:].to_dict("records"):
         if math.isnan(row["pcc_hvg"]) or math.isnan(own):
             continue
         figure = with_interval(row["pcc_hvg"], row["pcc_hvg_low"], row["pcc_hvg_high"])
-        apart = row["difference_high"] < 0
         if controls[row["run"]]["control"] == LABELS[SHUFFLED]:
+            drawn = _draws(controls[row["run"]]["slides"])
             said = f"Trained on shuffled spots, the same model has a mean PCC of {figure}"
+            said += "" if drawn == NONE else f", {drawn}"
             end = ": that is chance, and the run is above it."
-            if not apart:
-                end = ": these slides do not tell the run from chance."
+            unclear = ": these slides do not tell the run from chance."
         else:
             said = f"A line on each spot's library size, without any image, has {figure}"
             end = ", less than the run."
-            if not apart:
-                end = ": so much of the PCC may be how many molecules were caught."
-        sentences.append(said + end)
+            unclear = ": so much of the PCC may be how many molecules were caught."
+        if math.isnan(row["difference_low"]):
+            over = over_units(row["unit"], int(row["units"]))
+            end = unclear = f"; {over} cannot tell whether the run differs from it."
+        sentences.append(said + (end if row["difference_high"] < 0 else unclear))
     return sentences, shown
+
+
+def _draws(slides: pd.DataFrame) -> str:
+    """Range over the draws of a control of the mean PCC over slides; a dash with a single one."""
+    draw = slides["fold"].map(draw_of)
+    means = averaged(slides)["pcc_hvg"].groupby(draw).mean().dropna()
+    if draw.nunique() < 2 or means.empty:
+        return NONE
+    return f"{draw.nunique()} draws from {number(means.min())} to {number(means.max())}"
 
 
 def control_section(table: Table) -> Section:
