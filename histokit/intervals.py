@@ -125,6 +125,7 @@ def mean_interval(
 
 def _unit_means(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean of each unit in each row and the slides behind it, both (M, P)."""
+    labels = np.asarray(labels, dtype=int)
     member = np.eye(labels.max(initial=-1) + 1)[labels]
     known = ~np.isnan(values)
     counts = known.astype(float) @ member
