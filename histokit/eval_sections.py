@@ -56,11 +56,11 @@ def _averages(summary: pd.DataFrame, by: str, group: str, average: str = "micro"
     for metric, result in results.items():
         figures |= {metric: result["value"], f"{metric}_low": result["low"]}
         figures[f"{metric}_high"] = result["high"]
-    headline = results[METRICS[0]]
-    over = over_units(headline["unit"], int(headline["units"]))
+    fullest = max(results.values(), key=lambda result: result["units"])
+    over = over_units(fullest["unit"], int(fullest["units"]))
     if all(np.isnan(result["low"]) for result in results.values()):
         over = f"none: {over}"
-    counts = [int(headline["slides"]), int(headline["patients"]) or NONE]
+    counts = [int(fullest["slides"]), int(fullest["patients"]) or NONE]
     return [*counts, *_figures(figures), over]
 
 
@@ -169,7 +169,7 @@ def comparison_rows(table: pd.DataFrame, num_hvg: int, title: str) -> Table:
     for row in table.to_dict("records"):
         gap = with_interval(*(row[f"difference{end}"] for end in ("", "_low", "_high")))
         rows.append([row["run"], row["model"], row["encoder"], *_figures(row), gap])
-    first = table.iloc[0]
+    first = table.sort_values("units", kind="stable").iloc[-1]
     given = table[[f"{metric}_low" for metric in METRICS]].notna().any(axis=None)
     note = interval_note(first["unit"], int(first["units"]), given)
     left = int(first["slides_below_floor"])

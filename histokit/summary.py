@@ -250,12 +250,12 @@ def _by_slide(slides: pd.DataFrame, column: str) -> pd.Series:
 
 
 def _compared(name: str, run: Mapping, by: str, group: str) -> dict:
-    row = {"by": by, "group": group, "run": name}
+    row = {"by": by, "group": group, "run": name, "unit": "", "units": 0}
     row |= {key: run[key] for key in ("model", "encoder", "transform")}
     for metric in METRICS:
         result = pick(run["summary"], metric, by, group)
         row |= {key: result[key] for key in ("slides", "patients", "slides_below_floor")}
         row |= {metric: result["value"], f"{metric}_low": result["low"]}
         row[f"{metric}_high"] = result["high"]
-    headline = pick(run["summary"], METRICS[0], by, group)
-    return row | {"unit": headline["unit"], "units": headline["units"]}
+        row |= {"unit": result["unit"], "units": max(row["units"], result["units"])}
+    return row

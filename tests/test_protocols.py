@@ -242,7 +242,7 @@ def test_the_report_and_the_tables_hold_every_choice(runs, tmp_path):
     (tmp_path / "genes.json").write_text('{"genes": ["GENE3", "GENE4", "GENE5"]}')
     assert read_gene_list(tmp_path / "genes.json") == ["GENE3", "GENE4", "GENE5"]
     folder = runs["log1p"].folder
-    options = {"bootstrap": 100, "pictures": False, "predictions": False, "published": "IDC"}
+    options = {"pictures": False, "predictions": False, "published": "IDC"}
     options |= {"hvg_file": str(tmp_path / "genes.json"), "protocol": "hest-bench"}
     run_eval.main(run_eval.Options(run=[str(folder)], **options))
     table = pd.read_csv(folder / "eval" / "protocol.csv")
