@@ -236,7 +236,7 @@ def comparison_notes(runs: Mapping[str, dict]) -> list[str]:
 
 
 def text_table(table: Table) -> str:
-    """A table for the terminal, in aligned columns."""
+    """A table for the terminal, in aligned columns, and its note."""
     cells = [list(table.columns), *([number(cell) for cell in row] for row in table.rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(table.columns))]
     lines = []
@@ -247,4 +247,4 @@ def text_table(table: Table) -> str:
         ]
         lines.append("  ".join(padded).rstrip())
     lines.insert(1, "-" * int(np.max([len(line) for line in lines])))
-    return "\n".join(lines)
+    return "\n".join([*lines, *([table.note] if table.note else [])])
