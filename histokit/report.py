@@ -223,6 +223,8 @@ def verdict(slides: pd.DataFrame, summary: pd.DataFrame, transform: str) -> list
             f"correlate with a mean PCC of {_shown(summary, 'pcc_hvg')} ({interval}). "
             f"{_share(value, transform)}"
         ]
+        if headline["low"] <= 0 <= headline["high"]:
+            said.append("The interval holds 0: these slides do not show that anything is told.")
     said.append(left_out(slides))
     slides = averaged(slides)
     if slides.empty:
