@@ -142,13 +142,15 @@ def pathway_section(
     pictures = [
         Picture(
             dots,
-            f"{which}: mean PCC of its genes, mean over test slides, and its 95 % interval; a "
-            "tick is what genes as variable reach, the dashed line the mean over all genes.",
+            f"{which}: mean PCC of its genes, mean over test slides, and its 95 % interval, "
+            "where there is one; a tick is what genes as variable reach, the dashed line the mean "
+            "over all genes.",
             85,
         ),
         Picture(
             strata,
-            "Pathways by variance level; diamonds are the mean of a level and its 95 % interval.",
+            "Pathways by variance level; diamonds are the mean of a level and its 95 % interval, "
+            "where there is one.",
             70,
         ),
     ]

@@ -105,8 +105,9 @@ def duel_sections(
     pd.concat(whole).to_csv(folder / "pathways.csv", index=False, float_format="%.6g")
     rows = [_duel_row(duel) for duel in duels]
     columns = ["gene sets", "target", "run", "against", "higher on", "win rate", "gain", "p"]
-    patients = next(iter(runs.values())).patients
-    note = interval_note(units_of(patients).name, len(set(units_of(patients).labels)))
+    units = units_of(next(iter(runs.values())).patients)
+    given = any(not np.isnan(duel.wins.gain_low) for duel in duels)
+    note = interval_note(units.name, len(set(units.labels)), given)
     tables = [Table("", columns, rows, note, text_columns=4)]
     pictures = [picture for duel in duels[: _DRAWN * len(biology.collections)]
                 for picture in _duel_pictures(duel, folder)]  # fmt: skip
@@ -155,7 +156,7 @@ def _duel_pictures(duel: Duel, folder: Path) -> list[Picture]:
         Picture(
             gains,
             f"{duel.collection}: gain in coherence by variance level; diamonds are the mean of a "
-            "level and its 95 % interval.",
+            "level and its 95 % interval, where there is one.",
             65,
         ),
     ]

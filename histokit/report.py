@@ -148,11 +148,20 @@ def with_interval(value: float, low: float, high: float, digits: int = 2) -> str
 
 def over_units(unit: str, units: int) -> str:
     """What an interval is over, such as ``5 patients``."""
+    if unit == "section" and units == 1:
+        return "one section"
     if unit == "section":
         return f"{plural(units, 'section')} of one patient"
     if unit == "patient or slide":
         return f"{plural(units, 'patient')}, slides where unknown"
     return plural(units, unit) + (" of unknown patients" if unit == "slide" else "")
+
+
+def no_interval(unit: str, units: int) -> str:
+    """Why there is none over so many units."""
+    if units >= FEWEST:
+        return f"one of {over_units(unit, units)} outweighs the others"
+    return f"{over_units(unit, units)} cannot show how others vary"
 
 
 def interval_note(unit: str, units: int, given: bool = True) -> str:
@@ -164,7 +173,7 @@ def interval_note(unit: str, units: int, given: bool = True) -> str:
         given: whether there are intervals.
     """
     if not given:
-        return f"No interval: {over_units(unit, units)} cannot show how others vary."
+        return f"No interval: {no_interval(unit, units)}."
     said = f"Brackets: 95 % interval over {over_units(unit, units)}"
     return said + (", which says nothing of other patients." if unit == "section" else ".")
 
@@ -217,7 +226,7 @@ def verdict(slides: pd.DataFrame, summary: pd.DataFrame, transform: str) -> list
     else:
         interval = f"95 % interval over {over}"
         if math.isnan(headline["low"]):
-            interval = f"no interval: {over} cannot show how others vary"
+            interval = f"no interval: {no_interval(headline['unit'], int(headline['units']))}"
         said = [
             f"On {tested}, measured and predicted expression of the {genes} most variable genes "
             f"correlate with a mean PCC of {_shown(summary, 'pcc_hvg')} ({interval}). "
@@ -272,12 +281,15 @@ def _patients(slides: pd.DataFrame, summary: pd.DataFrame) -> str:
         "yes": "of patients also seen in training",
         "unknown": "of unknown patients",
     }
-    scores = [
-        f"{_shown(summary, 'pcc_hvg', 'patient_seen', key)} on "
-        f"{plural(slides.loc[slides['patient_seen'] == key, 'slide_id'].nunique(), 'slide')} {text}"
-        for key, text in parts.items()
-        if key in seen
-    ]
+    scores = []
+    for key, text in parts.items():
+        if key not in seen:
+            continue
+        row = pick(summary, "pcc_hvg", "patient_seen", key)
+        figure = _shown(summary, "pcc_hvg", "patient_seen", key)
+        if not math.isnan(row["low"]):
+            figure += f" (over {over_units(row['unit'], int(row['units']))})"
+        scores.append(f"{figure} on {plural(int(row['slides']), 'slide')} {text}")
     text = f"The PCC is {', '.join(scores[:-1])} and {scores[-1]}."
     if "no" in seen:
         text += " Only the first tells what to expect on a new patient."
