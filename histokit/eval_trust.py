@@ -12,7 +12,7 @@ from histokit.controls import LABELS, MEANING, SHUFFLED, draw_of
 from histokit.eval_sections import comparison_rows
 from histokit.protocols import PROTOCOLS, Protocol, score_protocol
 from histokit.published import beside_published
-from histokit.report import NONE, Section, Table, number, over_units, plural, with_interval
+from histokit.report import NONE, Section, Table, no_interval, number, plural, with_interval
 from histokit.runs import Run
 from histokit.summary import averaged, compare
 
@@ -48,7 +48,7 @@ def control_parts(
         if controls[row["run"]]["control"] == LABELS[SHUFFLED]:
             drawn = _draws(controls[row["run"]]["slides"])
             said = f"Trained on shuffled spots, the same model has a mean PCC of {figure}"
-            said += "" if drawn == NONE else f", {drawn}"
+            said += "" if drawn == NONE else f" ({drawn})"
             end = ": that is chance, and the run is above it."
             unclear = ": these slides do not tell the run from chance."
         else:
@@ -56,8 +56,9 @@ def control_parts(
             end = ", less than the run."
             unclear = ": so much of the PCC may be how many molecules were caught."
         if math.isnan(row["difference_low"]):
-            over = over_units(row["unit"], int(row["units"]))
-            end = unclear = f"; {over} cannot tell whether the run differs from it."
+            end = unclear = (
+                f"; no interval of the difference: {no_interval(row['unit'], row['units'])}."
+            )
         sentences.append(said + (end if row["difference_high"] < 0 else unclear))
     return sentences, shown
 

@@ -191,7 +191,9 @@ def test_the_report_holds_the_controls(run, capsys):
     html = (run.folder / "eval" / "report.html").read_text()
     for text in ("Against controls", "library size", "What to distrust", "Trained on shuffled"):
         assert text in html
-    assert re.search(r"Trained on shuffled spots, .* 5 draws from \S+ to \S+: that is chance", html)
+    assert re.search(
+        r"Trained on shuffled spots, .* \(5 draws from \S+ to \S+\): that is chance", html
+    )
     slides = pd.read_csv(run.folder / "controls" / "shuffled-spots" / "eval" / "slides.csv")
     assert slides.groupby("slide_id").size().eq(5).all()
     scores = {
