@@ -15,6 +15,7 @@ from histokit.published import beside_published
 from histokit.report import NONE, Section, Table, no_interval, number, plural, with_interval
 from histokit.runs import Run
 from histokit.summary import averaged, compare
+from histokit.tables import read_table
 
 _POOLS = 12  # rows by pool in a report; protocol.csv has all
 _FINDINGS = 30
@@ -82,15 +83,18 @@ def audit_parts(run: Run) -> tuple[list[str], list[Section]]:
     folder = run.folder / "audit"
     if not (folder / "audit.json").is_file():
         return [], []
-    findings = pd.read_csv(folder / "findings.csv", keep_default_na=False)
-    slides = pd.read_csv(folder / "slides.csv", keep_default_na=True, dtype={"slide_id": str})
+    columns = ("severity", "where", "finding")
+    findings = read_table(folder / "findings.csv", columns, "table of the audit")
+    slides = read_table(folder / "slides.csv", ("slide_id",), "table of the audit")
+    figures = slides.columns.drop("slide_id")
+    slides[figures] = slides[figures].apply(pd.to_numeric, errors="coerce")
     errors = findings[findings["severity"] == "error"]
     said = []
     if len(errors):
         first = errors.iloc[0]
         found = f"{plural(len(errors), 'error')}{', such as' if len(errors) > 1 else ''}"
         said = [f"The audit found {found}: in {first['where']}, {first['finding']}."]
-    order = findings["severity"].map(["error", "warning", "note"].index)
+    order = findings["severity"].map({"error": 0, "warning": 1, "note": 2})
     rows = findings.loc[order.sort_values(kind="stable").index, ["severity", "where", "finding"]]
     note = f"The gravest {_FINDINGS} of {len(rows)}; audit/findings.csv has all."
     tables = [
