@@ -1,7 +1,7 @@
 """95 % intervals of means over slides that cover about as often as they say.
 
 Slides of one patient are alike, so patients are what is counted wherever they are known. How often
-the intervals cover is measured by ``benchmarks/interval_coverage.py`` and stated in ``docs/statistics.md``.
+they cover is measured by ``benchmarks/interval_coverage.py`` and stated in ``docs/statistics.md``.
 """
 
 from __future__ import annotations
