@@ -53,7 +53,6 @@ class Options:
     clusters: bool = option(
         False, "compare clusters of predicted expression with the cancer types (AMI, ARI)"
     )
-    bootstrap: int = option(10_000, "resamples of slides behind each interval")
     predictions: bool = option(True, "write predicted expression as .h5ad")
     predict_genes: str = option(
         "hvg",

@@ -76,7 +76,9 @@ class Options:
         choices=("split", "cohort"),
     )
     val_fraction: float = option(
-        0.2, "share of the training patients that validate, where the split names no validation"
+        0.2,
+        "share of the training patients that validate, where the split names no validation; "
+        "networks and bpbooster alone, closed forms train on all",
     )
     seed: int = option(0, "seed of weights, dropout, order and validation choice")
     preset: str = option(
@@ -161,8 +163,9 @@ class Options:
     )
     controls: bool = option(
         False,
-        "also train the model on shuffled spots and a line on the library size, in RUN/controls; "
-        "run_eval.py shows them beside the run",
+        "also train the model five times on shuffled spots (holding all training counts in "
+        "memory) and a line on the library size, in RUN/controls; run_eval.py shows them beside "
+        "the run",
         group="checks",
     )
     cache_gb: float = option(
@@ -195,7 +198,6 @@ def main(cfg: Options) -> None:
     from histokit import ablation, audit, controls, ops, ranks
     from histokit.cohort import Cohort, check_alike, refuse_missing
     from histokit.files import folder_lock, make_folder
-    from histokit.splits import make_folds
 
     team = ranks.start(cfg.device)
     ops.use(cfg.kernels)
@@ -211,9 +213,7 @@ def main(cfg: Options) -> None:
         )
     cohort = Cohort(cfg.data, cfg.encoder, cfg.neighbors)
     refuse_missing(cohort, cfg.allow_missing)
-    folds = make_folds(cohort.slides, cfg.folds, cfg.val_fraction, cfg.seed)
-    if cfg.cancer_codes == "cohort":
-        folds = [dataclasses.replace(fold, cancers={}) for fold in folds]
+    folds = _folds(cohort, cfg)
     if team.first:
         _say(cohort, folds)
     check_alike(cohort, folds)
@@ -228,13 +228,14 @@ def main(cfg: Options) -> None:
         team.wait()
         key = _gene_key(cohort, folds, folder, team)
         _train(folder, cfg, cohort, folds, team, key)
-        if cfg.controls:
-            for place, options, slides, note in controls.trainings(cohort, cfg, folder):
-                if team.first:
-                    print(f"control: {controls.LABELS[note['kind']]}")
-                    _claim(make_folder(place), options, slides, folds, note)
-                team.wait()
-                _train(place, options, slides, folds, team, key)
+        for control in controls.trainings(cohort, cfg, folder) if cfg.controls else ():
+            place, note = Path(control.options.run), control.note
+            own = control.folds(_folds(cohort, control.options))
+            if team.first:
+                print(f"control: {controls.LABELS[note['kind']]}")
+                _claim(make_folder(place), control.options, control.cohort, own, note)
+            team.wait()
+            _train(place, control.options, control.cohort, own, team, key, control.taught)
     if team.first:
         print(f"wrote {cfg.model} for {len(folds)} folds to {folder}")
 
@@ -253,8 +254,24 @@ def _gene_key(cohort, folds: list, folder: Path, team):
     return key
 
 
-def _train(folder: Path, cfg: Options, cohort, folds: list, team, key) -> None:
-    """All ranks train a network together; of the other models each takes folds of its own."""
+def _folds(cohort, cfg: Options) -> list:
+    """The folds of a training; closed forms never stop early and train on all slides."""
+    from histokit.models import NETWORKS
+    from histokit.splits import make_folds
+
+    stops_early = cfg.model in NETWORKS or cfg.model == "bpbooster"
+    fraction = cfg.val_fraction if stops_early else 0.0
+    folds = make_folds(cohort.slides, cfg.folds, fraction, cfg.seed)
+    if cfg.cancer_codes == "cohort":
+        return [dataclasses.replace(fold, cancers={}) for fold in folds]
+    return folds
+
+
+def _train(folder: Path, cfg: Options, cohort, folds: list, team, key, taught=None) -> None:
+    """All ranks train a network together; of the other models each takes folds of its own.
+
+    ``taught`` makes of a fold the cohort that the model learns from, where it is another.
+    """
     from histokit.files import make_folder
     from histokit.models import NETWORKS
     from histokit.ranks import ALONE
@@ -264,7 +281,8 @@ def _train(folder: Path, cfg: Options, cohort, folds: list, team, key) -> None:
     for fold in folds if together else team.share(folds):
         place = make_folder(folder / "folds" / fold.id)
         own = cohort.with_cancers(fold.cancers)
-        train_fold(own, fold, cfg, place, team if together else ALONE, key)
+        learnt = taught(fold).with_cancers(fold.cancers) if taught else own
+        train_fold(own, fold, cfg, place, team if together else ALONE, learnt, key)
     team.wait()
 
 

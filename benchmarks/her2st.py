@@ -21,7 +21,7 @@ import run_eval  # noqa: E402
 import run_extract  # noqa: E402
 import run_train  # noqa: E402
 from histokit.files import atomic_path  # noqa: E402
-from histokit.metrics import bootstrap_interval  # noqa: E402
+from histokit.intervals import mean_interval, units_of  # noqa: E402
 from histokit.options import option, required, run  # noqa: E402
 
 ENCODERS = ("efficientnet-lite0", "hed", "efficientnet-lite0-random")
@@ -85,7 +85,7 @@ def _measure(cfg: Options, data: Path, encoder: str, target: str, name: str) -> 
             chosen["standardize"] = STANDARDIZE.get(encoder)
         train_and_score(folder, data=str(data), encoder=encoder, target=target, **chosen)
     return row_of(summary) | {
-        f"above {AGAINST}: C": above(folder, folder.with_name(AGAINST)),
+        f"above {AGAINST}: C [over sections]": above(folder, folder.with_name(AGAINST)),
     }
 
 
@@ -115,7 +115,7 @@ def row_of(path: Path) -> dict:
     summary = summary[summary["average"] == "micro"].set_index(["by", "group", "metric"])
     summary = summary[["value", "low", "high"]]
     row = {}
-    for group, seen in (("C, one section held out", "yes"), ("C -> B4", "no")):
+    for group, seen in (("C, one section held out [over sections]", "yes"), ("C -> B4", "no")):
         for metric, digits in (("pcc_hvg", 3), ("pcc_all", 3), ("mse", 3)):
             row[group, metric] = _cell(*summary.loc["patient_seen", seen, metric], digits)
     return row
@@ -133,11 +133,14 @@ def above(folder: Path, reference: Path) -> str:
 
 
 def with_interval(values: pd.Series) -> str:
-    """The mean with its bootstrap interval; ``-`` where a value does not exist."""
+    """The mean over sections of patient C with its interval; ``-`` where a value does not exist.
+
+    It says how sections of this patient vary, and nothing of other patients.
+    """
     if values.isna().any():
         return "-"
-    low, high = bootstrap_interval(values.to_numpy())
-    return f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"
+    found = mean_interval(values.to_numpy(), units_of(["C"] * len(values)))
+    return f"{values.mean():.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
 def _cell(value: float, low: float, high: float, digits: int) -> str:

@@ -81,9 +81,11 @@ def _table(cfg: Options, target: str) -> pd.DataFrame:
         pcc, mse = found["pcc_hvg"], found["mse"]
         gain = pcc - best
         row = {"model": name}
-        row["C: PCC top 50"] = with_interval(pcc[:-1])
-        row[f"C: above {AGAINST}"] = "-" if name == AGAINST else with_interval(gain[:-1])
-        row["C: MSE"] = with_interval(mse[:-1])
+        row["C [over sections]: PCC top 50"] = with_interval(pcc[:-1])
+        row[f"C [over sections]: above {AGAINST}"] = (
+            "-" if name == AGAINST else with_interval(gain[:-1])
+        )
+        row["C [over sections]: MSE"] = with_interval(mse[:-1])
         row["B4: PCC top 50"] = f"{pcc.iloc[-1]:.3f}"
         row["B4: seeds"] = f"{found['low'].iloc[-1]:.3f} to {found['high'].iloc[-1]:.3f}"
         row["B4: MSE"] = f"{mse.iloc[-1]:.3f}"

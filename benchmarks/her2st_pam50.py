@@ -68,7 +68,8 @@ def main(cfg: Options) -> None:
     folders = {name: Path(cfg.runs) / folder for name, folder in EMBEDDINGS.items()}
     folders |= {name: raw for name, folder in EMBEDDINGS.items() if folder == NO_PCA}
     folders[NULL] = Path(cfg.null)
-    pcc = pd.concat({n: per_gene(f) for n, f in folders.items()}, names=["embedding"])
+    found = {name: read_pcc(folder) for name, folder in folders.items()}
+    pcc = pd.concat({n: per_gene(f) for n, f in found.items()}, names=["embedding"])
     order = pcc.loc[AGAINST].sort_values("C", ascending=False, kind="stable").index
     wide = pcc.reset_index().pivot(index="gene", columns="embedding")
     wide = wide.loc[order]
@@ -76,34 +77,49 @@ def main(cfg: Options) -> None:
     with atomic_path(place / "her2st-pam50.csv") as temporary:
         pcc.reset_index().to_csv(temporary, index=False, float_format="%.4f")
     plots.save(figure(wide), place / "her2st-pam50.png")
-    replace_between(Path(cfg.results), "pam50", markdown(table(wide)))
+    replace_between(Path(cfg.results), "pam50", markdown(table(wide, found)))
     print(f"wrote {len(order)} genes to {place}/her2st-pam50.png and .csv and to {cfg.results}")
 
 
-def per_gene(folder: Path) -> pd.DataFrame:
-    """PCC of each PAM50 gene of all folds' panels: index gene, C (mean of its sections) and B4."""
+def read_pcc(folder: Path) -> pd.DataFrame:
+    """PCC of each PAM50 gene that is in the panels of all folds, on each section."""
     signature, names = read_signature("pam50"), {}
     for fold in Run(folder).folds:
         found = find_genes(signature, fold.genes)
         names |= dict(zip(fold.genes["gene"].iloc[found], found.index, strict=True))
     pcc = pd.read_csv(folder / "eval" / "pcc_by_slide.csv", index_col="gene")
-    pcc = pcc.reindex(list(names)).rename(index=names).rename_axis("gene").dropna()
+    return pcc.reindex(list(names)).rename(index=names).rename_axis("gene").dropna()
+
+
+def per_gene(pcc: pd.DataFrame) -> pd.DataFrame:
+    """PCC by gene: C (mean of its sections) and B4."""
     return pd.DataFrame({"C": pcc.drop(columns=NEW).mean(axis=1), NEW: pcc[NEW]})
 
 
-def table(wide: pd.DataFrame) -> pd.DataFrame:
-    """A row an embedding: means over genes, and what they gain over PCA and ridge, gene by gene."""
+def table(wide: pd.DataFrame, found: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """A row an embedding: means over genes, and what they gain over PCA and ridge.
+
+    Genes share their sections, so intervals are over the sections of patient C; there is one B4.
+    """
+    genes = wide.dropna().index
+    sections = {
+        name: pcc.loc[genes].drop(columns=NEW).mean() for name, pcc in found.items()
+    }  # fmt: skip
     rows = []
     for name in (*EMBEDDINGS, NULL):
-        row = {"embedding": name}
-        for part in PANELS:
-            values = wide[part, name]
-            gain = values - wide[part, AGAINST]
-            row[f"{part}: mean PCC"] = with_interval(values)
-            row[f"{part}: above {AGAINST}"] = "-" if name == AGAINST else with_interval(gain)
-            row[f"{part}: genes above"] = (
-                "-" if name == AGAINST else f"{(gain > 0).sum()} of {len(gain)}"
-            )
+        gains = {part: wide[part, name] - wide[part, AGAINST] for part in PANELS}
+        above = with_interval(sections[name] - sections[AGAINST])
+        row = {
+            "embedding": name,
+            "C [over sections]: mean PCC": with_interval(sections[name]),
+            f"C [over sections]: above {AGAINST}": above,
+            "C: genes above": f"{(gains['C'] > 0).sum()} of {len(genes)}",
+            f"{NEW}: mean PCC": f"{wide[NEW, name].mean():.3f}",
+            f"{NEW}: above {AGAINST}": f"{gains[NEW].mean():.3f}",
+            f"{NEW}: genes above": f"{(gains[NEW] > 0).sum()} of {len(genes)}",
+        }
+        if name == AGAINST:
+            row |= {key: "-" for key in row if "above" in key}
         rows.append(row)
     return pd.DataFrame(rows)
 

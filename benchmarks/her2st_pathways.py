@@ -19,12 +19,13 @@ sys.path.insert(0, str(ROOT))
 from her2st import markdown, replace_between  # noqa: E402
 
 import run_eval  # noqa: E402
-from histokit.coherence import intervals, win_rate  # noqa: E402
+from histokit.coherence import slide_intervals, win_rate  # noqa: E402
 from histokit.options import option, required, run  # noqa: E402
 
 MODELS = ("ridge-hest", "ridge", "mlp", "histoprism-paper", "histoprism-small")
 AGAINST = "ridge"
 NEW = "B4"  # the section of a patient that no model saw
+PATIENTS = pd.Series({"C2": "C", "C3": "C", "C4": "C", "C5": "C", NEW: "B"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,15 +63,15 @@ def _table(name: str, folders: list[Path]) -> str:
     for folder in folders:
         own, scores = slides[folder.name], _csv(folder, f"coherence_{name}.csv")
         seen = own.drop(columns=NEW)
-        low, high = (float(x[0]) for x in intervals(seen.mean().to_numpy()[None], 10_000))
+        low, high = (float(x[0]) for x in slide_intervals(seen.mean().to_frame().T, PATIENTS))
         row = {
             "model": folder.name,
-            "C sections": f"{seen.mean().mean():.3f} [{low:.3f}, {high:.3f}]",
+            "C [over sections]": f"{seen.mean().mean():.3f} [{low:.3f}, {high:.3f}]",
             "C -> B4": f"{own[NEW].mean():.3f}",
             "expected, all five": f"{scores['expected'].mean():.3f}",
             "reached, all five": f"{scores['score'].mean():.3f}",
         }
-        wins = win_rate(own - slides[AGAINST], 10_000)
+        wins = win_rate(own - slides[AGAINST], PATIENTS)
         row[f"above {AGAINST}"] = "-" if folder.name == AGAINST else f"{wins.rate:.0%}"
         rows.append(row)
     return f"### {name}: {len(scores)} pathways\n\n{markdown(pd.DataFrame(rows))}"

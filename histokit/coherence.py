@@ -14,10 +14,10 @@ import scipy.sparse as sp
 from scipy.stats import wilcoxon
 
 from histokit.evaluate import SlideScore
-from histokit.summary import pcc_matrix
+from histokit.intervals import ANYWHERE, row_intervals, units_of
+from histokit.summary import CORRELATION, pcc_matrix
 
 LEVELS = 10
-_ROWS = 256  # pathways whose resamples are in memory at once
 
 
 def membership(gene_sets: Mapping[str, Collection[str]], genes: pd.Index) -> sp.csr_matrix:
@@ -58,7 +58,7 @@ def coherence(
     gene_sets: Mapping[str, Collection[str]],
     pcc: pd.DataFrame,
     variance: pd.Series,
-    resamples: int = 10_000,
+    patients: pd.Series,
 ) -> pd.DataFrame:
     """Score pathways (Eq. 7 of HistoPrism): mean over slides of the mean r of their genes.
 
@@ -66,7 +66,7 @@ def coherence(
         gene_sets: pathway to genes.
         pcc: genes x slides, of ``histokit.summary.pcc_matrix``.
         variance: of each gene, of ``gene_variance``.
-        resamples: of the bootstrap over slides.
+        patients: of each slide, empty where unknown.
 
     Returns:
         One row a pathway, in the order given: ``score``, its 95 % interval ``low`` and ``high``,
@@ -80,7 +80,7 @@ def coherence(
     members = membership(gene_sets, pcc.index)
     table = pd.DataFrame(index=by_slide.index)
     table["score"] = by_slide.mean(axis=1)
-    table["low"], table["high"] = intervals(by_slide.to_numpy(), resamples)
+    table["low"], table["high"] = slide_intervals(by_slide, patients, CORRELATION)
     table["genes"] = members.getnnz(axis=1)
     table["genes_scored"] = (members @ pcc.notna().any(axis=1).to_numpy().astype(float)).astype(int)
     table["genes_per_slide"] = counts.where(counts > 0).mean(axis=1)
@@ -125,7 +125,9 @@ def level_thresholds(variance: pd.Series) -> np.ndarray:
 
     The paper's own thresholds (its Table 7) are those of its test set and not printed.
     """
-    return np.quantile(variance.dropna(), np.arange(1, LEVELS) / LEVELS)
+    known = variance.dropna()
+    shares = np.arange(1, LEVELS) / LEVELS
+    return np.quantile(known, shares) if len(known) else np.full(LEVELS - 1, np.nan)
 
 
 def levels_of(variance: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
@@ -133,48 +135,36 @@ def levels_of(variance: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(variance), 0, np.searchsorted(thresholds, variance) + 1)
 
 
-def intervals(values: np.ndarray, resamples: int = 10_000) -> tuple[np.ndarray, np.ndarray]:
-    """95 % percentile bootstrap intervals of means over slides, with one draw for all rows.
+def slide_intervals(
+    by_slide: pd.DataFrame, patients: pd.Series, bounds: tuple[float, float] = ANYWHERE
+) -> tuple[np.ndarray, np.ndarray]:
+    """95 % intervals of the mean over slides of each row, over patients where they are known.
 
     Args:
-        values: (M, S), NaN where a slide has no value.
-        resamples: how many.
+        by_slide: rows x slides, NaN where a slide has no value.
+        patients: of each slide, empty where unknown.
+        bounds: what no mean can leave.
 
     Returns:
-        Two (M,) arrays; NaN where fewer than two slides have a value.
+        Two (M,) arrays; NaN where fewer than three patients (or slides) have a value.
     """
-    draws = _draws(values.shape[1], resamples)
-    ends = np.full((2, len(values)), np.nan)
-    enough = np.flatnonzero((~np.isnan(values)).sum(axis=1) > 1)
-    for start in range(0, len(enough), _ROWS):
-        rows = enough[start : start + _ROWS]
-        ends[:, rows] = np.nanquantile(_resampled(values[rows], draws), [0.025, 0.975], axis=1)
-    return ends[0], ends[1]
-
-
-def _draws(num_slides: int, resamples: int) -> np.ndarray:
-    """How often each slide is in each resample: (S, R), float."""
-    equal = np.full(num_slides, 1 / max(1, num_slides))
-    return np.random.default_rng(0).multinomial(num_slides, equal, resamples).T.astype(float)
-
-
-def _resampled(values: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Means over the slides of each resample: (M, R), NaN where none has a value."""
-    known = ~np.isnan(values)
-    count = known.astype(float) @ draws
-    total = np.where(known, values, 0) @ draws
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    units = units_of(patients.reindex(by_slide.columns).fillna(""))
+    return row_intervals(by_slide.to_numpy(dtype=float), units.labels, bounds)
 
 
 def scores_by_level(
-    table: pd.DataFrame, by_slide: pd.DataFrame, resamples: int = 10_000
+    table: pd.DataFrame,
+    by_slide: pd.DataFrame,
+    patients: pd.Series,
+    bounds: tuple[float, float] = CORRELATION,
 ) -> pd.DataFrame:
     """Mean over the pathways of each variance level.
 
     Args:
         table: of ``coherence``; its ``variance_level`` is used.
         by_slide: pathways x slides, scores or gains.
-        resamples: of the bootstrap over slides.
+        patients: of each slide, empty where unknown.
+        bounds: of a mean over slides.
 
     Returns:
         One row for each level that has pathways: pathways, value, low, high.
@@ -182,7 +172,7 @@ def scores_by_level(
     levels = table["variance_level"].reindex(by_slide.index)
     groups = by_slide[levels > 0].groupby(levels[levels > 0])
     means = groups.mean()
-    low, high = intervals(means.to_numpy(), resamples)
+    low, high = slide_intervals(means, patients, bounds)
     result = pd.DataFrame({"pathways": groups.size(), "value": means.mean(axis=1)})
     return result.assign(low=low, high=high).rename_axis("level")
 
@@ -193,8 +183,10 @@ class WinRate:
 
     Attributes:
         pathways: compared; ``wins`` of them higher, ``ties`` equal.
-        rate: wins / pathways; ``low`` and ``high`` by resampling slides.
-        gain: mean difference; ``gain_low`` and ``gain_high`` by resampling slides.
+        rate: wins / pathways; ``low`` is the share whose own 95 % interval of the gain lies above
+            zero, ``high`` the share whose interval does not lie below, so that noise that turns
+            pathways one way or the other by chance widens it.
+        gain: mean difference; ``gain_low`` and ``gain_high`` its 95 % interval.
         p_value: of Wilcoxon's signed-rank test over pathways, two-sided. Pathways share genes and
             slides and are not independent, so it is too small; the intervals are not.
     """
@@ -219,31 +211,25 @@ def paired(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame
     return a.where(both), b.where(both)
 
 
-def win_rate(gains: pd.DataFrame, resamples: int = 10_000) -> WinRate:
+def win_rate(gains: pd.DataFrame, patients: pd.Series) -> WinRate:
     """Compare two runs pathway by pathway.
 
     Args:
         gains: pathways x slides, score of one run minus score of the other on the same genes.
-        resamples: of the bootstrap over slides.
+        patients: of each slide, empty where unknown.
 
     Raises:
         ValueError: no pathway has a score on any slide.
     """
-    values = gains.dropna(how="all").to_numpy()
-    if not len(values):
+    gains = gains.dropna(how="all")
+    if gains.empty:
         raise ValueError("win_rate: gains must hold a number for at least one pathway")
-    mean = np.nanmean(values, axis=1)
-    rate_ends = gain_ends = (np.nan, np.nan)
-    if values.shape[1] > 1:
-        draws = _draws(values.shape[1], resamples)
-        wins, sums, counts = np.zeros((3, resamples))
-        for start in range(0, len(values), _ROWS):
-            drawn = _resampled(values[start : start + _ROWS], draws)
-            wins += (drawn > 0).sum(axis=0)
-            sums += np.nansum(drawn, axis=0)
-            counts += (~np.isnan(drawn)).sum(axis=0)
-        rate_ends = np.quantile(wins / counts, [0.025, 0.975])
-        gain_ends = np.quantile(sums / counts, [0.025, 0.975])
+    mean = gains.mean(axis=1).to_numpy()
+    low, high = slide_intervals(gains, patients)
+    rate_ends = (np.nan, np.nan)
+    if not np.isnan(low).all():  # a pathway without an interval may be won or not
+        rate_ends = (low > 0).mean(), (~(high <= 0)).mean()
+    gain_ends = slide_intervals(gains.mean().to_frame().T, patients)
     p_value = float(wilcoxon(mean).pvalue) if mean.any() else 1.0
     return WinRate(
         pathways=len(mean),
@@ -253,7 +239,7 @@ def win_rate(gains: pd.DataFrame, resamples: int = 10_000) -> WinRate:
         low=float(rate_ends[0]),
         high=float(rate_ends[1]),
         gain=float(mean.mean()),
-        gain_low=float(gain_ends[0]),
-        gain_high=float(gain_ends[1]),
+        gain_low=float(gain_ends[0][0]),
+        gain_high=float(gain_ends[1][0]),
         p_value=p_value,
     )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 import torch
 
@@ -16,37 +17,75 @@ from histokit.errors import InputError
 from histokit.genes import moments
 from histokit.models.baselines import LinearMap
 from histokit.runs import Run
+from histokit.splits import Split
 
-SHUFFLED, LIBRARY_SIZE = "shuffled", "library-size"
+SHUFFLED, LIBRARY_SIZE = "shuffled-spots", "library-size"
 LABELS = {SHUFFLED: "shuffled spots", LIBRARY_SIZE: "library size"}
+DRAWS = 5
 MEANING = (
-    "Shuffled spots: the same model trained on the same slides after the counts of each were dealt "
-    "out anew among its spots, so that no image belongs to its expression; what is left of the PCC "
-    "is chance. Library size: a line through each gene on the log of the spot's total counts, "
+    "Shuffled spots: the same model trained on the same images after the counts of all training "
+    "spots of a fold were dealt out anew among them, over the borders of slides, so that neither a "
+    "spot nor a slide has its own expression; the genes and the test slides stay as they are. What "
+    "is left of the PCC is chance. It is the mean of several draws, whose range says how far "
+    "chance reaches. Library size: a line through each gene on the log of the spot's total counts, "
     "which it is told for the test spots too; no image is seen, so this much of a PCC says how "
     "many molecules were caught and nothing of the tissue's genes."
 )
+_OLD = "shuffled"  # dealt within each slide, whose level a model could still learn from the image
+_DRAW = ", draw "
 
 
 class ShuffledCohort(Cohort):
-    """A cohort in which the counts of each slide are dealt out anew among its spots.
+    """A cohort in which the counts of some slides are dealt out anew among all their spots.
 
-    Features and coordinates stay, so whatever a model takes from neighbouring patches is intact;
-    only the pairing with expression is lost. The order depends on the seed and the slide alone.
+    Features and coordinates stay, so whatever a model takes from neighboring patches is intact;
+    the pairing with expression is lost, and with it what differs between slides: within a slide
+    alone, a model still learns from the image which slides have much of a gene, which also tells
+    spots of a test slide apart. Slides are dealt together that measured the same of the genes asked
+    for, so one that is alone in this keeps its own counts, in another order.
+
+    The counts of all these slides are held in memory, for the genes last asked for.
+
+    Args:
+        cohort: of the slides.
+        members: slides to deal; others are left as they are.
+        seed: of the dealing.
     """
 
-    def __init__(self, cohort: Cohort, seed: int):
+    def __init__(self, cohort: Cohort, members: Sequence[str], seed: Sequence[int]):
         vars(self).update(vars(cohort))
-        self.seed = seed
+        self.members, self.seed = list(members), list(seed)
+        self._dealt: tuple[list[str], dict] = ([], {})
 
     def load(self, slide_id: str, genes: list[str] | None = None) -> Slide:
-        """As Cohort.load, with counts and library sizes of permuted spots."""
+        """As Cohort.load, a member with counts and library sizes of other spots."""
         slide = super().load(slide_id, genes)
-        rng = np.random.default_rng([self.seed, zlib.crc32(slide_id.encode())])
-        order = rng.permutation(len(slide.barcodes))
-        return dataclasses.replace(
-            slide, counts=slide.counts[order], library_size=slide.library_size[order]
-        )
+        if slide_id not in self.members:
+            return slide
+        if genes is None:
+            genes = list(self.gene_table(slide_id).index)
+        names = list(genes["gene"] if isinstance(genes, pd.DataFrame) else genes)
+        if self._dealt[0] != names or not self._dealt[1]:
+            self._dealt = names, self._deal(genes)
+        counts, library_size = self._dealt[1][slide_id]
+        return dataclasses.replace(slide, counts=counts, library_size=library_size)
+
+    def _deal(self, genes) -> dict[str, tuple[sp.csr_matrix, np.ndarray]]:
+        """Counts (N, G) and library sizes (N,) of each member after the dealing."""
+        slides = [super(ShuffledCohort, self).load(name, genes) for name in self.members]
+        alike: dict[bytes, list[int]] = {}
+        for place, slide in enumerate(slides):
+            alike.setdefault(slide.measured.tobytes(), []).append(place)
+        rng, dealt = np.random.default_rng(self.seed), {}
+        for places in alike.values():
+            counts = sp.vstack([slides[i].counts for i in places], format="csr")
+            sizes = np.concatenate([slides[i].library_size for i in places])
+            order, start = rng.permutation(len(sizes)), 0
+            for i in places:
+                rows = order[start : start + len(slides[i].barcodes)]
+                dealt[self.members[i]] = counts[rows], sizes[rows]
+                start += len(rows)
+        return dealt
 
 
 class LibrarySizeCohort(Cohort):
@@ -105,8 +144,47 @@ def fit_library_size(
     return model
 
 
-def trainings(cohort: Cohort, cfg, folder: Path) -> Iterator[tuple[Path, object, Cohort, dict]]:
-    """Folder, options, cohort and a note for config.json of each control of a training.
+@dataclasses.dataclass(frozen=True)
+class Control:
+    """The training of a control.
+
+    Attributes:
+        options: of its training; ``run`` is a folder in ``RUN/controls``.
+        cohort: what describes the data: genes, their ranks, features.
+        note: for its config.json.
+        draws: how often each fold is trained; 0 is once, on the cohort itself.
+    """
+
+    options: object
+    cohort: Cohort
+    note: dict
+    draws: int = 0
+
+    def folds(self, folds: Sequence[Split]) -> list[Split]:
+        """The folds of the run, each as often as it is drawn, under a name of its own."""
+        if not self.draws:
+            return list(folds)
+        return [
+            dataclasses.replace(fold, name=f"{fold.name}{_DRAW}{draw}")
+            for fold in folds
+            for draw in range(1, self.draws + 1)
+        ]
+
+    def taught(self, fold: Split) -> Cohort:
+        """What a model of one of these folds learns from."""
+        if not self.draws:
+            return self.cohort
+        seed = [self.options.seed, zlib.crc32(fold.name.encode())]
+        return ShuffledCohort(self.cohort, fold.train + fold.val, seed)
+
+
+def draw_of(fold: str) -> str:
+    """The draw in the name of a fold of a control; empty in any other."""
+    return fold.rpartition(_DRAW)[2] if _DRAW in fold else ""
+
+
+def trainings(cohort: Cohort, cfg, folder: Path) -> list[Control]:
+    """The controls of a training.
 
     Args:
         cohort: of the training.
@@ -115,18 +193,17 @@ def trainings(cohort: Cohort, cfg, folder: Path) -> Iterator[tuple[Path, object,
     """
     place = folder / "controls" / SHUFFLED
     options = dataclasses.replace(cfg, run=str(place), controls=False)
-    yield place, options, ShuffledCohort(cohort, cfg.seed), {"kind": SHUFFLED}
-    place = folder / "controls" / LIBRARY_SIZE
+    shuffled = Control(options, cohort, {"kind": SHUFFLED, "draws": DRAWS}, DRAWS)
     options = dataclasses.replace(
         options,
-        run=str(place),
+        run=str(folder / "controls" / LIBRARY_SIZE),
         model=LIBRARY_SIZE,
         encoder="none",
         neighbors="none",
         standardize="none",
     )
     note = {"kind": LIBRARY_SIZE, "encoder": cfg.encoder}
-    yield place, options, LibrarySizeCohort(cohort), note
+    return [shuffled, Control(options, LibrarySizeCohort(cohort), note)]
 
 
 def open_cohort(run: Run, data: str | None = None) -> Cohort:
@@ -166,3 +243,15 @@ def controls_of(run: Run) -> dict[str, Run]:
                 )
         found[label] = control
     return found
+
+
+def outdated(run: Run) -> str:
+    """A sentence on a control of another kind that lies beside a run; empty where there is none."""
+    old = run.folder / "controls" / _OLD
+    if not (old / "config.json").is_file() or (run.folder / "controls" / SHUFFLED).is_dir():
+        return ""
+    return (
+        f"The control in {old} is left out: it was dealt within each slide, so its model could "
+        "still learn what differs between slides; give run_train.py the same command again for one "
+        "that is dealt over all training slides."
+    )

@@ -15,6 +15,7 @@ from histokit.errors import InputError
 from histokit.evaluate import SlideScore
 from histokit.files import file_id
 from histokit.gene_sets import Match, is_hallmark, load_gene_sets
+from histokit.metrics import mean_or_nan
 from histokit.pathways import curate_for_panel
 from histokit.ranks import Team
 from histokit.runs import Run
@@ -25,7 +26,7 @@ from histokit.signatures import (
     read_signature,
     score_signature,
 )
-from histokit.summary import mean_or_nan, pcc_matrix
+from histokit.summary import MIN_SPOTS, pcc_matrix, scores_averaged
 
 _RANDOM_LISTS = 20  # lists of random genes beside each signature
 
@@ -69,11 +70,19 @@ class Pathways:
 
 @dataclasses.dataclass(frozen=True)
 class Genes:
-    """What a comparison of pathways needs of one run: panel, r by slide, variance of targets."""
+    """What a comparison of pathways needs of one run, of slides with enough spots for averages.
+
+    Attributes:
+        panel: gene, gene_id, symbol.
+        pcc: genes x slides.
+        variance: of the targets by gene.
+        patients: of each slide, empty where unknown.
+    """
 
     panel: pd.DataFrame
     pcc: pd.DataFrame
     variance: pd.Series
+    patients: pd.Series
 
 
 def read_biology(cfg) -> Biology:
@@ -132,19 +141,20 @@ def check_biology(biology: Biology, run: Run) -> None:
 
 
 def genes_of(scores: Sequence[SlideScore]) -> Genes:
-    """Panel, correlations and variances of a run's test slides."""
-    panel = _distinct([score.genes for score in scores])
-    return Genes(panel, pcc_matrix(scores), gene_variance(scores))
+    """Panel, correlations, variances and patients of a run's test slides."""
+    panel, scores = _distinct([score.genes for score in scores]), scores_averaged(scores)
+    patients = pd.Series({score.slide_id: score.patient for score in scores}, dtype=object)
+    return Genes(panel, pcc_matrix(scores), gene_variance(scores), patients)
 
 
-def score_pathways(biology: Biology, genes: Genes, folder: Path, resamples: int) -> list[Pathways]:
+def score_pathways(biology: Biology, genes: Genes, folder: Path) -> list[Pathways]:
     """Score every collection; writes coherence_, coherence_by_slide_ and curation_NAME.csv."""
     results = []
     for collection in biology.collections:
         kept, reasons, match = within(collection, genes.panel)
-        table = coherence(kept, genes.pcc, genes.variance, resamples)
+        table = coherence(kept, genes.pcc, genes.variance, genes.patients)
         by_slide = pathway_by_slide(kept, genes.pcc)[0]
-        levels = scores_by_level(table, by_slide, resamples)
+        levels = scores_by_level(table, by_slide, genes.patients)
         name = collection.name
         reasons.to_csv(folder / f"curation_{name}.csv", index=False, float_format="%.6g")
         table.to_csv(folder / f"coherence_{name}.csv", float_format="%.6g")
@@ -169,6 +179,7 @@ class SignatureScores:
                 self._places[key] = find_genes(signature, score.genes).to_numpy()
             places = self._places[key]
             row = {"signature": signature.name, "fold": fold.name, "slide_id": slide.slide_id}
+            row |= {"patient": score.patient, "below_floor": score.num_spots < MIN_SPOTS}
             row |= _score_genes(places, prediction, target, score)
             draws = random_genes(places, score.variance, _RANDOM_LISTS)
             null = [_score_genes(draw, prediction, target, score)["pcc"] for draw in draws]
@@ -181,8 +192,9 @@ class SignatureScores:
         self.rows = sorted(rows, key=lambda row: order[row["fold"], row["slide_id"]])
 
     def table(self) -> pd.DataFrame:
-        """signature, fold, slide_id, pcc, genes, and random_pcc: of random genes as variable."""
-        columns = ["signature", "fold", "slide_id", "pcc", "genes", "random_pcc"]
+        """One row a signature, fold and slide; ``random_pcc`` is that of genes as variable."""
+        columns = ["signature", "fold", "slide_id", "patient", "below_floor", "pcc", "genes"]
+        columns.append("random_pcc")
         return pd.DataFrame(self.rows, columns=columns)
 
 

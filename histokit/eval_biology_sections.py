@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from histokit import plots
-from histokit.coherence import coherence, intervals
+from histokit.coherence import coherence, slide_intervals
 from histokit.cohort import Cohort
 from histokit.eval_biology import (
     Biology,
@@ -17,16 +18,26 @@ from histokit.eval_biology import (
     score_pathways,
     score_run_clusters,
 )
+from histokit.intervals import mean_interval, units_of
+from histokit.metrics import mean_or_nan
 from histokit.plots_pathways import SHOWN, by_level, pathway_dots, signature_bars
-from histokit.report import NONE, Picture, Section, Table, number, with_interval
+from histokit.report import (
+    NONE,
+    Picture,
+    Section,
+    Table,
+    interval_note,
+    number,
+    with_interval,
+)
 from histokit.runs import Run
 from histokit.signatures import Signature, find_genes
-from histokit.summary import mean_or_nan, one_row_a_slide
+from histokit.summary import CORRELATION, averaged, one_row_a_slide
 
 _ENDS = 8  # pathways of either end in a table; the CSV has them all
 PATHWAY_TEXT = (
     "A pathway's coherence is the mean PCC of its genes on a slide, then the mean over slides "
-    "(Gene Pathway Coherence, Eq. 7 of HistoPrism), with its 95 % bootstrap interval over slides. "
+    "(Gene Pathway Coherence, Eq. 7 of HistoPrism), with its 95 % interval. "
     "It asks whether genes that work together are predicted, variable or not. It is not the PCC "
     "of the pathway's summed expression, which would be higher. “Expected” is what any genes of "
     "the same variance levels reach on these slides: only what lies above it is owed to the "
@@ -49,7 +60,7 @@ CLUSTER_TEXT = (
 
 def biology_sections(
     biology: Biology, run: Run, cohort: Cohort, genes: Genes, signatures: SignatureScores,
-    table: pd.DataFrame, folder: Path, resamples: int,
+    table: pd.DataFrame, folder: Path,
 ) -> list[Section]:  # fmt: skip
     """Score pathways and clusters, and report them and the signatures, each where asked for.
 
@@ -61,35 +72,44 @@ def biology_sections(
         signatures: collected over the test slides.
         table: of ``histokit.summary.gene_table``.
         folder: of the evaluation, gets tables and pictures.
-        resamples: of the bootstrap over slides.
     """
     mean_pcc = mean_or_nan(table["pcc"])
     sections = [
-        pathway_section(pathways, mean_pcc, folder, explain=not place)
-        for place, pathways in enumerate(score_pathways(biology, genes, folder, resamples))
+        pathway_section(pathways, genes.patients, mean_pcc, folder, explain=not place)
+        for place, pathways in enumerate(score_pathways(biology, genes, folder))
     ]
     rows = signatures.table()
     if len(rows):
         rows.to_csv(folder / "signatures.csv", index=False, float_format="%.6g")
     for signature in biology.signatures:
         own = rows[rows["signature"] == signature.name]
-        sections.append(signature_section(signature, own, genes, table, folder, resamples))
+        sections.append(signature_section(signature, own, genes, table, folder))
     if biology.clusters:
         sections.append(cluster_section(score_run_clusters(run, cohort, folder)))
     return sections
 
 
 def pathway_section(
-    pathways: Pathways, mean_pcc: float, folder: Path, explain: bool = True
+    pathways: Pathways, patients: pd.Series, mean_pcc: float, folder: Path, explain: bool = True
 ) -> Section:
-    """Scores of one collection: how it was curated, best and worst, by variance level."""
+    """Scores of one collection: how it was curated, best and worst, by variance level.
+
+    Args:
+        pathways: the collection.
+        patients: of each slide, empty where unknown.
+        mean_pcc: of all genes.
+        folder: gets two pictures.
+        explain: say what the figures mean; once in a report.
+    """
     table, name = pathways.table, pathways.name
     scored = table.dropna(subset="score").sort_values("score", ascending=False, kind="stable")
     if scored.empty:
         text = f"{_curation(pathways)} No pathway could be scored: no gene has a correlation."
         return Section(f"Pathways: {name}", text)
-    low, high = intervals(pathways.by_slide.mean().to_numpy()[None])
-    mean = pathways.by_slide.mean().mean()
+    means = pathways.by_slide.mean().to_frame().T
+    low, high = slide_intervals(means, patients, CORRELATION)
+    mean, units = float(means.mean(axis=1).iloc[0]), units_of(patients)
+    over = interval_note(units.name, len(set(units.labels)), not np.isnan(low[0]))
     columns = ["pathway", "coherence", "expected", "genes scored", "genes", "slides", "level"]
     tables = [
         Table(
@@ -100,6 +120,7 @@ def pathway_section(
                 ["expected of genes as variable", NONE, number(float(scored["expected"].mean()))],
                 ["mean PCC of all genes", NONE, number(mean_pcc)],
             ],
+            over,
         )
     ]
     if len(scored) > 2 * _ENDS:
@@ -121,13 +142,15 @@ def pathway_section(
     pictures = [
         Picture(
             dots,
-            f"{which}: mean PCC of its genes, mean over test slides, and its 95 % interval; a "
-            "tick is what genes as variable reach, the dashed line the mean over all genes.",
+            f"{which}: mean PCC of its genes, mean over test slides, and its 95 % interval, "
+            "where there is one; a tick is what genes as variable reach, the dashed line the mean "
+            "over all genes.",
             85,
         ),
         Picture(
             strata,
-            "Pathways by variance level; diamonds are the mean of a level and its 95 % interval.",
+            "Pathways by variance level; diamonds are the mean of a level and its 95 % interval, "
+            "where there is one.",
             70,
         ),
     ]
@@ -166,9 +189,8 @@ def _curation(pathways: Pathways) -> str:
 
 
 def signature_section(
-    signature: Signature, scores: pd.DataFrame, genes: Genes, table: pd.DataFrame, folder: Path,
-    resamples: int,
-) -> Section:  # fmt: skip
+    signature: Signature, scores: pd.DataFrame, genes: Genes, table: pd.DataFrame, folder: Path
+) -> Section:
     """Per-gene PCC and the score of one signature.
 
     Args:
@@ -177,28 +199,28 @@ def signature_section(
         genes: of the run.
         table: of ``histokit.summary.gene_table``.
         folder: of the evaluation; gets signature_NAME.csv and .png.
-        resamples: of the bootstrap over slides.
     """
     found = find_genes(signature, genes.panel)
     places = genes.panel["gene"].iloc[found.to_numpy()]
     own = table.loc[places].reset_index()
     own.index = found.index.rename("name")
     own.to_csv(folder / f"signature_{signature.name}.csv", float_format="%.6g")
-    slides = one_row_a_slide(scores)
-    value = mean_or_nan(slides["pcc"])
-    low, high = (float(end[0]) for end in intervals(slides["pcc"].to_numpy()[None], resamples))
+    slides = one_row_a_slide(averaged(scores))
+    value, units = mean_or_nan(slides["pcc"]), units_of(slides["patient"])
+    interval = mean_interval(slides["pcc"].to_numpy(dtype=float), units, bounds=CORRELATION)
     random = mean_or_nan(slides["random_pcc"])
-    mean = coherence({signature.name: list(places)}, genes.pcc, genes.variance, resamples).iloc[0]
+    mean = _coherence_of(signature.name, places, genes)
     everything = mean_or_nan(table["pcc"])
     rows = [
-        ["signature score", with_interval(value, low, high)],
+        ["signature score", with_interval(value, interval.low, interval.high)],
         ["score of random genes as variable", number(random)],
         ["mean PCC of its genes", with_interval(mean.score, mean.low, mean.high)],
         ["mean PCC of all genes", number(everything)],
     ]
     missing = [entry[0] for entry in signature.genes if entry[0] not in found]
     note = f"{len(found)} of {len(signature.genes)} genes are in the panel"
-    note += f"; missing: {', '.join(missing)}." if missing else "."
+    note += f"; missing: {', '.join(missing)}. " if missing else ". "
+    note += interval_note(interval.unit, interval.units, not np.isnan(interval.low))
     columns = ["slide", "fold", "PCC of the score", "random genes", "genes in it"]
     by_slide = [
         [s.slide_id, s.fold, float(s.pcc), float(s.random_pcc), int(s.genes)]
@@ -223,6 +245,11 @@ def signature_section(
         caption = "Each gene: PCC, mean over test slides, and the span of its slides."
         pictures.append(Picture(path, caption, 90))
     return Section(f"Signature: {signature.name}", text, tables, pictures)
+
+
+def _coherence_of(name: str, places: pd.Series, genes: Genes) -> pd.Series:
+    """The mean PCC of a signature's genes and its interval, as those of a pathway."""
+    return coherence({name: list(places)}, genes.pcc, genes.variance, genes.patients).iloc[0]
 
 
 def cluster_section(table: pd.DataFrame | None) -> Section:

@@ -39,7 +39,7 @@ def without_repeats(results: Mapping[str, dict]) -> dict[str, dict]:
 
 def compare_runs(results: Mapping[str, dict], out: Path, cfg) -> list[Table]:
     """Write the folder that sets runs side by side; returns its tables."""
-    table = compare(results, cfg.bootstrap)
+    table = compare(results)
     num_hvg = max(int(result["slides"]["hvgs"].max()) for result in results.values())
     tables, said, pictures = [], [], []
     with whole_folder(out) as folder:
@@ -57,7 +57,7 @@ def compare_runs(results: Mapping[str, dict], out: Path, cfg) -> list[Table]:
         table.to_csv(folder / "comparison.csv", index=False)
         genes = {name: result["genes"] for name, result in results.items()}
         order = table[table["by"] == "all"].groupby("transform", sort=False)["run"].agg(list)
-        duels = duel_sections(read_biology(cfg), genes, order, folder, cfg.bootstrap)
+        duels = duel_sections(read_biology(cfg), genes, order, folder)
         more = protocol_comparison(results, cfg.protocol, folder)
         render(
             folder / "report.html",

@@ -13,22 +13,24 @@ from histokit import plots
 from histokit.coherence import (
     WinRate,
     coherence,
-    intervals,
     paired,
     pathway_by_slide,
     scores_by_level,
+    slide_intervals,
     win_rate,
 )
 from histokit.eval_biology import Biology, Collection, Genes, within
 from histokit.files import file_id
+from histokit.intervals import ANYWHERE, units_of
 from histokit.plots_pathways import by_level, pathway_scatter
-from histokit.report import Picture, Section, Table, with_interval
+from histokit.report import Picture, Section, Table, interval_note, with_interval
 
 _DRAWN = 3  # pairs of runs with pictures
 DUEL_TEXT = (
     "Both runs are scored on the genes and slides that both allow, pathway by pathway. The win "
-    "rate is the share of pathways that the first run scores higher, its interval comes from "
-    "resampling slides. Pathways share genes, so they are no independent witnesses: a win rate "
+    "rate is the share of pathways that the first run scores higher; its interval reaches from the "
+    "share whose own gain is above zero with 95 % confidence to the share whose gain is not below "
+    "it. Pathways share genes, so they are no independent witnesses: a win rate "
     "near 100 % can come from one small advantage on every gene, and the p value (Wilcoxon's "
     "signed ranks over pathways) is too small. Read the gain and its interval first."
 )
@@ -53,9 +55,8 @@ class Duel:
 
 
 def compare_pathways(
-    collection: Collection, names: tuple[str, str], runs: tuple[Genes, Genes], transform: str,
-    resamples: int,
-) -> Duel | None:  # fmt: skip
+    collection: Collection, names: tuple[str, str], runs: tuple[Genes, Genes], transform: str
+) -> Duel | None:
     """Compare two runs pathway by pathway; None where no pathway is scored in both."""
     pcc, pcc_other = paired(runs[0].pcc, runs[1].pcc)
     panel = runs[0].panel[runs[0].panel["gene"].isin(pcc.index)]
@@ -64,21 +65,21 @@ def compare_pathways(
     gains = by_slide - other
     if gains.isna().all(axis=None):
         return None
-    table = coherence(kept, pcc, runs[0].variance, resamples)
+    patients = runs[0].patients
+    table = coherence(kept, pcc, runs[0].variance, patients)
     table = table[["score", "genes", "slides", "variance", "variance_level"]]
-    low, high = intervals(gains.to_numpy(), resamples)
+    low, high = slide_intervals(gains, patients)
     table = table.assign(
         other=other.mean(axis=1), gain=gains.mean(axis=1), gain_low=low, gain_high=high
     )
-    levels = scores_by_level(table, gains, resamples)
-    wins = win_rate(gains, resamples)
+    levels = scores_by_level(table, gains, patients, ANYWHERE)
+    wins = win_rate(gains, patients)
     return Duel(collection.name, transform, *names, wins, table, levels)
 
 
 def duel_sections(
-    biology: Biology, runs: Mapping[str, Genes], order: Mapping[str, Sequence[str]], folder: Path,
-    resamples: int,
-) -> list[Section]:  # fmt: skip
+    biology: Biology, runs: Mapping[str, Genes], order: Mapping[str, Sequence[str]], folder: Path
+) -> list[Section]:
     """The best run against each other one, collection by collection; empty without a pair.
 
     Args:
@@ -86,13 +87,12 @@ def duel_sections(
         runs: by name.
         order: names of the runs on each target, best first.
         folder: of the comparison; gets pathways.csv and pictures.
-        resamples: of the bootstrap over slides.
     """
     duels = [
         duel
         for transform, names in order.items()
         for collection in biology.collections
-        for duel in _duels(collection, names, runs, transform, resamples)
+        for duel in _duels(collection, names, runs, transform)
     ]
     if not duels:
         return []
@@ -105,18 +105,19 @@ def duel_sections(
     pd.concat(whole).to_csv(folder / "pathways.csv", index=False, float_format="%.6g")
     rows = [_duel_row(duel) for duel in duels]
     columns = ["gene sets", "target", "run", "against", "higher on", "win rate", "gain", "p"]
-    tables = [Table("", columns, rows, text_columns=4)]
+    units = units_of(next(iter(runs.values())).patients)
+    given = any(not np.isnan(duel.wins.gain_low) for duel in duels)
+    note = interval_note(units.name, len(set(units.labels)), given)
+    tables = [Table("", columns, rows, note, text_columns=4)]
     pictures = [picture for duel in duels[: _DRAWN * len(biology.collections)]
                 for picture in _duel_pictures(duel, folder)]  # fmt: skip
     return [Section("Pathway by pathway", DUEL_TEXT, tables, pictures)]
 
 
-def _duels(collection: Collection, names, runs, transform, resamples) -> list[Duel]:
+def _duels(collection: Collection, names, runs, transform) -> list[Duel]:
     able = [name for name in names if runs[name].pcc.notna().any(axis=None)]
     pairs = [
-        compare_pathways(
-            collection, (able[0], other), (runs[able[0]], runs[other]), transform, resamples
-        )
+        compare_pathways(collection, (able[0], other), (runs[able[0]], runs[other]), transform)
         for other in able[1:]
     ]
     return [duel for duel in pairs if duel is not None]
@@ -155,7 +156,7 @@ def _duel_pictures(duel: Duel, folder: Path) -> list[Picture]:
         Picture(
             gains,
             f"{duel.collection}: gain in coherence by variance level; diamonds are the mean of a "
-            "level and its 95 % interval.",
+            "level and its 95 % interval, where there is one.",
             65,
         ),
     ]

@@ -19,13 +19,22 @@ from histokit.cohort import Cohort, Slide
 from histokit.eval_pictures import representative_slides
 from histokit.evaluate import SlideScore, load_held_out
 from histokit.genes import normalise
-from histokit.metrics import bootstrap_interval
+from histokit.intervals import Units, mean_interval, units_of
 from histokit.models.bpbooster import BPBooster
 from histokit.plots_embeddings import ClusterMap, cluster_maps
 from histokit.predictions import read_tissue
 from histokit.progress import progress_bar
-from histokit.report import NONE, Picture, Section, Table, number, with_interval
+from histokit.report import (
+    NONE,
+    Picture,
+    Section,
+    Table,
+    interval_note,
+    number,
+    with_interval,
+)
 from histokit.runs import Fold, Run
+from histokit.summary import MIN_SPOTS, averaged
 
 CLUSTERS = 6  # the paper gives no number
 PER_CLUSTER = 5  # spots at least, on average: fewer clusters on a slide of few spots
@@ -93,10 +102,9 @@ def embedding_sections(
             slide = sample_spots(load_held_out(fold, cohort, score.slide_id, genes))
             expression = varying_expression(slide, target)
             found = cluster_all(embeddings_of(model, pca, slide, expression))
-            rows += [
-                {"fold": fold.name, "slide_id": slide.slide_id} | row
-                for row in describe(found, expression)
-            ]
+            few = score.num_spots < MIN_SPOTS
+            which = {"fold": fold.name, "slide_id": slide.slide_id, "patient": score.patient}
+            rows += [which | {"below_floor": few} | row for row in describe(found, expression)]
             if (fold.name, slide.slide_id) in shown:
                 drawn.append(draw(fold, cohort, slide, found, folder))
     table = pd.DataFrame(rows)
@@ -216,29 +224,33 @@ def describe(found: Mapping[str, Clustering], expression: np.ndarray) -> Iterato
 
 def summary_table(table: pd.DataFrame) -> Table:
     """A row an embedding, means over test slides; a slide of several folds counts once."""
+    columns = ["embedding", "dimensions", "effective", "silhouette", "variance explained"]
+    columns += ["by chance", "above PCA"]
+    table = averaged(table)
+    if table.empty:
+        return Table("", columns, [], f"No test slide has {MIN_SPOTS} spots.")
+    patients = table.groupby("slide_id", sort=False)["patient"].first()
     slides = table.groupby(["embedding", "slide_id"], sort=False).mean(numeric_only=True)
-    rows = []
-    for name in [name for name in NAMES if name in slides.index]:
-        own, against = slides.loc[name], slides["explained"].loc[COMPONENTS]
-        gain = own["explained"] - against
-        rows.append(
-            [NAMES[name], number(float(own["dimensions"].mean()), 0),
-             number(float(own["effective_dimensions"].mean()), 1), _mean(own["silhouette"]),
-             _mean(own["explained"], 3), number(float(own["by_chance"].mean()), 3),
-             NONE if name == COMPONENTS else _mean(gain, 3)]
-        )  # fmt: skip
-    return Table(
-        "",
-        ["embedding", "dimensions", "effective", "silhouette", "variance explained",
-         "by chance", "above PCA"],
-        rows,
-        "Mean over test slides with its 95 % bootstrap interval; the last column is paired by "
-        "slide. Each slide is in embeddings.csv.",
-    )  # fmt: skip
+    names = [name for name in NAMES if name in slides.index]
+    slides = {name: slides.loc[name].reindex(patients.index) for name in names}
+    units, against = units_of(patients), slides[COMPONENTS]["explained"]
+    rows = [
+        [NAMES[name], number(float(own["dimensions"].mean()), 0),
+         number(float(own["effective_dimensions"].mean()), 1), _mean(own["silhouette"], units),
+         _mean(own["explained"], units, 3), number(float(own["by_chance"].mean()), 3),
+         NONE if name == COMPONENTS else _mean(own["explained"] - against, units, 3)]
+        for name, own in slides.items()
+    ]  # fmt: skip
+    found = mean_interval(against.to_numpy(dtype=float), units)
+    note = interval_note(found.unit, found.units, not np.isnan(found.low))
+    note = f"Mean over test slides; the last column is paired by slide. {note}"
+    return Table("", columns, rows, f"{note} Each slide is in embeddings.csv.")
 
 
-def _mean(values: pd.Series, digits: int = 2) -> str:
-    return with_interval(float(values.mean()), *bootstrap_interval(values.to_numpy()), digits)
+def _mean(values: pd.Series, units: Units, digits: int = 2) -> str:
+    """Mean over slides with its interval."""
+    found = mean_interval(values.to_numpy(dtype=float), units)
+    return with_interval(float(values.mean()), found.low, found.high, digits)
 
 
 def draw(

@@ -14,7 +14,7 @@ import pandas as pd
 
 import histokit
 from histokit.cohort import Cohort
-from histokit.controls import controls_of, open_cohort
+from histokit.controls import controls_of, open_cohort, outdated
 from histokit.errors import InputError
 from histokit.eval_biology import SignatureScores, check_biology, genes_of, read_biology
 from histokit.eval_biology_sections import biology_sections
@@ -75,8 +75,8 @@ class Job:
 
 def prepare(cfg) -> list[Job]:
     """Open every run and refuse what cannot be scored or compared before any work is done."""
-    if cfg.num_hvg < 1 or cfg.bootstrap < 1:
-        raise InputError("--num-hvg and --bootstrap must be at least 1")
+    if cfg.num_hvg < 1:
+        raise InputError("--num-hvg must be at least 1")
     if cfg.published:
         read_published(cfg.published)  # an unknown task ends here
     names = _short_names(cfg.run)
@@ -163,7 +163,7 @@ def evaluate(job: Job, cfg, controls: Mapping[str, dict], team: Team = ALONE) ->
         if not team.first:
             return {}
         slides, genes = slide_table(scores), gene_table(scores)
-        summary = summarise(slides, cfg.bootstrap)
+        summary = summarise(slides)
         slides.to_csv(folder / "slides.csv", index=False)
         genes.to_csv(folder / "genes.csv", float_format="%.6g")
         pcc_matrix(scores).to_csv(folder / "pcc_by_slide.csv", float_format="%.4f")
@@ -179,9 +179,7 @@ def evaluate(job: Job, cfg, controls: Mapping[str, dict], team: Team = ALONE) ->
             for sections_of in (prototype_sections, embedding_sections):
                 learnt += sections_of(job.run, job.cohort, scores, folder, shown)
         behind = genes_of(scores)
-        asked = biology_sections(
-            biology, job.run, job.cohort, behind, signatures, genes, folder, cfg.bootstrap
-        )
+        asked = biology_sections(biology, job.run, job.cohort, behind, signatures, genes, folder)
         result = {
             "slides": slides,
             "summary": summary,
@@ -226,9 +224,11 @@ def _add_trust(job: Job, cfg, result: dict, controls, listed, folder, said, sect
     """Controls, protocol, published figures and audit: into the verdict and the sections."""
     extra = []
     if controls:
-        sentences, result["controls"] = control_parts(job.name, result, controls, cfg.bootstrap)
+        sentences, result["controls"] = control_parts(job.name, result, controls)
         said += sentences
         extra.append(control_section(result["controls"]))
+    if old := outdated(job.run):
+        said.append(old)
     task = None if job.control else cfg.published
     result["protocol"], more = protocol_parts(
         job.run, job.cohort, cfg.protocol, listed, task, folder
@@ -248,7 +248,7 @@ def _provenance(job: Job, cfg) -> dict:
         "transform": options["target"],
         "knobs": _knobs(job, cfg),
         "hvgs": cfg.hvg_file or f"top {cfg.num_hvg} of the training slides of each fold",
-        "bootstrap": cfg.bootstrap,
+        "intervals": "95 %, over the unit of each row; see docs/statistics.md",
         "config": job.run.config,
     }
 

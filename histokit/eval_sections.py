@@ -7,8 +7,19 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from histokit.report import NONE, Picture, Section, Table, number, with_interval
-from histokit.summary import METRICS, pick
+from histokit.intervals import FEWEST
+from histokit.report import (
+    NONE,
+    Picture,
+    Section,
+    Table,
+    interval_note,
+    number,
+    over_units,
+    plural,
+    with_interval,
+)
+from histokit.summary import METRICS, MIN_SPOTS, pick
 
 SEEN_GROUPS = {
     "yes": "patients also in training",
@@ -18,9 +29,9 @@ SEEN_GROUPS = {
 _FOLDS = 12  # with more folds, a row each would bury the rest; summary.csv has them all
 _GENES = 10
 COMPARISON_TEXT = (
-    "Each figure is a mean over slides with its 95 % bootstrap interval. “To best” is the "
-    "difference in the PCC of the highly variable genes to the first row, paired by slide: where "
-    "its interval holds 0, these slides do not tell the two runs apart."
+    "Each figure is a mean over slides with its 95 % interval. “To best” is the difference in the "
+    "PCC of the highly variable genes to the first row, paired by slide, with an interval over the "
+    "same patients: where it holds 0, these slides do not tell the two runs apart."
 )
 
 
@@ -39,13 +50,18 @@ def _figures(row: Mapping) -> list[str]:
 
 
 def _averages(summary: pd.DataFrame, by: str, group: str, average: str = "micro") -> list:
-    """Slides, patients, and the three figures of one group."""
+    """Slides, patients, the three figures of one group, and what their intervals are over."""
     results = {metric: pick(summary, metric, by, group, average) for metric in METRICS}
     figures = {}
     for metric, result in results.items():
         figures |= {metric: result["value"], f"{metric}_low": result["low"]}
         figures[f"{metric}_high"] = result["high"]
-    return [int(result["slides"]), int(result["patients"]) or NONE, *_figures(figures)]
+    fullest = max(results.values(), key=lambda result: result["units"])
+    over = over_units(fullest["unit"], int(fullest["units"]))
+    if all(np.isnan(result["low"]) for result in results.values()):
+        over = f"none: {over}"
+    counts = [int(fullest["slides"]), int(fullest["patients"]) or NONE]
+    return [*counts, *_figures(figures), over]
 
 
 def result_table(summary: pd.DataFrame, num_hvg: int) -> Table:
@@ -64,10 +80,14 @@ def result_table(summary: pd.DataFrame, num_hvg: int) -> Table:
             name = SEEN_GROUPS[group] if by == "patient_seen" else f"{by} {group or NONE}"
             rows.append([name, *_averages(summary, by, group)])
     note = (
-        "Mean over slides with its 95 % bootstrap interval, which takes two slides at least; a "
-        "dash where nothing could be scored."
+        f"Mean over slides with its 95 % interval, which takes {FEWEST} patients (or slides, where "
+        "patients are unknown) at least; a dash where nothing could be scored."
     )
-    return Table("", ["", "slides", "patients", *headings(num_hvg)], rows, note)
+    left = int(summary.loc[summary["by"] == "all", "slides_below_floor"].iloc[0])
+    if left:
+        note += f" {plural(left, 'slide')} of fewer than {MIN_SPOTS} spots left out."
+    columns = ["", "slides", "patients", *headings(num_hvg), "95 % interval over"]
+    return Table("", columns, rows, note)
 
 
 def _folds_say_more(summary: pd.DataFrame, folds: list) -> bool:
@@ -83,7 +103,8 @@ def slide_rows(slides: pd.DataFrame, num_hvg: int) -> list[Table]:
     for s in slides.itertuples():
         row = [s.slide_id, s.fold, s.cancer or NONE, s.patient or NONE, s.patient_seen]
         error, variance = number(s.mse, 3), number(s.target_variance, 3)
-        figures.append([*row, s.spots, s.pcc_hvg, s.pcc_all, error, variance])
+        spots = f"{s.spots:,}, not averaged" if s.below_floor else s.spots
+        figures.append([*row, spots, s.pcc_hvg, s.pcc_all, error, variance])
         scored = [f"{s.hvgs_scored} of {s.hvgs}", f"{s.genes_scored:,} of {s.genes:,}"]
         missing = [s.genes_unmeasured, s.genes_constant, s.genes_constant_prediction]
         counts.append([*row[:2], *scored, *missing])
@@ -148,7 +169,13 @@ def comparison_rows(table: pd.DataFrame, num_hvg: int, title: str) -> Table:
     for row in table.to_dict("records"):
         gap = with_interval(*(row[f"difference{end}"] for end in ("", "_low", "_high")))
         rows.append([row["run"], row["model"], row["encoder"], *_figures(row), gap])
-    return Table(title, columns, rows, text_columns=3)
+    first = table.sort_values("units", kind="stable").iloc[-1]
+    given = table[[f"{metric}_low" for metric in METRICS]].notna().any(axis=None)
+    note = interval_note(first["unit"], int(first["units"]), given)
+    left = int(first["slides_below_floor"])
+    if left:
+        note += f" {plural(left, 'slide')} of fewer than {MIN_SPOTS} spots left out."
+    return Table(title, columns, rows, note, text_columns=3)
 
 
 def comparison_verdict(rows: pd.DataFrame, transform: str) -> str:
@@ -157,6 +184,8 @@ def comparison_verdict(rows: pd.DataFrame, transform: str) -> str:
     if np.isnan(best["pcc_hvg"]):
         return f"No run on {transform} has a PCC: its predictions are the same in every spot."
     figure = with_interval(*best[["pcc_hvg", "pcc_hvg_low", "pcc_hvg_high"]])
+    over = over_units(best["unit"], int(best["units"]))
+    figure += f" (no interval: {over})" if np.isnan(best["pcc_hvg_low"]) else f" (over {over})"
     said = f"On {transform}, {best['run']} reaches the highest mean PCC, {figure}"
     following = rows.iloc[1:].dropna(subset="difference")
     if following.empty:
@@ -166,7 +195,9 @@ def comparison_verdict(rows: pd.DataFrame, transform: str) -> str:
         *(-second[name] for name in ("difference", "difference_high", "difference_low"))
     )
     said += f", and leads {second['run']} by {gap}"
-    if np.isnan(second["difference_low"]) or second["difference_high"] >= 0:
+    if np.isnan(second["difference_low"]):
+        return f"{said}: {over} cannot tell the two apart."
+    if second["difference_high"] >= 0:
         return f"{said}: these slides do not tell the two apart."
     return f"{said}."
 
@@ -218,7 +249,7 @@ def _caveats(runs: Mapping[str, dict]) -> list[str]:
 
 
 def text_table(table: Table) -> str:
-    """A table for the terminal, in aligned columns."""
+    """A table for the terminal, in aligned columns, and its note."""
     cells = [list(table.columns), *([number(cell) for cell in row] for row in table.rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(table.columns))]
     lines = []
@@ -229,4 +260,4 @@ def text_table(table: Table) -> str:
         ]
         lines.append("  ".join(padded).rstrip())
     lines.insert(1, "-" * int(np.max([len(line) for line in lines])))
-    return "\n".join(lines)
+    return "\n".join([*lines, *([table.note] if table.note else [])])

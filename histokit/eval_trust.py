@@ -8,23 +8,21 @@ from pathlib import Path
 
 import pandas as pd
 
-from histokit.controls import LABELS, MEANING, SHUFFLED
+from histokit.controls import LABELS, MEANING, SHUFFLED, draw_of
 from histokit.eval_sections import comparison_rows
-from histokit.files import reading
 from histokit.protocols import PROTOCOLS, Protocol, score_protocol
 from histokit.published import beside_published
-from histokit.report import NONE, Section, Table, number, plural, with_interval
+from histokit.report import NONE, Section, Table, no_interval, number, plural, with_interval
 from histokit.runs import Run
-from histokit.summary import compare
+from histokit.summary import averaged, compare
 from histokit.tables import read_table
 
 _POOLS = 12  # rows by pool in a report; protocol.csv has all
 _FINDINGS = 30
-FINDINGS = ("severity", "where", "finding")
 
 
 def control_parts(
-    name: str, result: Mapping, controls: Mapping[str, Mapping], resamples: int
+    name: str, result: Mapping, controls: Mapping[str, Mapping]
 ) -> tuple[list[str], Table]:
     """Sentences on what a run's controls say, and the table that holds them beside it.
 
@@ -32,33 +30,47 @@ def control_parts(
         name: of the run.
         result: of ``histokit.eval_run.evaluate``.
         controls: results of its controls, by name; not empty.
-        resamples: of the bootstrap.
     """
-    table = compare({name: result, **controls}, resamples)
+    table = compare({name: result, **controls})
     rows = table[table["by"] == "all"].reset_index(drop=True)
     full = comparison_rows(rows, int(result["slides"]["hvgs"].max()), "")
     names = ["this run", *(controls[name]["control"] for name in rows["run"].iloc[1:])]
-    cells = [[first, *row[3:]] for first, row in zip(names, full.rows, strict=True)]
-    shown = Table("", ["", *full.columns[3:-1], "to this run"], cells)
+    draws = [NONE, *(_draws(controls[name]["slides"]) for name in rows["run"].iloc[1:])]
+    cells = [[first, *row[3:], drawn]
+             for first, row, drawn in zip(names, full.rows, draws, strict=True)]  # fmt: skip
+    columns = ["", *full.columns[3:-1], "to this run", "PCC of the draws"]
+    shown = Table("", columns, cells, full.note)
     own = rows["pcc_hvg"].iloc[0]
     sentences = []
     for row in rows.iloc[1:].to_dict("records"):
         if math.isnan(row["pcc_hvg"]) or math.isnan(own):
             continue
         figure = with_interval(row["pcc_hvg"], row["pcc_hvg_low"], row["pcc_hvg_high"])
-        apart = row["difference_high"] < 0
         if controls[row["run"]]["control"] == LABELS[SHUFFLED]:
+            drawn = _draws(controls[row["run"]]["slides"])
             said = f"Trained on shuffled spots, the same model has a mean PCC of {figure}"
+            said += "" if drawn == NONE else f" ({drawn})"
             end = ": that is chance, and the run is above it."
-            if not apart:
-                end = ": these slides do not tell the run from chance."
+            unclear = ": these slides do not tell the run from chance."
         else:
             said = f"A line on each spot's library size, without any image, has {figure}"
             end = ", less than the run."
-            if not apart:
-                end = ": so much of the PCC may be how many molecules were caught."
-        sentences.append(said + end)
+            unclear = ": so much of the PCC may be how many molecules were caught."
+        if math.isnan(row["difference_low"]):
+            end = unclear = (
+                f"; no interval of the difference: {no_interval(row['unit'], row['units'])}."
+            )
+        sentences.append(said + (end if row["difference_high"] < 0 else unclear))
     return sentences, shown
+
+
+def _draws(slides: pd.DataFrame) -> str:
+    """Range over the draws of a control of the mean PCC over slides; a dash with a single one."""
+    draw = slides["fold"].map(draw_of)
+    means = averaged(slides)["pcc_hvg"].groupby(draw).mean().dropna()
+    if draw.nunique() < 2 or means.empty:
+        return NONE
+    return f"{draw.nunique()} draws from {number(means.min())} to {number(means.max())}"
 
 
 def control_section(table: Table) -> Section:
@@ -71,17 +83,18 @@ def audit_parts(run: Run) -> tuple[list[str], list[Section]]:
     folder = run.folder / "audit"
     if not (folder / "audit.json").is_file():
         return [], []
-    findings = read_table(folder / "findings.csv", FINDINGS, "table of an audit's findings")
-    with reading(folder / "slides.csv", "table of an audit's slides", "remove the folder audit"):
-        text = {"slide_id": str, "cancer": str, "patient": str, "technology": str}
-        slides = pd.read_csv(folder / "slides.csv", dtype=text)
+    columns = ("severity", "where", "finding")
+    findings = read_table(folder / "findings.csv", columns, "table of the audit")
+    slides = read_table(folder / "slides.csv", ("slide_id",), "table of the audit")
+    figures = slides.columns.drop("slide_id")
+    slides[figures] = slides[figures].apply(pd.to_numeric, errors="coerce")
     errors = findings[findings["severity"] == "error"]
     said = []
     if len(errors):
         first = errors.iloc[0]
         found = f"{plural(len(errors), 'error')}{', such as' if len(errors) > 1 else ''}"
         said = [f"The audit found {found}: in {first['where']}, {first['finding']}."]
-    order = findings["severity"].map(["error", "warning", "note"].index)
+    order = findings["severity"].map({"error": 0, "warning": 1, "note": 2})
     rows = findings.loc[order.sort_values(kind="stable").index, ["severity", "where", "finding"]]
     note = f"The gravest {_FINDINGS} of {len(rows)}; audit/findings.csv has all."
     tables = [

@@ -160,39 +160,3 @@ def macro_mean(values: np.ndarray, groups: np.ndarray) -> float:
     """Mean over groups of the mean within each group; NaN is left out. Both are (S,)."""
     values, groups = np.asarray(values, dtype=float), np.asarray(groups)
     return mean_or_nan([mean_or_nan(values[groups == group]) for group in np.unique(groups)])
-
-
-def bootstrap_interval(
-    values: np.ndarray,
-    groups: np.ndarray | None = None,
-    resamples: int = 10_000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean over slides (Efron 1979).
-
-    Args:
-        values: (S,), one number a slide; NaN is left out.
-        groups: (S,); with it the statistic is the macro mean, and slides are drawn within their
-            group, so that every group stays in every resample.
-        resamples: how many.
-        seed: of the draw.
-        level: coverage.
-
-    Returns:
-        The two ends; NaN, NaN where no group has two slides, since one slide shows no spread.
-    """
-    values = np.asarray(values, dtype=float)
-    groups = np.zeros(len(values), dtype=int) if groups is None else np.asarray(groups)
-    keep = ~np.isnan(values)
-    values, groups = values[keep], groups[keep]
-    names, sizes = np.unique(groups, return_counts=True)
-    if not len(names) or sizes.max() < 2:
-        return float("nan"), float("nan")
-    rng = np.random.default_rng(seed)
-    means = np.zeros(resamples)
-    for name in names:
-        own = values[groups == name]
-        means += own[rng.integers(0, len(own), (resamples, len(own)))].mean(1)
-    low, high = np.quantile(means / len(names), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)

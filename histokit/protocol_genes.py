@@ -70,25 +70,30 @@ def stem_genes(
 ) -> list[str]:
     """Stem's HMHVG: genes of high mean and high deviation of the raw counts of all slides.
 
-    Union of each slide's highly variable genes (genes with a count; counts normalised to the
-    median total, log1p, scanpy), without mitochondrial and ribosomal ones; of those measured on
-    every slide the ``top`` by mean that are also among the ``top`` by standard deviation.
+    Slides are cut to the genes that all of them measured before anything else, as Stem does: what
+    is left out would take part in the total counts and in the ranks. Then the union of each slide's
+    highly variable genes (genes with a count; counts normalized to the median total, log1p,
+    scanpy), without mitochondrial and ribosomal ones, and of these the ``top`` by mean that are
+    also among the ``top`` by standard deviation.
     """
     import anndata
     import scanpy
 
-    union, common = {}, None
+    common = list(cohort.gene_table(slides[0]).index)
+    for slide_id in slides[1:]:
+        own = set(cohort.gene_table(slide_id).index)
+        common = [name for name in common if name in own]
+    union = {}
     for slide_id in slides:
-        slide, names = _own_genes(cohort, slide_id)
-        common = set(names) if common is None else common & set(names)
+        slide = cohort.load(slide_id, common)
         data = anndata.AnnData(slide.counts.copy())
-        data.var_names = names
+        data.var_names = common
         data = data[:, slide.counts.getnnz(axis=0) > 0].copy()
         scanpy.pp.normalize_total(data)
         scanpy.pp.log1p(data)
         scanpy.pp.highly_variable_genes(data, n_top_genes=min(num_hvgs, data.n_vars))
         union |= dict.fromkeys(data.var_names[data.var["highly_variable"]])
-    kept = [n for n in union if n in common and not n.startswith(_PREFIXES)]
+    kept = [name for name in union if not name.startswith(_PREFIXES)]
     counts = sp.vstack([cohort.load(s, kept).counts for s in slides], format="csc")
     mean = np.asarray(counts.mean(axis=0, dtype=np.float64)).ravel()
     square = np.asarray(counts.multiply(counts).mean(axis=0, dtype=np.float64)).ravel()

@@ -126,7 +126,7 @@ PROTOCOLS = {
             "Stem (Zhu et al. 2025), its HMHVG genes and PCC-10/50/200",
             "log2",
             "in both the 241 highest means and deviations of raw counts, among each slide's 2,000 "
-            "highly variable genes, test slides too",
+            "highly variable genes of those that all slides measured, test slides too",
             "slide",
             "skip",
             "mean over the k genes with the highest correlation reached, then over slides",

@@ -15,7 +15,8 @@ import pandas as pd
 from PIL import Image
 
 from histokit.files import atomic_path
-from histokit.summary import one_row_a_slide, pick
+from histokit.intervals import FEWEST
+from histokit.summary import MIN_SPOTS, averaged, one_row_a_slide, pick
 
 UNITS = {
     "counts10k-log1p": "log(1 + counts per 10,000)",
@@ -25,6 +26,7 @@ UNITS = {
 NONE = "\u2013"  # a dash where there is no number
 # A picture over this many bytes is tissue; as JPEG it takes a fifth of the room.
 _PHOTO = 400_000
+_NAMED = 10  # slides named in a sentence
 
 GLOSSARY = (
     (
@@ -73,9 +75,16 @@ GLOSSARY = (
     ),
     (
         "95 % interval",
-        "Percentile bootstrap over test slides. It shows how the mean would move with other slides "
-        "like these; slides of one patient are alike, so with few patients it is too narrow. One "
-        "slide has no interval.",
+        "How the mean would move with other patients like these: slides of one patient are alike, "
+        "so patients are counted, or slides where no patient is known. Fewer than "
+        f"{FEWEST} have no interval. Where all slides are of one patient it is over sections and "
+        "says nothing of other patients. A mean of cancers has an interval over patients where "
+        f"each cancer has {FEWEST}, and over cancers otherwise.",
+    ),
+    (
+        "Slides of few spots",
+        f"With fewer than {MIN_SPOTS} spots a correlation is mostly chance (over two it is always "
+        "1 or \u22121). Such slides are scored and listed, and left out of every average.",
     ),
     (
         "Raw-count targets",
@@ -137,6 +146,52 @@ def with_interval(value: float, low: float, high: float, digits: int = 2) -> str
     return f"{number(value, digits)} [{number(low, digits)}, {number(high, digits)}]"
 
 
+def over_units(unit: str, units: int) -> str:
+    """What an interval is over, such as ``5 patients``."""
+    if unit == "section" and units == 1:
+        return "one section"
+    if unit == "section":
+        return f"{plural(units, 'section')} of one patient"
+    if unit == "patient or slide":
+        return f"{plural(units, 'patient')}, slides where unknown"
+    return plural(units, unit) + (" of unknown patients" if unit == "slide" else "")
+
+
+def no_interval(unit: str, units: int) -> str:
+    """Why there is none over so many units."""
+    if units >= FEWEST:
+        return f"one of {over_units(unit, units)} outweighs the others"
+    return f"{over_units(unit, units)} cannot show how others vary"
+
+
+def interval_note(unit: str, units: int, given: bool = True) -> str:
+    """What the brackets of a table are, or why there are none, in a sentence.
+
+    Args:
+        unit: of ``histokit.intervals.Interval``.
+        units: how many.
+        given: whether there are intervals.
+    """
+    if not given:
+        return f"No interval: {no_interval(unit, units)}."
+    said = f"Brackets: 95 % interval over {over_units(unit, units)}"
+    return said + (", which says nothing of other patients." if unit == "section" else ".")
+
+
+def left_out(slides: pd.DataFrame) -> str:
+    """A sentence on slides of too few spots for averages; empty where there is none."""
+    names = list(dict.fromkeys(slides.loc[slides["below_floor"].astype(bool), "slide_id"]))
+    if not names:
+        return ""
+    shown = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" * (len(names) > _NAMED))
+    count = plural(len(names), "slide")
+    verb = "has" if len(names) == 1 else "have"
+    return (
+        f"{count} {verb} fewer than {MIN_SPOTS} spots, over which a correlation is mostly chance, "
+        f"and {'is' if len(names) == 1 else 'are'} listed but in no average: {shown}."
+    )
+
+
 def _shown(summary: pd.DataFrame, metric: str, *where) -> str:
     row = pick(summary, metric, *where)
     return with_interval(row["value"], row["low"], row["high"])
@@ -160,16 +215,29 @@ def verdict(slides: pd.DataFrame, summary: pd.DataFrame, transform: str) -> list
     tested = f"{plural(int(headline['slides']), 'test slide')}"
     if headline["patients"]:
         tested += f" of {plural(int(headline['patients']), 'patient')}"
-    if math.isnan(value):
+    over = over_units(headline["unit"], int(headline["units"]))
+    if not headline["slides"]:
+        said = [f"No test slide has the {MIN_SPOTS} spots that an average takes."]
+    elif math.isnan(value):
         said = [
             f"On {tested} the {genes} most variable genes have no correlation with their "
             "prediction: it is the same in every spot, or nothing varies."
         ]
     else:
+        interval = f"95 % interval over {over}"
+        if math.isnan(headline["low"]):
+            interval = f"no interval: {no_interval(headline['unit'], int(headline['units']))}"
         said = [
             f"On {tested}, measured and predicted expression of the {genes} most variable genes "
-            f"correlate with a mean PCC of {_shown(summary, 'pcc_hvg')}. {_share(value, transform)}"
+            f"correlate with a mean PCC of {_shown(summary, 'pcc_hvg')} ({interval}). "
+            f"{_share(value, transform)}"
         ]
+        if headline["low"] <= 0 <= headline["high"]:
+            said.append("The interval holds 0: these slides do not show that anything is told.")
+    said.append(left_out(slides))
+    slides = averaged(slides)
+    if slides.empty:
+        return [sentence for sentence in said if sentence]
     said += [patients_sentence(slides, summary), unknown_cancers(slides)]
     error, variance = (
         pick(summary, "mse")["value"],
@@ -227,12 +295,15 @@ def patients_sentence(slides: pd.DataFrame, summary: pd.DataFrame) -> str:
         "yes": "of patients also seen in training",
         "unknown": "of unknown patients",
     }
-    scores = [
-        f"{_shown(summary, 'pcc_hvg', 'patient_seen', key)} on "
-        f"{plural(slides.loc[slides['patient_seen'] == key, 'slide_id'].nunique(), 'slide')} {text}"
-        for key, text in parts.items()
-        if key in seen
-    ]
+    scores = []
+    for key, text in parts.items():
+        if key not in seen:
+            continue
+        row = pick(summary, "pcc_hvg", "patient_seen", key)
+        figure = _shown(summary, "pcc_hvg", "patient_seen", key)
+        if not math.isnan(row["low"]):
+            figure += f" (over {over_units(row['unit'], int(row['units']))})"
+        scores.append(f"{figure} on {plural(int(row['slides']), 'slide')} {text}")
     text = f"The PCC is {', '.join(scores[:-1])} and {scores[-1]}."
     if "no" in seen:
         text += " Only the first tells what to expect on a new patient."

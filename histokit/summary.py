@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,9 +10,15 @@ import pandas as pd
 
 from histokit.errors import InputError
 from histokit.evaluate import SlideScore
-from histokit.metrics import bootstrap_interval, macro_mean, mean_or_nan
+from histokit.intervals import Interval, mean_interval, units_of
+from histokit.metrics import macro_mean, mean_or_nan
 
 METRICS = ("pcc_hvg", "pcc_all", "mse")
+CORRELATION = (-1.0, 1.0)  # what no mean of correlations can leave
+BOUNDS = {"pcc_hvg": CORRELATION, "pcc_all": CORRELATION, "mse": (0.0, np.inf)}
+# The correlation of n unrelated pairs of numbers deviates by 1 / sqrt(n - 1): .23 at 20 spots, and
+# 1 at two, where it can only be +1 or -1.
+MIN_SPOTS = 20
 
 
 def slide_table(scores: Sequence[SlideScore]) -> pd.DataFrame:
@@ -31,6 +37,7 @@ def _slide_row(score: SlideScore) -> dict:
         "patient_seen": score.patient_seen,
         "cancer_known": "yes" if score.cancer_known else "no",
         "spots": score.num_spots,
+        "below_floor": score.num_spots < MIN_SPOTS,
         "pcc_hvg": mean_or_nan(score.pcc[score.hvg]),
         "hvgs": int(score.hvg.sum()),
         "hvgs_scored": int((score.hvg & scored).sum()),
@@ -45,12 +52,22 @@ def _slide_row(score: SlideScore) -> dict:
     }
 
 
+def averaged(slides: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a table of slides that take part in averages: slides of MIN_SPOTS spots at least."""
+    return slides[~slides["below_floor"].astype(bool)]
+
+
+def scores_averaged(scores: Sequence[SlideScore]) -> list[SlideScore]:
+    """Scores of the slides that take part in averages."""
+    return [score for score in scores if score.num_spots >= MIN_SPOTS]
+
+
 def pcc_matrix(scores: Sequence[SlideScore], values: str = "pcc") -> pd.DataFrame:
     """Genes of all folds x test slides; a slide tested in several folds has their mean.
 
     Args:
         scores: of one run.
-        values: ``pcc``, ``mse`` or ``variance``.
+        values: ``pcc``, ``mse``, ``variance`` or ``target_mean``.
     """
     columns: dict[str, list[pd.Series]] = {}
     for score in scores:
@@ -61,20 +78,24 @@ def pcc_matrix(scores: Sequence[SlideScore], values: str = "pcc") -> pd.DataFram
         for slide, parts in columns.items()
     }
     genes = pd.Index(list(dict.fromkeys(g for s in scores for g in s.genes["gene"])), name="gene")
-    return pd.DataFrame({slide: series.reindex(genes) for slide, series in merged.items()})
+    return pd.DataFrame(
+        {slide: series.reindex(genes) for slide, series in merged.items()}, index=genes, dtype=float
+    )
 
 
 def gene_table(scores: Sequence[SlideScore]) -> pd.DataFrame:
-    """One row a gene, best mean PCC first: its averages over slides and what was not scored."""
-    pcc = pcc_matrix(scores)
+    """One row a gene, best mean PCC first: its averages over slides and what was not scored.
+
+    Slides of fewer than MIN_SPOTS spots take part in nothing but the list of genes.
+    """
     names = pd.concat([s.genes[["gene", "gene_id", "symbol"]] for s in scores])
-    table = names.drop_duplicates("gene").set_index("gene").loc[pcc.index]
-    table["hvg_folds"] = _count(scores, pcc.index, lambda s: s.hvg, per="fold")
-    with warnings.catch_warnings():  # a gene without any score is NaN, which is the answer
-        warnings.simplefilter("ignore", RuntimeWarning)
-        table["pcc"] = np.nanmean(pcc, axis=1)
-        table["pcc_lowest"] = np.nanmin(pcc, axis=1)
-        table["pcc_highest"] = np.nanmax(pcc, axis=1)
+    table = names.drop_duplicates("gene").set_index("gene")
+    table["hvg_folds"] = _count(scores, table.index, lambda s: s.hvg, per="fold")
+    scores = scores_averaged(scores)
+    pcc = pcc_matrix(scores).reindex(table.index)
+    table["pcc"] = pcc.mean(axis=1)
+    table["pcc_lowest"] = pcc.min(axis=1)
+    table["pcc_highest"] = pcc.max(axis=1)
     table["mse"] = pcc_matrix(scores, "mse").mean(axis=1)
     table["target_variance"] = pcc_matrix(scores, "variance").mean(axis=1)
     table["slides_scored"] = pcc.notna().sum(axis=1)
@@ -93,7 +114,7 @@ def _count(scores, genes: pd.Index, condition, per: str = "slide_id") -> np.ndar
         rows = genes.get_indexer(score.genes["gene"])
         flags = seen.setdefault(getattr(score, per), np.zeros(len(genes), bool))
         flags[rows] |= condition(score)
-    return np.sum(list(seen.values()), axis=0)
+    return np.sum(list(seen.values()), axis=0) if seen else np.zeros(len(genes), int)
 
 
 def one_row_a_slide(slides: pd.DataFrame) -> pd.DataFrame:
@@ -106,36 +127,48 @@ def one_row_a_slide(slides: pd.DataFrame) -> pd.DataFrame:
     return slides.groupby("slide_id", sort=False).agg(rule).reset_index()
 
 
-def summarise(slides: pd.DataFrame, resamples: int = 10_000) -> pd.DataFrame:
-    """Averages over slides with 95 % bootstrap intervals.
+def summarise(slides: pd.DataFrame) -> pd.DataFrame:
+    """Averages over slides with 95 % intervals.
 
     Args:
         slides: of ``slide_table``.
-        resamples: of the bootstrap; its seed is fixed, so the same table gives the same interval.
 
     Returns:
         Rows by (``by``, ``group``, ``average``, ``metric``): all slides, by whether the patient
-        was seen in training, by fold, by cancer; columns slides, patients, value, low, high.
-        ``micro`` is the mean over slides, ``macro`` the mean over cancers of the mean over their
-        slides.
+        was seen in training, by fold, by cancer. ``micro`` is the mean over slides, ``macro`` the
+        mean over cancers of the mean over their slides. ``slides`` and ``patients`` are averaged;
+        ``slides_below_floor`` are left out for their few spots. ``low`` and ``high`` are over
+        ``units`` of the kind ``unit`` (see ``histokit.intervals``), NaN where these are too few.
     """
     groups = [("all", "all", slides)]
     for by in ("patient_seen", "cancer", "fold"):
         groups += [(by, name, rows) for name, rows in slides.groupby(by, sort=False)]
     rows = []
-    for by, name, members in groups:
-        members = one_row_a_slide(members)
-        patients = members.loc[members["patient"] != "", "patient"].nunique()
+    for by, name, listed in groups:
+        members = one_row_a_slide(averaged(listed))
+        counts = {
+            "slides": len(members),
+            "patients": members.loc[members["patient"] != "", "patient"].nunique(),
+            "slides_below_floor": listed["slide_id"].nunique() - len(members),
+        }
         for metric in METRICS:
-            values, cancers = members[metric].to_numpy(), members["cancer"].to_numpy()
-            averages = {"micro": (mean_or_nan(values), None)}
-            if by in ("all", "patient_seen"):
-                averages["macro"] = (macro_mean(values, cancers), cancers)
-            for average, (value, within) in averages.items():
-                low, high = bootstrap_interval(values, within, resamples)
-                rows.append([by, name, average, metric, len(members), patients, value, low, high])
-    columns = ["by", "group", "average", "metric", "slides", "patients", "value", "low", "high"]
-    return pd.DataFrame(rows, columns=columns)
+            for average in ("micro", "macro") if by in ("all", "patient_seen") else ("micro",):
+                value, interval = _averaged(members, metric, average)
+                rows.append(
+                    {"by": by, "group": name, "average": average, "metric": metric}
+                    | counts
+                    | {"value": value}
+                    | dataclasses.asdict(interval)
+                )
+    return pd.DataFrame(rows)
+
+
+def _averaged(members: pd.DataFrame, metric: str, average: str) -> tuple[float, Interval]:
+    """A metric over slides, one row each, and its interval."""
+    values, cancers = members[metric].to_numpy(dtype=float), members["cancer"].to_numpy()
+    units, within = units_of(members["patient"]), cancers if average == "macro" else None
+    value = mean_or_nan(values) if within is None else macro_mean(values, cancers)
+    return value, mean_interval(values, units, within, BOUNDS[metric])
 
 
 def pick(summary: pd.DataFrame, metric: str, by="all", group="all", average="micro") -> pd.Series:
@@ -168,13 +201,12 @@ def check_same_slides(tested: dict[str, set[str]]) -> None:
             )
 
 
-def compare(runs: Mapping[str, Mapping], resamples: int = 10_000) -> pd.DataFrame:
+def compare(runs: Mapping[str, Mapping]) -> pd.DataFrame:
     """Runs on the same slides, those of one target together: figures of others say nothing here.
 
     Args:
         runs: by name, ``slides`` (of ``slide_table``), ``summary``, ``model``, ``encoder``,
             ``transform``.
-        resamples: of the bootstrap of the differences.
 
     Returns:
         Blocks by transform and group of slides (all; by whether the patient was seen, where all
@@ -190,12 +222,12 @@ def compare(runs: Mapping[str, Mapping], resamples: int = 10_000) -> pd.DataFram
         alike = {name: run for name, run in runs.items() if run["transform"] == transform}
         for by, group in groups:
             members = seen[0].index if by == "all" else seen[0].index[seen[0] == group]
-            rows += _block(alike, by, group, members, resamples)
+            rows += _block(alike, by, group, members)
     columns = ["difference", "difference_low", "difference_high"]
     return pd.DataFrame(rows, columns=list(dict.fromkeys([*rows[0], *columns])))
 
 
-def _block(runs: Mapping, by: str, group: str, slides: pd.Index, resamples: int) -> list[dict]:
+def _block(runs: Mapping, by: str, group: str, slides: pd.Index) -> list[dict]:
     block = [_compared(name, run, by, group) for name, run in runs.items()]
     # Controls come last: nobody chooses one, however high it scores.
     block.sort(
@@ -205,23 +237,26 @@ def _block(runs: Mapping, by: str, group: str, slides: pd.Index, resamples: int)
         )
     )
     values = {name: _by_slide(run["slides"], "pcc_hvg")[slides] for name, run in runs.items()}
+    units = units_of(_by_slide(next(iter(runs.values()))["slides"], "patient")[slides])
     for row in block[1:]:
         paired = (values[row["run"]] - values[block[0]["run"]]).to_numpy()
         row["difference"] = mean_or_nan(paired)
-        row["difference_low"], row["difference_high"] = bootstrap_interval(paired, None, resamples)
+        found = mean_interval(paired, units)
+        row["difference_low"], row["difference_high"] = found.low, found.high
     return block
 
 
 def _by_slide(slides: pd.DataFrame, column: str) -> pd.Series:
-    return one_row_a_slide(slides).set_index("slide_id")[column]
+    return one_row_a_slide(averaged(slides)).set_index("slide_id")[column]
 
 
 def _compared(name: str, run: Mapping, by: str, group: str) -> dict:
-    row = {"by": by, "group": group, "run": name}
+    row = {"by": by, "group": group, "run": name, "unit": "", "units": 0}
     row |= {key: run[key] for key in ("model", "encoder", "transform")}
     for metric in METRICS:
         result = pick(run["summary"], metric, by, group)
-        row |= {"slides": result["slides"], "patients": result["patients"]}
+        row |= {key: result[key] for key in ("slides", "patients", "slides_below_floor")}
         row |= {metric: result["value"], f"{metric}_low": result["low"]}
         row[f"{metric}_high"] = result["high"]
+        row |= {"unit": result["unit"], "units": max(row["units"], result["units"])}
     return row

@@ -27,7 +27,13 @@ from histokit.survey import Survey
 
 
 def train_fold(
-    cohort: Cohort, split: Split, cfg, folder: Path, team: Team = ALONE, key: GeneKey | None = None
+    cohort: Cohort,
+    split: Split,
+    cfg,
+    folder: Path,
+    team: Team = ALONE,
+    taught: Cohort | None = None,
+    key: GeneKey | None = None,
 ) -> None:
     """Train one fold into ``folder``; a finished one is left alone.
 
@@ -36,13 +42,15 @@ def train_fold(
     but for closed forms, BP-Booster and ``--hvg dispersion``, which need all training spots.
 
     Args:
-        cohort: of the slides.
+        cohort: of the slides; genes and their ranks come from it.
         split: the fold.
         cfg: options of run_train.py.
         folder: of the fold.
         team: the processes that train a network together.
+        taught: what the model learns from instead of it, in a control.
         key: how the cohort's genes are joined; of the fold's slides alone by default.
     """
+    taught = taught or cohort
     if (folder / "model.safetensors").is_file():
         if team.first:
             print(f"fold {split.name}: already trained")
@@ -50,7 +58,7 @@ def train_fold(
     members = split.train + split.val  # test slides are never read here
     panel = select_panel({s: cohort.gene_table(s) for s in members}, cfg.panel, key)
     stacked = cfg.model not in models.NETWORKS or cfg.hvg == "dispersion"
-    survey, kept = _read(cohort, split, panel, cfg, stacked, team)
+    survey, kept = _read(cohort, taught, split, panel, cfg, stacked, team)
     panel, seen = _describe(panel, survey, kept, cfg, split.name)
     if team.first:
         _write_table(split.table(cohort.slides), folder / "split.csv")
@@ -58,12 +66,12 @@ def train_fold(
     blocks = cohort.provenance(members[0]).get("blocks", ())
     standardizer = Standardizer.from_moments(cfg.standardize, *survey.feature_moments(), blocks)
     if cfg.model in models.NETWORKS:
-        model, arguments, said = fit_network(cohort, split, cfg, folder, panel, standardizer, team)
+        model, arguments, said = fit_network(taught, split, cfg, folder, panel, standardizer, team)
     else:
         pooled = _pool(kept, cfg.target, seen)
         if cfg.model == "bpbooster":
             model, arguments, said = fit_bpbooster(
-                cohort, split, cfg, folder, panel, pooled, standardizer
+                taught, split, cfg, folder, panel, pooled, standardizer
             )
         else:
             model, arguments, said = _fit_closed_form(cfg.model, pooled, standardizer)
@@ -75,9 +83,13 @@ def train_fold(
 
 
 def _read(
-    cohort: Cohort, split: Split, panel: pd.DataFrame, cfg, stacked: bool, team: Team
-) -> tuple[Survey, list[Slide]]:
-    """Survey the training slides, each rank its share; keep them only where ``stacked`` asks."""
+    cohort: Cohort, taught: Cohort, split: Split, panel: pd.DataFrame, cfg, stacked: bool,
+    team: Team,
+) -> tuple[Survey, list[Slide]]:  # fmt: skip
+    """Survey the training slides, each rank its share.
+
+    Where ``stacked`` asks, keep them as the model is taught them.
+    """
     survey, kept = Survey(len(panel), cfg.target), []
     genes = panel[["gene", "gene_id", "symbol"]]
     members = split.train + split.val
@@ -96,7 +108,7 @@ def _read(
             continue
         survey.add(slide)
         if stacked:
-            kept.append(slide)
+            kept.append(slide if taught is cohort else taught.load(slide_id, genes))
     if not stacked:
         survey, *others = team.gather(survey)
         for other in others:

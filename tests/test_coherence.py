@@ -6,16 +6,16 @@ from scipy.stats import wilcoxon
 from histokit.coherence import (
     coherence,
     gene_variance,
-    intervals,
     level_thresholds,
     levels_of,
     paired,
     pathway_by_slide,
     scores_by_level,
+    slide_intervals,
     win_rate,
 )
 from histokit.evaluate import SlideScore
-from histokit.metrics import bootstrap_interval
+from histokit.intervals import row_intervals
 
 GENES = [f"G{i}" for i in range(40)]
 
@@ -28,13 +28,14 @@ def table(seed, slides=5, lost=0.1):
 
 
 VARIANCE = pd.Series(np.linspace(0.1, 4, 40), GENES)
+NOBODY = pd.Series(dtype=object)  # no slide names its patient
 SETS = {"low": GENES[:7], "high": [*GENES[30:], "ABSENT"], "one": ["G3"], "none": ["ABSENT"]}
 
 
 def test_scores_equal_equation_7_written_as_loops():
     pcc = table(0)
     pcc.loc["G3", ["s0", "s2"]] = np.nan
-    result = coherence(SETS, pcc, VARIANCE, resamples=50)
+    result = coherence(SETS, pcc, VARIANCE, NOBODY)
     for name, genes in SETS.items():
         per_slide = []
         for slide in pcc.columns:
@@ -56,7 +57,7 @@ def test_scores_equal_equation_7_written_as_loops():
 
 
 def test_a_pathways_level_is_that_of_its_mean_variance():
-    result = coherence(SETS, table(0), VARIANCE, resamples=10)
+    result = coherence(SETS, table(0), VARIANCE, NOBODY)
     assert levels_of(VARIANCE.to_numpy(), level_thresholds(VARIANCE)).tolist() == [
         1 + i // 4 for i in range(40)
     ]
@@ -69,20 +70,23 @@ def test_a_pathways_level_is_that_of_its_mean_variance():
 def test_expected_is_reached_by_genes_that_are_like_their_level():
     levels = levels_of(VARIANCE.to_numpy(), level_thresholds(VARIANCE))
     pcc = pd.DataFrame(dict.fromkeys(("a", "b"), levels / 20), GENES)
-    result = coherence(SETS, pcc, VARIANCE, resamples=10)
+    result = coherence(SETS, pcc, VARIANCE, NOBODY)
     np.testing.assert_allclose(result["expected"], result["score"])
     pcc.loc[GENES[30]] += 0.3
-    result = coherence({"one": [GENES[30]]}, pcc, VARIANCE, resamples=10)
+    result = coherence({"one": [GENES[30]]}, pcc, VARIANCE, NOBODY)
     assert result["score"].iloc[0] - result["expected"].iloc[0] == pytest.approx(0.3 * 3 / 4)
 
 
-def test_intervals_are_those_of_the_plain_bootstrap():
-    values = np.random.default_rng(1).normal(0.3, 0.1, (2, 12))
-    low, high = intervals(values, 20_000)
-    for row, ends in zip(values, zip(low, high, strict=True), strict=True):
-        assert ends == pytest.approx(bootstrap_interval(row, resamples=20_000), abs=0.004)
-    low, high = intervals(np.array([[0.2, np.nan, np.nan]]), 100)
-    assert np.isnan([low, high]).all()
+def test_intervals_are_over_the_patients_of_the_slides():
+    values = np.random.default_rng(1).normal(0.3, 0.1, (2, 8))
+    by_slide = pd.DataFrame(values, columns=[f"s{i}" for i in range(8)])
+    patients = pd.Series(["p", "q", "r", "p", "q", "r", "t", "t"], by_slide.columns)
+    found = slide_intervals(by_slide, patients[::-1])
+    np.testing.assert_allclose(found, row_intervals(values, [0, 1, 2, 0, 1, 2, 3, 3]))
+    alone = slide_intervals(by_slide, NOBODY)
+    np.testing.assert_allclose(alone, row_intervals(values, np.arange(8)))
+    two = slide_intervals(by_slide, patients.replace({"r": "p", "t": "q"}))
+    assert np.isnan(two).all()
 
 
 def score(slide_id, y, fold="f"):
@@ -90,7 +94,7 @@ def score(slide_id, y, fold="f"):
     nothing = np.zeros(y.shape[1], bool)
     return SlideScore(
         fold=fold, slide_id=slide_id, cancer="IDC", patient="", patient_seen="no",
-        num_spots=len(y), genes=names, hvg=nothing, measured=~np.isnan(y).any(0),
+        num_spots=len(y), cancer_known=True, genes=names, hvg=nothing, measured=~np.isnan(y).any(0),
         constant_target=nothing, constant_pred=nothing, pcc=y[0], mse=y[0],
         variance=y.var(axis=0), target_mean=y.mean(axis=0),
     )  # fmt: skip
@@ -111,20 +115,24 @@ def test_win_rate_counts_and_tests_as_scipy():
     gains = pd.DataFrame(rng.normal(0.02, 0.05, (60, 6)))
     gains.iloc[0] = 0.0
     gains.iloc[1] = np.nan
-    result = win_rate(gains, 2000)
+    result = win_rate(gains, NOBODY)
     mean = gains.drop(index=1).mean(axis=1)
     assert (result.pathways, result.ties) == (59, 1)
     assert result.wins == (mean > 0).sum()
     assert result.rate == pytest.approx(result.wins / 59)
-    assert result.low <= result.rate <= result.high
+    low, high = slide_intervals(gains.drop(index=1), NOBODY)
+    assert result.low == pytest.approx((low > 0).mean())
+    assert result.high == pytest.approx((high > 0).mean())
+    assert result.low < result.rate < result.high
     assert result.gain_low < result.gain < result.gain_high
     assert result.p_value == pytest.approx(wilcoxon(mean).pvalue)
 
 
 def test_equal_runs_win_nothing_and_one_slide_has_no_interval():
-    equal = win_rate(pd.DataFrame(np.zeros((5, 3))), 100)
+    equal = win_rate(pd.DataFrame(np.zeros((5, 3))), NOBODY)
     assert (equal.wins, equal.ties, equal.p_value) == (0, 5, 1.0)
-    single = win_rate(pd.DataFrame([[0.1], [-0.2]]), 100)
+    assert (equal.low, equal.high, equal.gain_low, equal.gain_high) == (0, 0, 0, 0)
+    single = win_rate(pd.DataFrame([[0.1], [-0.2]]), NOBODY)
     assert single.rate == 0.5
     assert np.isnan([single.low, single.gain_high]).all()
 
@@ -140,9 +148,9 @@ def test_runs_are_paired_on_what_both_have():
 
 def test_scores_by_level_average_pathways_then_slides():
     pcc = table(4, lost=0)
-    result = coherence(SETS, pcc, VARIANCE, resamples=10)
+    result = coherence(SETS, pcc, VARIANCE, NOBODY)
     by_slide = pathway_by_slide(SETS, pcc)[0]
-    levels = scores_by_level(result, by_slide, 200)
+    levels = scores_by_level(result, by_slide, NOBODY)
     assert levels["pathways"].sum() == 3
     assert levels.loc[1, "pathways"] == 2
     assert levels.loc[1, "value"] == pytest.approx(result.loc[["low", "one"], "score"].mean())

@@ -48,7 +48,7 @@ def train(data, folder, model="ridge", **options):
 
 
 def evaluate(*runs, **options):
-    options = {"num_hvg": 8, "bootstrap": 500, "pictures": False} | options
+    options = {"num_hvg": 8, "pictures": False} | options
     run_eval.main(run_eval.Options(run=[str(run) for run in runs], **options))
 
 

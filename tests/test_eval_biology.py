@@ -31,7 +31,7 @@ def runs(tmp_path_factory):
 
 
 def evaluate(folder, *names, **options):
-    options = {"num_hvg": 8, "bootstrap": 300, "pictures": False, "curate": False,
+    options = {"num_hvg": 8, "pictures": False, "curate": False,
                "gene_sets": [str(folder / "sets.gmt")]} | options  # fmt: skip
     run_eval.main(run_eval.Options(run=[str(folder / name) for name in names], **options))
     return folder / names[0] / "eval"

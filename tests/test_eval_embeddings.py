@@ -118,9 +118,7 @@ def evaluated(tmp_path_factory):
         )
     )  # fmt: skip
     run_eval.main(
-        run_eval.Options(
-            run=[str(folder / "run")], num_hvg=8, bootstrap=100, predictions=False, max_pictures=2
-        )
+        run_eval.Options(run=[str(folder / "run")], num_hvg=8, predictions=False, max_pictures=2)
     )
     return folder
 

@@ -38,9 +38,7 @@ def runs(tmp_path_factory):
 
 def evaluate(folder, name, **options):
     run_eval.main(
-        run_eval.Options(
-            run=[str(folder / name)], num_hvg=8, bootstrap=100, predictions=False, **options
-        )
+        run_eval.Options(run=[str(folder / name)], num_hvg=8, predictions=False, **options)
     )
     return folder / name / "eval"
 

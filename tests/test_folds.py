@@ -321,6 +321,6 @@ def test_a_comparison_says_what_each_report_says(tmp_path):
     page = (tmp_path / "both" / "report.html").read_text()
     assert "The audit found" in page
     findings = pd.read_csv(tmp_path / "mean" / "audit" / "findings.csv")["finding"]
-    assert "share 1 patient" in findings[0]
+    assert "share 2 patients" in findings[0]
     assert findings[0] in page
     assert "comes from a patient whose other slides trained the model" in page

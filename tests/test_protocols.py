@@ -238,11 +238,37 @@ def test_stem_genes_are_high_in_mean_and_deviation(cohort):
     assert 0 < len(chosen) < 9
 
 
+def test_stem_genes_are_chosen_among_those_that_all_slides_measured(tmp_path):
+    """A gene of one slide alone, however high, changes neither totals nor ranks of the others."""
+    slides = {name: ("IDC", name, 60) for name in ("A1", "B1")}
+    genes = {"A1": GENES[:22], "B1": GENES[2:]}
+    folder = write_cohort(tmp_path, slides, dim=8, genes=genes)
+    path = folder / "expression" / "A1.h5ad"
+    slide = anndata.read_h5ad(path)
+    counts = slide.X.toarray()
+    counts[::2, :2] += 3000  # the two genes that B1 lacks
+    slide.X = type(slide.X)(counts)
+    slide.write_h5ad(path)
+    cohort, common = Cohort(folder, "tiny"), GENES[2:22]
+    union = []
+    for name in slides:
+        data = anndata.AnnData(cohort.load(name, common).counts.toarray())
+        data.var_names = common
+        scanpy.pp.normalize_total(data)
+        scanpy.pp.log1p(data)
+        scanpy.pp.highly_variable_genes(data, n_top_genes=6)
+        union += [g for g in data.var_names[data.var.highly_variable] if g not in union]
+    counts = np.concatenate([cohort.load(name, union).counts.toarray() for name in slides])
+    by_mean, by_std = (set(np.argsort(-f(0))[:7]) for f in (counts.mean, counts.std))
+    expected = {union[i] for i in by_mean & by_std}
+    assert set(stem_genes(cohort, list(slides), num_hvgs=6, top=7)) == expected
+
+
 def test_the_report_and_the_tables_hold_every_choice(runs, tmp_path):
     (tmp_path / "genes.json").write_text('{"genes": ["GENE3", "GENE4", "GENE5"]}')
     assert read_gene_list(tmp_path / "genes.json") == ["GENE3", "GENE4", "GENE5"]
     folder = runs["log1p"].folder
-    options = {"bootstrap": 100, "pictures": False, "predictions": False, "published": "IDC"}
+    options = {"pictures": False, "predictions": False, "published": "IDC"}
     options |= {"hvg_file": str(tmp_path / "genes.json"), "protocol": "hest-bench"}
     run_eval.main(run_eval.Options(run=[str(folder)], **options))
     table = pd.read_csv(folder / "eval" / "protocol.csv")

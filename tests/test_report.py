@@ -6,8 +6,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from histokit.eval_sections import result_table, text_table
+from histokit.intervals import row_intervals
 from histokit.report import Picture, Section, Table, number, render, verdict, with_interval
-from histokit.summary import summarise
+from histokit.summary import pick, summarise
 
 
 def slides(**columns):
@@ -19,6 +21,7 @@ def slides(**columns):
             "patient": ["p", "p", "q"],
             "patient_seen": ["yes", "yes", "no"],
             "cancer_known": "yes",
+            "below_floor": False,
             "hvgs": 50,
             "pcc_hvg": [0.3, 0.5, 0.1],
             "pcc_all": [0.1, 0.2, 0.0],
@@ -30,20 +33,59 @@ def slides(**columns):
 
 
 def said(frame, transform="counts10k-log1p"):
-    return " ".join(verdict(frame, summarise(frame, 200), transform))
+    return " ".join(verdict(frame, summarise(frame), transform))
 
 
 def test_verdict_gives_the_answer_and_separates_new_patients():
     text = said(slides())
     assert text.startswith(
         "On 3 test slides of 2 patients, measured and predicted expression of the 50 most variable "
-        "genes correlate with a mean PCC of 0.30 ["
+        "genes correlate with a mean PCC of 0.30 (no interval: 2 patients cannot show how others "
+        "vary). "
     )
     assert "about 9% of how such a gene varies" in text
-    assert "0.10 on 1 slide of new patients and 0.40 [0.30, 0.50] on 2 slides of patients" in text
+    assert "0.10 on 1 slide of new patients and 0.40 on 2 slides of patients" in text
     assert "Only the first tells" in text
     assert "0.400 on the scale log(1 + counts per 10,000)" in text
     assert "would have 0.350" in text
+
+
+@pytest.mark.parametrize(
+    ("patients", "over"),
+    [
+        (["p", "q", "r"], "95 % interval over 3 patients"),
+        (["", "", ""], "95 % interval over 3 slides of unknown patients"),
+        (["p", "p", "p"], "95 % interval over 3 sections of one patient"),
+        (["p", "q", ""], "95 % interval over 3 patients, slides where unknown"),
+    ],
+)
+def test_verdict_says_what_its_interval_is_over(patients, over):
+    text = said(slides(patient=patients))
+    low, high = row_intervals(np.array([[0.3, 0.5, 0.1]]), np.arange(3), (-1, 1))
+    shown = with_interval(0.3, float(low[0]), float(high[0]))
+    assert f"a mean PCC of {shown} ({over})" in text
+
+
+def test_a_slide_of_two_spots_is_named_and_in_no_average():
+    frame = slides(patient=["p", "q", "r"], below_floor=[False, False, True])
+    text = said(frame)
+    assert text.startswith("On 2 test slides of 2 patients")
+    assert "mean PCC of 0.40 (no interval" in text
+    assert (
+        "1 slide has fewer than 20 spots, over which a correlation is mostly chance, and is listed "
+        "but in no average: C." in text
+    )
+    assert "0.300 on the scale" in text
+    summary = summarise(frame)
+    assert pick(summary, "pcc_hvg")["slides_below_floor"] == 1
+    assert pick(summary, "pcc_hvg", "cancer", "IDC")["value"] == pytest.approx(0.4)
+    shown = text_table(result_table(summary, 50))
+    assert "none: 2 patients" in shown
+    table = result_table(summary, 50)
+    assert "1 slide of fewer than 20 spots left out" in table.note
+    nothing = said(slides(below_floor=True))
+    assert nothing.startswith("No test slide has the 20 spots that an average takes.")
+    assert "A, B, C." in nothing
 
 
 @pytest.mark.parametrize(
