@@ -16,10 +16,10 @@ from PIL import Image
 from histokit.errors import InputError
 from histokit.features import FEATURE_IDENTITY
 from histokit.files import atomic_path, open_hdf5, read_json, safe_name, turn, write_json
+from histokit.images import open_image
 from histokit.patches import (
     image_batches,
     image_thumbnail,
-    open_image,
     stored_batches,
     stored_thumbnail,
 )
@@ -204,10 +204,15 @@ def place(
     Returns:
         The picture with the spots, and sentences; none where all is well.
     """
+    said = []
+    if not has_stored_patches(slide) and (turn_by := open_image(slide.image).orientation) != 1:
+        said.append(
+            f"the image carries the orientation {turn_by}, by which viewers turn it and this "
+            "program does not: save it upright"
+        )
     listed = check_spots(slide.load_spots(), slide.slide_id)
     listed = listed[selected_spots(listed, slide.slide_id)].reset_index(drop=True)
     joined = listed["barcode"].isin(spots.obs_names).to_numpy()
-    said = []
     for lost, share, what in (
         (row["spots_selected"] - row["joined"], LOST, "are lost at the join with the counts"),
         (row["outside_image"], OUTSIDE, "lie outside the image"),

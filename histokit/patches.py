@@ -6,145 +6,20 @@ leaves the image is white (255), as empty glass is.
 
 from __future__ import annotations
 
-import errno
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 import numpy as np
-import pyvips
 from PIL import Image
 
 from histokit.errors import InputError
+from histokit.images import naming, open_image
+from histokit.pixels import GLASS
 
-GLASS = 255
 DARK = 6  # gray levels from black, or from white, that count as such
 HEST_MPP = 0.5  # HEST's stored patches: microns per stored pixel
-OPENSLIDE_SUFFIXES = {".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide"}
-pyvips.cache_set_max(0)  # every image is read once; the cache would only hold memory
-
-
-class _VipsImage:
-    """Anything libvips opens; level 0 as stored (EXIF rotation is not applied).
-
-    Tiles are decoded as they are needed. An image without tiles is decoded once, at the first
-    read, into an unnamed file of TMPDIR, from which windows are then read row by row: mapping the
-    file instead would count its pages as this process's memory.
-    """
-
-    def __init__(self, path: Path):
-        self.path, self._decoded, self._region = path, None, None
-        image = self._open("sequential")
-        self.width, self.height = image.width, image.height
-        if image.get_typeof("tile-width"):
-            self._region = pyvips.Region.new(self._open("random"))
-
-    def _open(self, access: str) -> pyvips.Image:
-        image = pyvips.Image.new_from_file(str(self.path), access=access, fail_on="error")
-        return _vips_rgb(image)
-
-    def read(self, x: int, y: int, width: int, height: int) -> np.ndarray:
-        if self._region is not None:
-            window = self._region.fetch(x, y, width, height)
-            return np.frombuffer(window, dtype=np.uint8).reshape(height, width, 3)
-        if self._decoded is None:
-            self._decoded = self._decode()
-        rows = np.empty((height, width, 3), dtype=np.uint8)
-        for row in range(height):
-            start = 3 * ((y + row) * self.width + x)
-            os.preadv(self._decoded.fileno(), [rows[row]], start)
-        return rows
-
-    def _decode(self):
-        decoded = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the image)
-        try:
-            target = pyvips.Target.new_to_descriptor(decoded.fileno())
-            self._open("sequential").rawsave_target(target)
-        except pyvips.Error as error:
-            space = os.statvfs(tempfile.gettempdir())
-            if space.f_bavail * space.f_frsize < 2**20:
-                folder = tempfile.gettempdir()
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), folder) from error
-            raise
-        return decoded
-
-    def thumbnail(self, longest: int) -> Image.Image:
-        small = pyvips.Image.thumbnail(
-            str(self.path), longest, height=longest, size="down", no_rotate=True
-        )
-        return Image.fromarray(_vips_rgb(small).numpy())
-
-
-def _vips_rgb(image: pyvips.Image) -> pyvips.Image:
-    """Eight-bit RGB on white."""
-    if image.interpretation != "srgb" or image.format != "uchar":
-        image = image.colourspace("srgb").cast("uchar")
-    return image.flatten(background=GLASS) if image.hasalpha() else image
-
-
-class _OpenSlideImage:
-    """Vendors' whole-slide formats, at level 0."""
-
-    def __init__(self, path: Path):
-        import openslide
-
-        self._slide = openslide.OpenSlide(str(path))
-        self.width, self.height = self._slide.dimensions
-
-    def read(self, x: int, y: int, width: int, height: int) -> np.ndarray:
-        return np.asarray(_on_glass(self._slide.read_region((x, y), 0, (width, height))))
-
-    def thumbnail(self, longest: int) -> Image.Image:
-        return _on_glass(self._slide.get_thumbnail((longest, longest)))
-
-
-def _on_glass(image: Image.Image) -> Image.Image:
-    """Transparent pixels, where a scanner saw nothing, become white."""
-    if image.mode != "RGBA":
-        return image.convert("RGB")
-    glass = Image.new("RGB", image.size, (GLASS,) * 3)
-    glass.paste(image, mask=image.getchannel("A"))
-    return glass
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Turn the failures of image libraries into one sentence about the file."""
-    import openslide
-
-    try:
-        yield
-    except (pyvips.Error, openslide.OpenSlideError, OSError, KeyError) as error:
-        if getattr(error, "errno", None) == errno.ENOSPC:
-            raise
-        reason = " ".join(str(getattr(error, "detail", None) or error).split())[:200]
-        raise InputError(
-            f"{path} cannot be read to its end ({reason}); it may be cut short or of an unknown "
-            "format, copy it again"
-        ) from error
-
-
-def open_image(path: str | os.PathLike):
-    """Open an image for random access.
-
-    Returns:
-        an object with ``width``, ``height`` (level-0 pixels), ``read(x, y, width, height)`` ->
-        uint8 (height, width, 3) for windows inside the image, and ``thumbnail(longest)`` -> PIL
-        image with at most ``longest`` pixels a side.
-
-    Raises:
-        InputError: the file is missing, of an unknown format or truncated.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"the image {path} does not exist")
-    with _naming(path):
-        if path.suffix.lower() in OPENSLIDE_SUFFIXES:
-            return _OpenSlideImage(path)
-        return _VipsImage(path)
 
 
 class PixelStatistics:
@@ -241,7 +116,7 @@ def image_batches(
     image = open_image(path)
     corners = np.stack([top_left(centres, side) for side in sides], axis=1)  # (N, S, 2)
     for start in range(0, len(corners), batch_size):
-        with _naming(Path(path)):
+        with naming(Path(path)):
             patches = [_at_scales(image, c, sides, size) for c in corners[start:][:batch_size]]
         yield np.stack(patches, axis=1)
 
@@ -273,7 +148,7 @@ def stored_batches(
     Raises:
         InputError: the file is cut short, or its patches are smaller than ``patch_um``.
     """
-    with _naming(Path(path)), h5py.File(path) as file:
+    with naming(Path(path)), h5py.File(path) as file:
         images = file["img"]
         stored, side = images.shape[1], round(patch_um / HEST_MPP)
         if side > stored:
@@ -292,7 +167,7 @@ def stored_batches(
 def image_thumbnail(path: str | os.PathLike, longest: int = 1600) -> tuple[Image.Image, float]:
     """A small picture of an image and its scale (thumbnail pixels per level-0 pixel)."""
     image = open_image(path)
-    with _naming(Path(path)):
+    with naming(Path(path)):
         small = image.thumbnail(longest)
     return small, max(small.size) / max(image.width, image.height)
 
@@ -312,5 +187,5 @@ def stored_thumbnail(
 
 
 def _stored_um(path: str | os.PathLike) -> float:
-    with _naming(Path(path)), h5py.File(path) as file:
+    with naming(Path(path)), h5py.File(path) as file:
         return file["img"].shape[1] * HEST_MPP

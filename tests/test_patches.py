@@ -1,4 +1,3 @@
-import errno
 import os
 import subprocess
 import sys
@@ -59,8 +58,12 @@ def test_other_pixel_types_become_rgb(tmp_path, mode):
 
 def test_transparent_pixels_are_white(tmp_path):
     pixels = np.zeros((32, 32, 4), dtype=np.uint8)
+    pixels[:16, 16:] = (200, 100, 150, 255)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    assert (open_image(tmp_path / "a.png").read(0, 0, 32, 32) == 255).all()
+    window = open_image(tmp_path / "a.png").read(0, 0, 32, 32)
+    assert (window[16:] == 255).all()
+    assert (window[:, :16] == 255).all()
+    assert (window[:16, 16:] == (200, 100, 150)).all()
 
 
 def test_border_is_filled_with_white(tmp_path):
@@ -115,7 +118,7 @@ def test_full_temporary_folder(tmp_path):
         "import numpy as np, sys\n"
         "from histokit.patches import image_batches\n"
         "try: list(image_batches(sys.argv[1], np.full((1, 2), 99.0), [32], 32, 1))\n"
-        "except OSError as error: print(error.errno, error.filename)\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
     )
     try:
         answer = subprocess.run(
@@ -126,7 +129,8 @@ def test_full_temporary_folder(tmp_path):
         )
     finally:
         subprocess.run(["umount", str(disk)], check=True)
-    assert answer.stdout.split() == [str(errno.ENOSPC), str(disk)], answer.stderr
+    assert answer.stdout.startswith("InputError "), answer.stderr
+    assert f"and {disk} has 0.0 GB free; point TMPDIR at a larger place" in answer.stdout
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
@@ -135,7 +139,7 @@ def test_truncated_image(tmp_path, suffix):
     Image.fromarray(picture(side=512)).save(path)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) * 2 // 3])
-    with pytest.raises(InputError, match="cannot be read to its end"):
+    with pytest.raises(InputError, match=r"cannot be read to its end|was cut short"):
         list(image_batches(path, np.array([[480.0, 480.0]]), [32], 32, 1))
 
 
