@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.spatial import cKDTree
 
 from histokit.cohort import Cohort, Slide
 from histokit.files import open_hdf5
+from histokit.placement import nearest_pitch
 from histokit.progress import progress_bar
 from histokit.tables import read_table
 from histokit.technologies import PITCH_UM, technology_kind
@@ -251,9 +251,6 @@ def _expression(slide: Slide) -> dict:
     counts = slide.counts[:, np.flatnonzero(slide.measured)].tocsc()
     measured, spots = counts.shape[1], counts.shape[0]
     low, high = (np.asarray(f(axis=0).todense()).ravel() for f in (counts.min, counts.max))
-    pitch = np.nan
-    if spots > 1:
-        pitch = float(np.median(cKDTree(slide.centres).query(slide.centres, k=2)[0][:, 1]))
     return {
         "panel_measured": measured,
         "zero_filled": 1 - measured / max(1, len(slide.measured)),
@@ -263,5 +260,5 @@ def _expression(slide: Slide) -> dict:
         "library_min": float(slide.library_size.min()),
         "library_median": float(np.median(slide.library_size)),
         "library_max": float(slide.library_size.max()),
-        "pitch_px": pitch,
+        "pitch_px": nearest_pitch(slide.centres),
     }

@@ -23,7 +23,7 @@ from histokit.patches import (
     stored_batches,
     stored_thumbnail,
 )
-from histokit.placement import draw_overlay, fit_array, misfits, selected_spots
+from histokit.placement import draw_overlay, fit_array, misfits, nearest_pitch, selected_spots
 from histokit.slides import SlideSource, check_spots
 from histokit.tables import read_table
 
@@ -222,7 +222,7 @@ def place(
     more, found = misfits(listed[joined], picture, scale, slide.mpp, slide.technology)
     row |= found
     fit = fit_array(listed[joined])
-    radius = fit.pitch_px / 3 if fit else 30 / (slide.mpp or 1)
+    radius = (fit.pitch_px if fit else nearest_pitch(spots.obsm["spatial"])) / 3
     return draw_overlay(picture, scale, listed, joined, slide.mpp, radius), said + more
 
 

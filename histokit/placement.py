@@ -6,8 +6,10 @@ import dataclasses
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import uniform_filter
+from scipy.spatial import cKDTree
+from skimage.filters import threshold_otsu
 
 from histokit.errors import InputError
 from histokit.technologies import PITCH_UM, technology_kind
@@ -21,7 +23,7 @@ _SHIFT = 0.3  # residual of a spot from its array place, in pitches, beyond whic
 _SCALE = 0.25  # deviation of the array's pitch from the maker's that no tolerance explains
 _OFF = 0.5  # share of spots off the tissue from which they do not belong to this picture
 _BETTER = 0.2  # by how much swapped axes have to fit the tissue better
-_GLASS, _BLACK, _CHROMA = 12, 24, 18  # gray levels of 255
+_GLASS, _LEAST_GLASS, _BLACK, _CHROMA = 12, 150, 24, 18  # gray levels of 255
 _COVERED = (0.02, 0.97)  # share of tissue in a picture beyond which a mask tells nothing
 
 
@@ -101,20 +103,36 @@ def fit_array(spots: pd.DataFrame) -> ArrayFit | None:
     return ArrayFit(pitch, residual, bool(crossed and mirrored))
 
 
+def nearest_pitch(centers: np.ndarray) -> float:
+    """Median distance of a center (N, 2) to the nearest other; NaN for fewer than two."""
+    if len(centers) < 2:
+        return float("nan")
+    return float(np.median(cKDTree(centers).query(centers, k=2)[0][:, 1]))
+
+
 def tissue_mask(picture: Image.Image) -> np.ndarray | None:
     """Tissue of a small picture, (H, W) bool; None where it tells nothing apart.
 
-    Tissue is neither glass, the bright end of the picture's own gray levels without color, nor
-    black surround.
+    Otsu's threshold parts the lit pixels; the brighter part is glass if it is bright and even.
+    Tissue is what is darker than glass by 0.4 of the way to the threshold, or more colored; black
+    surround is neither.
     """
     pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
     light = uniform_filter(pixels.mean(axis=2), 3)
     color = uniform_filter(pixels.max(axis=2) - pixels.min(axis=2), 3)
     lit = light > _BLACK
-    if not lit.any():
-        return None
-    glass = np.percentile(light[lit], 98)
-    mask = lit & ((light < glass - _GLASS) | (color > _CHROMA))
+    surround = lit if _COVERED[0] <= lit.mean() <= 0.95 else None
+    if not lit.any() or np.ptp(light[lit]) < 2 * _GLASS:
+        return surround
+    threshold = threshold_otsu(light[lit])
+    bright = light[lit & (light > threshold)]
+    glass, spread = np.median(bright), np.median(np.abs(bright - np.median(bright)))
+    if glass < _LEAST_GLASS or spread > _GLASS:
+        return surround  # no glass in the picture
+    paler = color[lit & (np.abs(light - glass) <= spread + 1)]
+    mask = lit & (
+        (light < threshold + 0.6 * (glass - threshold)) | (color > np.median(paler) + _CHROMA)
+    )
     return mask if _COVERED[0] <= mask.mean() <= _COVERED[1] else None
 
 
@@ -175,7 +193,7 @@ def misfits(
             )
     mask = tissue_mask(picture)
     if mask is not None:
-        distance = fit.pitch_px if fit else (112 / mpp if mpp else 50)
+        distance = fit.pitch_px if fit else nearest_pitch(centers)
         off = ~on_tissue(mask, scale, centers, distance / 2)
         found["off_tissue"] = int(off.sum())
         if off.mean() > _OFF:
@@ -219,8 +237,8 @@ def draw_overlay(
         um = 1000
         while length > drawn.width / 3:
             length, um = length / 10, um // 10
-        y = drawn.height - 14
-        pen.rectangle([10, y - 22, 18 + max(length, 46), y + 8], fill="white")
+        y, font = drawn.height - 14, ImageFont.load_default(size=18)
+        pen.rectangle([10, y - 28, 18 + max(length, 60), y + 8], fill="white")
         pen.line([14, y, 14 + length, y], fill="black", width=3)
-        pen.text((14, y - 18), f"{um} um" if um < 1000 else "1 mm", fill="black")
+        pen.text((14, y - 26), f"{um} um" if um < 1000 else "1 mm", fill="black", font=font)
     return drawn
