@@ -113,22 +113,23 @@ def nearest_pitch(centers: np.ndarray) -> float:
 def tissue_mask(picture: Image.Image) -> np.ndarray | None:
     """Tissue of a small picture, (H, W) bool; None where it tells nothing apart.
 
-    Otsu's threshold parts the lit pixels; the brighter part is glass if it is bright and even.
-    Tissue is what is darker than glass by 0.4 of the way to the threshold, or more colored; black
-    surround is neither.
+    Where a good part is black, the rest is tissue, cut out. Else Otsu's threshold parts the pixels;
+    the brighter part is glass if it is bright and even, and tissue is what is darker than glass by
+    0.4 of the way to the threshold, or more colored.
     """
     pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
     light = uniform_filter(pixels.mean(axis=2), 3)
     color = uniform_filter(pixels.max(axis=2) - pixels.min(axis=2), 3)
     lit = light > _BLACK
-    surround = lit if _COVERED[0] <= lit.mean() <= 0.95 else None
+    if _COVERED[0] <= lit.mean() <= 0.95:
+        return lit  # tissue cut out on black
     if not lit.any() or np.ptp(light[lit]) < 2 * _GLASS:
-        return surround
+        return None
     threshold = threshold_otsu(light[lit])
     bright = light[lit & (light > threshold)]
     glass, spread = np.median(bright), np.median(np.abs(bright - np.median(bright)))
     if glass < _LEAST_GLASS or spread > _GLASS:
-        return surround  # no glass in the picture
+        return None  # no glass in the picture
     paler = color[lit & (np.abs(light - glass) <= spread + 1)]
     mask = lit & (
         (light < threshold + 0.6 * (glass - threshold)) | (color > np.median(paler) + _CHROMA)
