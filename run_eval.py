@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from histokit.options import option, required, run
+from histokit.options import Checked, option, required, run
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Checked):
     """Options of an evaluation."""
 
     run: list[str] = required("folders that run_train.py wrote")
@@ -26,7 +26,9 @@ class Options:
         "folder of the evaluation of one run, or of the comparison of several",
         shown="RUN/eval, or comparison beside the first run",
     )
-    num_hvg: int = option(50, "genes of the headline PCC, most variable on training slides first")
+    num_hvg: int = option(
+        50, "genes of the headline PCC, most variable on training slides first", least=1
+    )
     hvg_file: str | None = option(None, "file with one gene a line that replaces that choice")
     protocol: str = option(
         "histokit",
@@ -60,7 +62,7 @@ class Options:
         choices=("hvg", "all"),
     )
     pictures: bool = option(True, "draw expression on tissue")
-    max_pictures: int = option(6, "slides drawn at most, one a fold")
+    max_pictures: int = option(6, "slides drawn at most, one a fold", least=0)
 
 
 def main(cfg: Options) -> None:

@@ -16,12 +16,12 @@ from functools import partial
 from pathlib import Path
 
 from histokit.errors import InputError
-from histokit.files import folder_lock, make_folder, safe_name
-from histokit.options import option, required, run
+from histokit.files import folder_lock, make_folder, remove_leftovers, safe_name
+from histokit.options import Checked, option, required, run
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Checked):
     """Options of run_extract.py."""
 
     source: str = required("cohort.csv or a folder in a known layout")
@@ -39,16 +39,20 @@ class Options:
     views: int = option(
         1, "8 averages over the turns and mirrors of a patch (ENCODER-8views)", choices=(1, 8)
     )
-    patch_um: float = option(112.0, "side of a patch in microns")
+    patch_um: float = option(112.0, "side of a patch in microns", above=0, below=100000.0)
     scales: str = option(
         "",
         "several sides in microns, such as 112,224,448, instead of --patch-um: their features are "
         "set side by side and are called ENCODER-112-224-448um",
     )
     patch_px: int | None = option(
-        None, "side of a patch in level-0 pixels, instead of microns; for slides without mpp"
+        None,
+        "side of a patch in level-0 pixels, instead of microns; for slides without mpp",
+        least=1,
     )
-    mpp: float | None = option(None, "microns per level-0 pixel of every slide, overriding its own")
+    mpp: float | None = option(
+        None, "microns per level-0 pixel of every slide, overriding its own", above=0, below=1000
+    )
     cancer: str = option("Unknown", "OncoTree code for sources that state none")
     layer: str | None = option(
         None, "layer of .h5ad files that holds the raw counts; raw is their raw.X", shown="X"
@@ -58,7 +62,7 @@ class Options:
         False,
         "extract slides although spots, counts and image do not seem to belong together",
     )
-    batch_size: int = option(16, "patches encoded at a time")
+    batch_size: int = option(16, "patches encoded at a time", least=1)
 
 
 def main(cfg: Options) -> None:
@@ -88,7 +92,7 @@ def main(cfg: Options) -> None:
         }
         extraction.check_same_features(features, provenance)
         if team.first:
-            extraction.remove_leftovers(out)
+            remove_leftovers(out)
             extraction.note_listed(out, cfg.source, slides, whole=not cfg.slides)
         team.wait()
         own = team.share(slides)
@@ -104,10 +108,6 @@ def main(cfg: Options) -> None:
 
 def check(cfg: Options) -> None:
     """Raise InputError for options that no slide can be extracted with."""
-    for name in ("patch_um", "patch_px", "mpp", "batch_size"):
-        value = getattr(cfg, name)
-        if value is not None and not 0 < value < float("inf"):
-            raise InputError(f"--{name.replace('_', '-')} must be positive, got {value}")
     if cfg.scales and cfg.patch_px:
         raise InputError("--scales are microns and --patch-px pixels; give one of them")
 

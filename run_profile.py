@@ -22,7 +22,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from histokit.options import option, run
+from histokit.options import Checked, option, run
 
 CHECKED = 300  # patches of the comparison with the other form
 WARM = 64  # patches of a call before the memory is measured: it loads what is loaded once
@@ -32,23 +32,23 @@ NOT_ENOUGH = ("can't allocate memory", "out of memory", "MemoryError", "bad_allo
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Checked):
     """Options of a profile."""
 
-    patches: list[int] = option([10_000], "patches of a slide; several for curves")
-    genes: int = option(38_982, "genes that are predicted")
+    patches: list[int] = option([10_000], "patches of a slide; several for curves", least=1)
+    genes: int = option(38_982, "genes that are predicted", least=1)
     rows: list[str] = option(
         ["histoprism", "stpath", "bpbooster", "gpc"],
         f"groups of rows to measure, of {', '.join(GROUPS)}",
     )
     train: bool = option(False, "also one training step of HistoPrism")
-    train_patches: int = option(3_000, "patches of the training step")
+    train_patches: int = option(3_000, "patches of the training step", least=1)
     out: str = option("work/profile", "folder for profile.csv and profile.png")
     device: str = option("cpu", "torch device, such as cpu or cuda", group="machine")
     dtype: str = option("float32", "type of weights and data", tuple(TOLERANCE), group="machine")
-    repeat: int = option(5, "timed calls, of which the median counts", group="machine")
-    limit: float = option(600.0, "seconds that all of one row may take", group="machine")
-    threads: int = option(2, "CPU threads", group="machine")
+    repeat: int = option(5, "timed calls, of which the median counts", group="machine", least=1)
+    limit: float = option(600.0, "seconds that all of one row may take", group="machine", above=0)
+    threads: int = option(2, "CPU threads", group="machine", least=1)
     child: str = option(
         "", "internal: measure this row, or the machine's rates, and print JSON", group="machine"
     )
@@ -58,7 +58,9 @@ def main(cfg: Options) -> None:
     """Measure every row at every size; print and write the table, draw the figure."""
     from histokit.errors import InputError
     from histokit.files import make_folder
+    from histokit.ranks import check_device
 
+    check_device(cfg.device)
     if cfg.child:
         print(json.dumps(_child(cfg)))
         return

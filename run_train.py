@@ -20,7 +20,7 @@ from pathlib import Path
 
 from histokit import __version__
 from histokit.errors import InputError
-from histokit.options import option, required, run
+from histokit.options import Checked, option, required, run
 from histokit.presets import NAMES, resolve
 
 hyper = functools.partial(option, None, group="network", shown="the preset's")
@@ -31,7 +31,7 @@ MODELS = ("mean", *RIDGES, "mlp", "histoprism", "bpbooster")
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Checked):
     """Options of a training."""
 
     data: str = required("folder that run_extract.py wrote")
@@ -79,34 +79,39 @@ class Options:
         0.2,
         "share of the training patients that validate, where the split names no validation; "
         "networks and bpbooster alone, closed forms train on all",
+        least=0,
+        below=1,
     )
-    seed: int = option(0, "seed of weights, dropout, order and validation choice")
+    seed: int = option(0, "seed of weights, dropout, order and validation choice", least=0)
     preset: str = option(
         "paper",
         "hyper-parameters below that are not given; paper-idc to paper-prad are of bpbooster alone",
         NAMES,
     )
-    lr: float | None = hyper("peak learning rate")
-    weight_decay: float | None = hyper("AdamW weight decay")
+    lr: float | None = hyper("peak learning rate", above=0)
+    weight_decay: float | None = hyper("AdamW weight decay", least=0)
     standardize: str | None = hyper(
         "features to mean 0 and deviation 1: over the training patches, each slide alone, or none",
         choices=("train", "slide", "none"),
     )
-    epochs: int | None = hyper("epochs at most; the learning-rate schedule spans them")
-    patience: int | None = hyper("epochs without a better validation MSE before stopping")
-    dropout: float | None = hyper("dropout rate")
-    hidden_dim: int | None = hyper("width of HistoPrism's encoder")
-    feedforward_dim: int | None = hyper("width inside HistoPrism's encoder layers")
-    num_layers: int | None = hyper("HistoPrism's encoder layers")
+    epochs: int | None = hyper("epochs at most; the learning-rate schedule spans them", least=1)
+    patience: int | None = hyper("epochs without a better validation MSE before stopping", least=1)
+    dropout: float | None = hyper("dropout rate", least=0, below=1)
+    hidden_dim: int | None = hyper("width of HistoPrism's encoder", least=1)
+    feedforward_dim: int | None = hyper("width inside HistoPrism's encoder layers", least=1)
+    num_layers: int | None = hyper("HistoPrism's encoder layers", least=1)
     refit: bool | None = hyper(
         "after early stopping, train again on training and validation slides for as many epochs"
     )
     start_at_mean: bool | None = hyper(
         "start the head at zero weights and the training mean of each gene"
     )
-    clip: float = option(1.0, "largest norm of the gradient", group="network")
+    clip: float = option(1.0, "largest norm of the gradient", group="network", above=0)
     slides_per_step: int = option(
-        1, "slides packed in one step, of each rank where torchrun starts several", group="network"
+        1,
+        "slides packed in one step, of each rank where torchrun starts several",
+        group="network",
+        least=1,
     )
     max_patches: int | None = option(
         None,
@@ -114,6 +119,7 @@ class Options:
         "one is taken apart into groups spread over it, which is an approximation",
         shown="all of a slide",
         group="network",
+        least=1,
     )
     autocast: str = option(
         "none",
@@ -131,11 +137,11 @@ class Options:
     standardize_programs: bool | None = boost(
         "standardise genes and programs first, without which the programs' profiles hardly differ"
     )
-    num_svgs: int | None = boost("spatially variable genes that make programs")
-    num_prototypes: int | None = boost("random prototypes")
-    latent_dim: int | None = boost("dimensions of prototypes and refined embedding")
-    num_hvgs: int | None = boost("highly variable genes that guide the training")
-    batch_size: int | None = boost("patches in one step")
+    num_svgs: int | None = boost("spatially variable genes that make programs", least=1)
+    num_prototypes: int | None = boost("random prototypes", least=1)
+    latent_dim: int | None = boost("dimensions of prototypes and refined embedding", least=1)
+    num_hvgs: int | None = boost("highly variable genes that guide the training", least=1)
+    batch_size: int | None = boost("patches in one step", least=1)
     attention: str | None = boost(
         "who attends: patches to prototypes, or the paper's equations to the letter, in which "
         "prototypes hardly matter",
@@ -169,10 +175,13 @@ class Options:
         group="checks",
     )
     cache_gb: float = option(
-        4.0, "memory for slides kept between epochs, in GB, of each rank", group="machine"
+        4.0, "memory for slides kept between epochs, in GB, of each rank", group="machine", least=0
     )
     workers: int = option(
-        1, "processes that read slides ahead where they do not fit that; 0: none", group="machine"
+        1,
+        "processes that read slides ahead where they do not fit that; 0: none",
+        group="machine",
+        least=0,
     )
     on_error: str = option(
         "stop",
@@ -189,7 +198,9 @@ class Options:
         choices=("auto", "kernels", "reference"),
         group="machine",
     )
-    checkpoint_seconds: float = option(30.0, "seconds between checkpoints", group="machine")
+    checkpoint_seconds: float = option(
+        30.0, "seconds between checkpoints", group="machine", least=0
+    )
     tensorboard: bool = option(False, "also write TensorBoard events", group="machine")
 
 
@@ -197,8 +208,9 @@ def main(cfg: Options) -> None:
     """Train every fold that is not trained yet."""
     from histokit import ablation, audit, controls, ops, ranks
     from histokit.cohort import Cohort, check_alike, refuse_missing
-    from histokit.files import folder_lock, make_folder
+    from histokit.files import folder_lock, make_folder, remove_leftovers
 
+    ranks.check_device(cfg.device)
     team = ranks.start(cfg.device)
     ops.use(cfg.kernels)
     if cfg.ablate:
@@ -223,6 +235,7 @@ def main(cfg: Options) -> None:
     folder = make_folder(cfg.run)
     with folder_lock(folder) if team.first else nullcontext():
         if team.first:
+            remove_leftovers(folder)
             _claim(folder, cfg, cohort, folds)
             audit.audit_training(cohort, folds, cfg.panel, folder / "audit", leaks)
         team.wait()

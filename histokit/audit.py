@@ -28,7 +28,7 @@ from histokit.leakage import (
     severities,
     unknown_patients,
 )
-from histokit.options import option, run
+from histokit.options import Checked, option, run
 from histokit.splits import Split, make_folds, read_splits
 
 __all__ = ["audit_training", "find_leakage", "refuse_leakage"]
@@ -37,7 +37,7 @@ _ORDER = ("error", "warning", "note")
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Checked):
     """Options of an audit."""
 
     data: str | None = option(None, "folder that run_extract.py wrote")

@@ -7,11 +7,11 @@ weights, and ``timm:<name>`` is any model of timm, from the hub or from ``--weig
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.metadata
 import logging
 import os
-import pickle
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from histokit.errors import InputError
+from histokit.weights import misfit, read_state_dict
 
 NAMES = ("efficientnet-lite0", "efficientnet-lite0-random", "hed", "timm:<name>")
 STAGES = 4
@@ -274,9 +275,9 @@ def _timm_key(key: str) -> str:
 def _from_timm(name: str, weights: str | os.PathLike | None, how: dict) -> Encoder:
     timm = import_timm()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells every retry
-    model_name = name.removeprefix("timm:")
+    model_name, options = _timm_name(name)
     try:
-        model = timm.create_model(model_name, pretrained=weights is None, num_classes=0)
+        model = timm.create_model(model_name, pretrained=weights is None, num_classes=0, **options)
     except Exception as error:
         if weights is None and timm.is_model(model_name.partition(".")[0]):
             page = timm.get_pretrained_cfg(model_name)
@@ -297,33 +298,35 @@ def _from_timm(name: str, weights: str | os.PathLike | None, how: dict) -> Encod
     return NetworkEncoder(name, model, data, digest, **how)
 
 
+def _timm_name(name: str) -> tuple[str, dict]:
+    """``timm:NAME:key=value,key=value`` as timm's model name and arguments."""
+    model_name, _, rest = name.removeprefix("timm:").partition(":")
+    options = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals or not key.isidentifier():
+            raise InputError(
+                f"the encoder {name} has the option {part!r}; write timm:NAME:key=value,key=value"
+            )
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[key] = value
+    return model_name, options
+
+
 def _load_strictly(model: nn.Module, path: Path, name: str) -> None:
     """Load a state dict; only the classifier, which is not part of an encoder, may be left over."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-        raise InputError(
-            f"{path} is no safetensors file and no plain PyTorch state dict "
-            f"({str(error).splitlines()[0]}); nothing else is loaded"
-        ) from error
-    except Exception as error:  # safetensors raises its own class, not exported at top level
-        raise InputError(f"{path} cannot be read as weights ({error})") from error
-    state = state.get("state_dict", state.get("model", state))
-    wanted = set(model.state_dict())
+    state, wanted = read_state_dict(path), set(model.state_dict())
     heads = {
         k for k in state if k not in wanted and k.split(".")[0] in ("fc", "head", "classifier")
     }
-    try:
-        model.load_state_dict({k: v for k, v in state.items() if k not in heads})
-    except RuntimeError as error:
-        raise InputError(
-            f"{path} does not fit {name}: {' '.join(str(error).split())[:300]}"
-        ) from error
+    state = {k: v for k, v in state.items() if k not in heads}
+    if found := misfit(model, state):
+        scaled = any(".ls1." in k for k in state) and not any(".ls1." in k for k in wanted)
+        hint = f"; they have layer scale: give --encoder {name}:init_values=1e-5" * scaled
+        raise InputError(f"{path} does not fit {name}: {found}{hint}")
+    model.load_state_dict(state)
 
 
 def file_sha256(path: str | os.PathLike) -> str:

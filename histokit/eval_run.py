@@ -75,8 +75,6 @@ class Job:
 
 def prepare(cfg) -> list[Job]:
     """Open every run and refuse what cannot be scored or compared before any work is done."""
-    if cfg.num_hvg < 1:
-        raise InputError("--num-hvg must be at least 1")
     if cfg.published:
         read_published(cfg.published)  # an unknown task ends here
     names = _short_names(cfg.run)

@@ -276,12 +276,6 @@ def note_listed(out: Path, source: str, slides: list[SlideSource], whole: bool) 
     )
 
 
-def remove_leftovers(out: Path) -> None:
-    """Remove the temporary files of a killed run; the caller holds the folder's lock."""
-    for path in out.glob("**/.*.tmp.*"):
-        path.unlink()
-
-
 def table_rows(path: Path) -> dict[str, dict]:
     """Rows of a table by slide_id; none where the table is absent."""
     if not path.is_file():

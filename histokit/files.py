@@ -8,12 +8,17 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from histokit.errors import InputError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+# What file systems without locks answer: Lustre, EFS and others.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EBADF, errno.EOPNOTSUPP, errno.EINVAL)
 
 if TYPE_CHECKING:
     import h5py
@@ -79,7 +84,7 @@ def reading(path: str | os.PathLike, what: str, remedy: str = "copy it again") -
     except InputError:
         raise
     except Exception as error:
-        if getattr(error, "errno", None) == errno.ENOSPC:
+        if getattr(error, "errno", None) in FULL:
             raise
         raise unreadable(path, error, what, remedy) from error
 
@@ -134,14 +139,52 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
     The suffix is kept, for writers that choose a format by it. A file that exists under its
     final name is therefore whole, whenever the process was killed.
+
+    Raises:
+        OSError: with ENOSPC and the path, for whatever a writer raised while the disk was full.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with full_disk_named(path):
+            yield temporary
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def full_disk_named(path: Path) -> Iterator[None]:
+    """Whatever fails inside because the disk is full ends as one OSError with ENOSPC.
+
+    torch, safetensors, HDF5 and matplotlib word a full disk as errors of their own.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if getattr(error, "errno", None) in FULL or _is_full(path.parent, error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
+
+
+def _is_full(folder: Path, error: Exception) -> bool:
+    """Whether a folder's disk has less room than a small file takes, or the error says so."""
+    if "No space left" in str(error):
+        return True
+    try:
+        space = os.statvfs(folder)
+    except OSError:
+        return False
+    return space.f_bavail * space.f_frsize < 1 << 16 or space.f_favail == 0 < space.f_files
+
+
+def remove_leftovers(folder: str | os.PathLike) -> None:
+    """Remove the temporary files of killed processes; the caller holds the folder's lock."""
+    for path in Path(folder).rglob(".*.tmp*"):
+        if re.fullmatch(r"\..*\.\d+\.tmp(\.\w+)?", path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -149,27 +192,48 @@ def folder_lock(folder: str | os.PathLike) -> Iterator[None]:
     """Hold a folder for one process; a second one gets an InputError at once.
 
     The lock is the kernel's and ends with the process, so a killed run leaves nothing to clean.
+    A file system without locks is used without, and that is said.
     """
     path = Path(folder) / ".lock"
     with open(path, "w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock(handle.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB, folder):
             raise InputError(
                 f"another process is writing into {folder}; wait for it or choose another folder"
-            ) from None
+            )
         yield
 
 
 @contextmanager
 def turn(folder: str | os.PathLike) -> Iterator[None]:
-    """Wait until no other process is at the tables of a folder, and keep them out meanwhile."""
+    """Hold an exclusive lock on a folder's tables, waiting if another process has it."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        _lock(handle, fcntl.LOCK_EX, folder)
         yield
     finally:
         os.close(handle)
+
+
+_UNLOCKED: set[str] = set()  # folders of which it was said already
+
+
+def _lock(handle: int, how: int, folder: str | os.PathLike) -> bool:
+    """Lock an open file; False where another process holds it."""
+    try:
+        fcntl.flock(handle, how)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        if error.errno not in _NO_LOCKS:
+            raise
+        if str(folder) not in _UNLOCKED:
+            _UNLOCKED.add(str(folder))
+            print(
+                f"the file system of {folder} has no locks ({error.strerror}): make sure that no "
+                "other process writes there",
+                file=sys.stderr,
+            )
+    return True
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from histokit.errors import InputError
-from histokit.files import make_folder, read_json, write_json
+from histokit.files import full_disk_named, make_folder, read_json, write_json
 
 MANIFEST = "manifest.json"  # names every file of a folder that whole_folder wrote
 
@@ -62,11 +62,12 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     old = folder.with_name(_name(folder, os.getpid(), "old"))
     make_folder(temporary)
     try:
-        yield temporary
-        write_json(temporary / MANIFEST, {"files": sorted(_files(temporary))})
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
+        with full_disk_named(folder):
+            yield temporary
+            write_json(temporary / MANIFEST, {"files": sorted(_files(temporary))})
+            if folder.exists():
+                folder.rename(old)
+            temporary.rename(folder)
     finally:
         if old.exists() and not folder.exists():
             old.rename(folder)

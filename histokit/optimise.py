@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import errno
 import signal
 import sys
 import time
@@ -16,7 +15,7 @@ import torch
 
 from histokit import ops
 from histokit.errors import InputError
-from histokit.files import atomic_path
+from histokit.files import FULL, atomic_path
 from histokit.models.base import Model
 from histokit.progress import progress_bar
 from histokit.ranks import ALONE, Team
@@ -309,10 +308,8 @@ def _save(path: Path, parts: dict, state: dict, team: Team, on_error: str) -> No
                 file,
             )
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in FULL or on_error == "stop":
             raise
-        if on_error == "stop":
-            raise OSError(errno.ENOSPC, "no space left", str(path)) from error
         print(f"the disk is full at {path}: no checkpoint, training goes on", file=sys.stderr)
 
 

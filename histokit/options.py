@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import errno
+import operator
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ import typing
 from collections.abc import Callable
 
 from histokit.errors import InputError
+from histokit.files import FULL
 from histokit.stopping import Stopped
 
 
@@ -22,9 +24,15 @@ def option(
     choices: tuple | None = None,
     group: str = "main options",
     shown: str | None = None,
+    **limits: float,
 ):
-    """A dataclass field that documents itself; ``shown`` words a default that None stands for."""
-    metadata = {"help": help, "choices": choices, "group": group, "shown": shown}
+    """A dataclass field that documents itself; ``shown`` words a default that None stands for.
+
+    ``limits`` bound a number, or each of a list: ``least``, ``above``, ``most``, ``below``. They
+    are checked when the options are made (``Checked``), so that none has to be checked where it
+    is used.
+    """
+    metadata = {"help": help, "choices": choices, "group": group, "shown": shown, "limits": limits}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -33,6 +41,32 @@ def option(
 def required(help: str, choices: tuple | None = None, group: str = "main options"):
     """A field without a default: the script stops when it is not given."""
     return dataclasses.field(metadata={"help": help, "choices": choices, "group": group})
+
+
+_LIMITS = {
+    "least": ("at least", operator.ge),
+    "above": ("more than", operator.gt),
+    "most": ("at most", operator.le),
+    "below": ("less than", operator.lt),
+}
+
+
+class Checked:
+    """Base of the dataclasses of options: numbers outside their limits are refused at once.
+
+    Raises:
+        InputError: names the option, its limits and the value; also for NaN and for a choice that
+            is none.
+    """
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value, limits = getattr(self, field.name), field.metadata.get("limits") or {}
+            for one in value if isinstance(value, list) else [value]:
+                if one is not None and not all(_LIMITS[k][1](one, v) for k, v in limits.items()):
+                    said = " and ".join(f"{_LIMITS[k][0]} {v:g}" for k, v in limits.items())
+                    name = field.name.replace("_", "-")
+                    raise InputError(f"--{name} must be {said}, got {one}")
 
 
 def _value_type(annotation) -> type:
@@ -85,25 +119,26 @@ def parse(cls: type, doc: str, arguments: list[str] | None = None):
 
 def run(main: Callable, cls: type, doc: str) -> None:
     """Run a stage: parse, call ``main(cfg)``, and turn a mendable error into one sentence."""
-    cfg = parse(cls, doc)
     # the default would end the process without removing half-written files
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        main(cfg)
+        main(parse(cls, doc))
     except Stopped as stop:
         print(f"stopped: {stop}; the same command goes on from here", file=sys.stderr)
         sys.exit(stop.exit_code)
     except InputError as error:
         sys.exit(_fail(str(error)))
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in FULL:
             where = error.filename or "the output folder"
             sys.exit(_fail(f"the disk is full at {where}; free some space and run the same again"))
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENAMETOOLONG):
             sys.exit(
                 _fail(f"cannot write {error.filename} ({error.strerror}); choose another place")
             )
         raise
+    except MemoryError:
+        sys.exit(_fail("this takes more memory than there is; give smaller files or fewer spots"))
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

@@ -28,7 +28,7 @@ from histokit.gene_sets import (
     rename,
     write_gmt,
 )
-from histokit.options import option, required, run
+from histokit.options import Checked, option, required, run
 
 KEEP = ("larger", "smaller")
 
@@ -187,7 +187,7 @@ def curate_for_panel(
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Checked):
     """Options of a curation."""
 
     gene_sets: str = required("GMT file, plain or gzipped, or a library's name for gseapy")
@@ -195,9 +195,11 @@ class Options:
     universe: str | None = option(
         None, "genes that exist: a genes.csv of a run, or a file with one gene a line", shown="all"
     )
-    min_size: int = option(50, "genes of a set within the universe, at least")
-    max_size: int = option(100, "genes of a set within the universe, at most")
-    max_jaccard: float = option(0.1, "Jaccard index of two sets that both stay, at most")
+    min_size: int = option(50, "genes of a set within the universe, at least", least=1)
+    max_size: int = option(100, "genes of a set within the universe, at most", least=1)
+    max_jaccard: float = option(
+        0.1, "Jaccard index of two sets that both stay, at most", least=0, most=1
+    )
     keep: str = option(
         "larger",
         "of two sets too alike: larger, as HistoPrism's authors released, or smaller, their text",

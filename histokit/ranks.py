@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from histokit.errors import InputError
+
 # Rank 0 writes reports alone while the others wait; torchrun, not a timeout, ends a broken run.
 PATIENCE = datetime.timedelta(hours=24)
 
@@ -82,6 +84,25 @@ class Team:
 
 
 ALONE = Team()
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that this machine, or this build of torch, does not have.
+
+    Raises:
+        InputError: says what torch says, and what to do.
+    """
+    try:
+        device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("meta tensors hold no values")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
+        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        raise InputError(
+            f"--device {name} is not to be had here ({reason}); use --device cpu, or a build of "
+            "torch and a machine that have it"
+        ) from error
 
 
 def start(device: str = "cpu") -> Team:

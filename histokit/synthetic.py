@@ -20,7 +20,7 @@ import scipy.sparse as sp
 from PIL import Image
 
 from histokit.files import atomic_path, make_folder
-from histokit.options import option, required, run
+from histokit.options import Checked, option, required, run
 from histokit.synthetic_genes import MARKERS, PROGRAMS, background_genes
 
 PATIENTS = {"IDC": 3, "PRAD": 3, "SKCM": 2}
@@ -296,14 +296,14 @@ def _draw_counts(tissue, spots, genes, cancer, rng, patient_rng) -> anndata.AnnD
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Checked):
     """Options of ``python -m histokit.synthetic``."""
 
     out: str = required("folder to write the cohort into")
-    seed: int = option(0, "seed of pixels and counts")
-    slides_per_patient: int = option(1, "slides of each of the eight patients")
-    size: int = option(2700, "side of an image in pixels of 0.5 um")
-    genes: int = option(600, "number of genes")
+    seed: int = option(0, "seed of pixels and counts", least=0)
+    slides_per_patient: int = option(1, "slides of each of the eight patients", least=1)
+    size: int = option(2700, "side of an image in pixels of 0.5 um", least=400, most=20000)
+    genes: int = option(600, "number of genes", least=190)
 
 
 def main(cfg: Options) -> None:

@@ -1,60 +1,119 @@
-"""Weight files of any origin, read without ever unpickling code."""
+"""Weight files of any origin, read without ever running code of theirs."""
 
 from __future__ import annotations
 
-import pickle
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 from histokit.errors import InputError
+from histokit.files import reading
+
+# Where training checkpoints keep their state dict, the first that is there.
+INSIDE = ("state_dict", "model_state", "model_state_dict", "model")
 
 
-def read_state_dict(path: str | Path, inside: str | None = None) -> dict[str, torch.Tensor]:
+class _Inert:
+    """Stands in for every class that a checkpoint names and torch does not know.
+
+    It takes whatever a pickle hands it, keeps nothing and does nothing: scalars of a YAML library
+    in an optimizer's state load as this, and so would anything that means harm.
+    """
+
+    def __new__(cls, *arguments, **keywords):
+        return super().__new__(cls)
+
+    def __init__(self, *arguments, **keywords):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+    def __setitem__(self, key, value):
+        pass
+
+    def append(self, value):
+        """Take an item of a list and drop it."""
+
+    def extend(self, values):
+        """Take items of a list and drop them."""
+
+
+def read_state_dict(path: str | Path, inside: Sequence[str] = INSIDE) -> dict[str, torch.Tensor]:
     """A state dict from safetensors or a torch file.
 
     Args:
         path: the file.
-        inside: key that may hold the state dict inside a training checkpoint.
+        inside: keys that may hold the state dict inside a training checkpoint.
 
     Returns:
         Names to tensors on the CPU, without the ``module.`` that data-parallel training adds.
 
     Raises:
-        InputError: no such file, a damaged one, one that holds code, or one without tensors.
+        InputError: no such file, a damaged one, or one that holds no state dict.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"the weights file {path} does not exist")
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    with reading(path, "file of weights"):
+        if path.stat().st_size == 0:
+            raise InputError(f"{path} is empty (0 bytes); copy it again")
+        state = load_file(path) if path.suffix == ".safetensors" else _load_torch(path)
+    for key in inside:
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+            break
+    if not isinstance(state, Mapping) or not state:
+        what = "a whole pickled model" if isinstance(state, _Inert) else f"a {type(state).__name__}"
         raise InputError(
-            f"{path} cannot be read as weights: it is damaged or holds more than tensors, and code "
-            "is never unpickled; save its state dict alone and give that file"
-        ) from error
-    if inside and isinstance(state, dict) and isinstance(state.get(inside), dict):
-        state = state[inside]
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise InputError(f"{path} holds no state dict (names to tensors)")
+            f"{path} holds {what} and no state dict (names to tensors); save "
+            "model.state_dict() and give that file"
+        )
+    for key, value in state.items():
+        if not (isinstance(key, str) and isinstance(value, torch.Tensor)):
+            inert = isinstance(value, _Inert)
+            kind = "an object that is never unpickled" if inert else f"a {type(value).__name__}"
+            raise InputError(
+                f"{path} holds no state dict: the entry {str(key)[:80]!r} is {kind}, where names "
+                "and tensors are expected"
+            )
     return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _load_torch(path: Path):
+    """What a torch file holds; classes that torch does not allow load as ``_Inert``."""
+    names = []
+    if zipfile.is_zipfile(path):
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    with torch.serialization.safe_globals([(_Inert, name) for name in names]):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            # torch's own words advise to load unsafely, in colors
+            raise InputError(
+                f"{path} is damaged, or holds more than tensors in a form that is not read; save "
+                "its state dict alone, best as .safetensors"
+            ) from error
 
 
 def load_weights(model: nn.Module, state: dict[str, torch.Tensor], source: Path) -> None:
     """Load strictly; a key or shape that does not fit is named in an InputError."""
+    if found := misfit(model, state):
+        raise InputError(
+            f"{source} does not fit this model: {found}; it was made for another panel, encoder or "
+            "architecture"
+        )
+    model.load_state_dict(state)
+
+
+def misfit(model: nn.Module, state: Mapping[str, torch.Tensor]) -> str:
+    """The first key whose presence or shape differs from the model's, in words; empty for none."""
     expected = model.state_dict()
     for key in sorted(expected.keys() | state.keys()):
         ours = tuple(expected[key].shape) if key in expected else None
         theirs = tuple(state[key].shape) if key in state else None
         if ours != theirs:
-            raise InputError(
-                f"{source} does not fit this model: {key} is {theirs or 'absent'} there and should "
-                f"be {ours or 'absent'}; it was made for another panel, encoder or architecture"
-            )
-    model.load_state_dict(state)
+            return f"{key} is {theirs or 'absent'} there and should be {ours or 'absent'}"
+    return ""

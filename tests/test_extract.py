@@ -236,8 +236,8 @@ def test_a_bad_slide_stops_with_one_sentence_and_keeps_the_others(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"patch_um": -1.0}, "--patch-um must be positive"),
-        ({"batch_size": 0}, "--batch-size must be positive"),
+        ({"patch_um": -1.0}, "--patch-um must be more than 0"),
+        ({"batch_size": 0}, "--batch-size must be at least 1"),
         ({"scales": "112,x"}, "--scales must be different sides in microns"),
         ({"scales": "112,112"}, "--scales must be different sides in microns"),
         ({"scales": "112", "patch_px": 9}, "give one of them"),

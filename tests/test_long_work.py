@@ -143,7 +143,7 @@ def test_a_full_disk_stops_or_costs_the_checkpoint(data, tmp_path, one_fold, cap
 
     monkeypatch.setattr(torch, "save", full)
     options = {"data": str(data), "folds": one_fold, "model": "mlp", "encoder": "tiny"}
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(OSError, match="No space left"):
         run_train.main(run_train.Options(run=str(tmp_path / "a"), epochs=2, **options))
     run_train.main(run_train.Options(run=str(tmp_path / "b"), epochs=2, on_error="skip", **options))
     assert "the disk is full" in capsys.readouterr().err

@@ -144,7 +144,7 @@ def test_bad_checkpoints(tmp_path, capsys):
     with pytest.raises(InputError, match="does not exist"):
         HistoPrism.from_official(path)
     torch.save({"model_state": {"x": Payload()}}, path)
-    with pytest.raises(InputError, match="code is never unpickled"):
+    with pytest.raises(InputError, match="an object that is never unpickled"):
         HistoPrism.from_official(path)
     assert "ran code" not in capsys.readouterr().out
     path.write_bytes(path.read_bytes()[:40])

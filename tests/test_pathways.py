@@ -208,7 +208,7 @@ def test_the_command_writes_sets_and_reasons(tmp_path):
         text=True,
     )
     assert done.returncode == 2
-    assert done.stderr == "error: max_jaccard must lie in [0, 1], got 2.0\n"
+    assert done.stderr == "error: --max-jaccard must be at least 0 and at most 1, got 2.0\n"
     assert not (tmp_path / "b.gmt").exists()
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from histokit.errors import InputError
-from histokit.files import atomic_path, read_json, write_json
+from histokit.files import atomic_path, read_json, reading, write_json
 from histokit.models.base import Model, Standardizer
 from histokit.models.baselines import MLP, LinearMap, Mean
 from histokit.models.bpbooster import BPBooster
@@ -52,15 +50,13 @@ def save(model: Model, name: str, arguments: dict, folder: Path) -> None:
 def load(folder: Path) -> Model:
     """Read a model in evaluation mode; raises InputError for a damaged or foreign file."""
     description = read_json(folder / "model.json")
-    try:
+    with reading(folder / "model.safetensors", "file of weights", "train the fold again"):
         state = load_file(folder / "model.safetensors")
-    except (SafetensorError, FileNotFoundError) as error:
-        raise InputError(
-            f"{folder / 'model.safetensors'} is missing or damaged; train the fold again"
-        ) from error
-    model = CLASSES[description["model"]](**description["arguments"])
+    with reading(folder / "model.json", "description of a model", "train the fold again"):
+        model = CLASSES[description["model"]](**description["arguments"])
     moments = [state.pop(key, None) for key in MOMENTS]
-    blocks = tuple(description.get("blocks", ()))
-    model.standardizer = Standardizer(description["standardize"], *moments, blocks)
+    with reading(folder / "model.json", "description of a model", "train the fold again"):
+        blocks = tuple(description.get("blocks", ()))
+        model.standardizer = Standardizer(description["standardize"], *moments, blocks)
     load_weights(model, state, folder / "model.safetensors")
     return model.eval()

@@ -197,7 +197,7 @@ class HistoPrism(Model):
         """
         state = {
             key: value
-            for key, value in read_state_dict(path, inside="model_state").items()
+            for key, value in read_state_dict(path).items()
             if not key.startswith(("img_conv.", "img_norm."))
         }
         try:

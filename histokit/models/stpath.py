@@ -206,5 +206,5 @@ class STPath(nn.Module):
             InputError: no such file, or tensors that are not those of the published model.
         """
         model = cls(attention=attention)
-        load_weights(model, read_state_dict(path, inside="model_state"), Path(path))
+        load_weights(model, read_state_dict(path), Path(path))
         return model.eval()

@@ -1,0 +1,322 @@
+"""Options out of range, absent devices, full disks, file systems without locks, weights."""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cohorts import write_cohort
+from safetensors.torch import save_file
+
+import run_eval
+import run_extract
+import run_profile
+import run_train
+from histokit import audit, files, pathways, synthetic
+from histokit.cohort import Cohort
+from histokit.errors import InputError
+from histokit.files import atomic_path, folder_lock, remove_leftovers, turn
+from histokit.models import HistoPrism
+from histokit.ranks import check_device
+from histokit.weights import read_state_dict
+
+ROOT = Path(run_train.__file__).parent
+REQUIRED = {"data": "d", "model": "mlp", "run": "r"}
+
+# ---- options -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        ("epochs", [0, -1]), ("patience", [0]), ("lr", [0.0, -1.0, math.nan]),
+        ("dropout", [1.0, 2.0]),
+        ("weight_decay", [-1.0, math.nan]), ("slides_per_step", [0]), ("workers", [-1]),
+        ("seed", [-1]), ("val_fraction", [1.0, -0.5, math.nan]), ("hidden_dim", [0]),
+        ("clip", [0.0, -1.0]), ("max_patches", [0]), ("cache_gb", [-1.0]), ("batch_size", [0]),
+        ("checkpoint_seconds", [-1.0]), ("num_layers", [0]), ("num_prototypes", [0]),
+    ],
+)  # fmt: skip
+def test_a_number_out_of_range_is_refused_by_the_option_that_takes_it(name, bad):
+    for value in bad:
+        with pytest.raises(InputError, match=f"--{name.replace('_', '-')} must be .*, got {value}"):
+            run_train.Options(**REQUIRED, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("module", "required"),
+    [(run_train, REQUIRED), (run_extract, {"source": "s", "out": "o"}), (run_eval, {"run": ["r"]}),
+     (run_profile, {}), (audit, {}), (pathways, {"gene_sets": ["a"], "out": "o"}),
+     (synthetic, {"out": "o"})],
+)  # fmt: skip
+def test_every_number_of_every_command_has_limits(module, required):
+    cfg = module.Options(**required)
+    for field in dataclasses.fields(cfg):
+        kind = str(field.type)
+        if ("int" in kind or "float" in kind) and not field.metadata["choices"]:
+            assert field.metadata["limits"], f"{module.__name__}: {field.name}"
+            nan = [math.nan] if kind.startswith("list") else math.nan
+            with pytest.raises(InputError, match="got nan"):
+                dataclasses.replace(cfg, **{field.name: nan})
+
+
+def command(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True, text=True, env=os.environ | environment, cwd=ROOT, timeout=120,
+    )  # fmt: skip
+
+
+def test_the_command_line_ends_with_one_sentence():
+    done = command("run_profile.py", "--patches", 0)
+    assert (done.returncode, done.stderr) == (2, "error: --patches must be at least 1, got 0\n")
+
+
+@pytest.mark.parametrize("device", ["cuda", "gpu", "cuda:7", "meta", "mps"])
+def test_a_device_that_is_not_there_is_one_sentence(device):
+    if device.startswith("cuda") and torch.cuda.is_available():
+        pytest.skip("this machine has it")
+    with pytest.raises(InputError, match=f"--device {device} is not to be had here"):
+        check_device(device)
+    check_device("cpu")
+
+
+# ---- locks and leftovers -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EBADF])
+def test_file_systems_without_locks_are_used_and_said_once(tmp_path, monkeypatch, capsys, number):
+    def refuse(handle, how):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for _ in range(2):
+        with folder_lock(tmp_path), turn(tmp_path):
+            pass
+    assert capsys.readouterr().err.count("has no locks") == 1
+
+
+def test_a_locked_feature_file_is_not_called_damaged(tmp_path, monkeypatch):
+    data = write_cohort(tmp_path / "data", {"A": ("IDC", "A", 5)})
+    holder = (
+        "import h5py, sys\n"
+        f"file = h5py.File({str(data / 'features/tiny/A.h5')!r}, 'r+', locking=True)\n"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert process.stdout.readline().strip() == b"held"
+        with pytest.raises(InputError, match="is locked by another process; wait") as caught:
+            Cohort(data, "tiny").load("A")
+        assert "delete" not in str(caught.value)
+    finally:
+        process.communicate(b"")
+
+
+def test_temporary_files_of_killed_processes_are_removed_and_others_are_not(tmp_path):
+    for name in (".last.123.tmp.ckpt", "folds/.split.9.tmp.csv", ".note.tmp.txt", "a.tmp.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    remove_leftovers(tmp_path)
+    left = sorted(p.name for p in tmp_path.rglob("*") if p.is_file())
+    assert left == [".note.tmp.txt", "a.tmp.csv"]
+
+
+# ---- a full disk -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("[enforce fail at inline_container.cc]"), ValueError("x"),
+              OSError("can't write"), OSError(errno.EDQUOT, "quota")],
+)  # fmt: skip
+def test_whatever_a_writer_raises_on_a_full_disk_names_the_file(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(files, "_is_full", lambda folder, error: True)
+    with pytest.raises(OSError, match="No space left") as caught, atomic_path(tmp_path / "a.bin"):
+        raise error
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "a.bin"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_errors_of_a_writer_stay_what_they_are(tmp_path):
+    with pytest.raises(ValueError, match="x"), atomic_path(tmp_path / "a.bin"):
+        raise ValueError("x")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts a disk of so many kilobytes; gone at the end."""
+    mounted = []
+
+    def make(size):
+        place = tmp_path / f"disk{len(mounted)}"
+        place.mkdir()
+        options = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(place)]
+        if subprocess.run(options, capture_output=True).returncode:
+            pytest.skip("mounting a small disk needs root")
+        mounted.append(place)
+        return place
+
+    yield make
+    for place in mounted:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.parametrize("model", ["ridge", "histoprism"])
+def test_a_full_disk_in_training_is_one_sentence_and_the_rerun_goes_on(
+    tmp_path, small_disk, model, one_fold
+):
+    data = write_cohort(tmp_path / "data", dim=256)
+    disk = small_disk(120)
+    filler = disk / "filler"
+    arguments = ["--data", data, "--encoder", "tiny", "--model", model, "--preset", "small",
+                 "--folds", one_fold, "--epochs", 2, "--run", disk / "run",
+                 "--kernels", "reference", "--checkpoint-seconds", 0]  # fmt: skip
+    with open(filler, "wb") as file:
+        file.write(b"0" * 60_000)
+    done = command("run_train.py", *arguments)
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"error: the disk is full at {disk}"), done.stderr
+    assert "Traceback" not in done.stderr
+    filler.unlink()
+    larger = small_disk(300_000)
+    shutil.copytree(disk / "run", larger / "run")
+    arguments[arguments.index(disk / "run")] = larger / "run"
+    done = command("run_train.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert not list(larger.rglob("*.tmp*"))
+
+
+def test_a_full_disk_in_evaluation_is_one_sentence(tmp_path, small_disk, one_fold):
+    data, disk = write_cohort(tmp_path / "data"), small_disk(200)
+    run_train.main(
+        run_train.Options(
+            data=str(data), run=str(tmp_path / "run"), model="ridge", encoder="tiny", folds=one_fold
+        )
+    )
+    done = command("run_eval.py", "--run", tmp_path / "run", "--out", disk / "out")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: the disk is full at"), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(disk.iterdir())
+
+
+# ---- weights -----------------------------------------------------------------------------------
+
+
+class ScalarFloat(float):
+    """Stands in for a YAML library's scalar: pickled by name, with state."""
+
+    def __new__(cls, value=0.0):
+        return super().__new__(cls, value)
+
+    def __init__(self, value=0.0):
+        self.width = 3
+
+    def __reduce__(self):
+        return (ScalarFloat, (float(self),), {"width": 3, "prec": 1})
+
+
+class Harm:
+    """What runs a command when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.system, (f"touch {self.path}",))
+
+
+def tiny_histoprism():
+    torch.manual_seed(0)
+    names = [f"C{i}" for i in range(29)]
+    return HistoPrism(16, 7, names, hidden_dim=16, feedforward_dim=8)
+
+
+def test_a_checkpoint_as_the_authors_train_it_loads(tmp_path):
+    model = tiny_histoprism()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    state = optimizer.state_dict()
+    state["param_groups"][0] |= {"lr": ScalarFloat(1e-3), "initial_lr": ScalarFloat(1e-3)}
+    schedule = {"base_lrs": [ScalarFloat(1e-3)], "last_epoch": 7, "milestones": {ScalarFloat(2): 1}}
+    path = tmp_path / "best_model.pt"
+    torch.save(
+        {"model_state": model.state_dict(), "optimizer_state": state, "scheduler_state": schedule,
+         "epoch": 7, "best_val": ScalarFloat(0.5)}, path,
+    )  # fmt: skip
+    loaded = HistoPrism.from_official(path)
+    for key, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value)
+    x = torch.randn(5, 16)
+    assert torch.equal(loaded.predict(x, "IDC"), model.predict(x, "C7"))
+
+
+def test_nothing_in_a_checkpoint_is_ever_run(tmp_path):
+    path, harmed = tmp_path / "a.pt", tmp_path / "harmed"
+    torch.save({"state_dict": {"w": torch.ones(2)}, "extra": Harm(harmed)}, path)
+    with contextlib.suppress(InputError):
+        read_state_dict(path)
+    assert not harmed.exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (torch.ones(3), "holds a Tensor and no state dict"),
+        ([torch.ones(3)], "holds a list and no state dict"),
+        ({1: torch.ones(3)}, "the entry '1' is a Tensor"),
+        ({"a": [1.0]}, "the entry 'a' is a list"),
+        ({"state_dict": [1]}, "the entry 'state_dict' is a list"),
+        ({}, "holds a dict and no state dict"),
+        (torch.nn.Linear(2, 2), "and no state dict|save its state dict alone"),
+    ],
+)
+def test_weights_of_another_kind_end_in_one_plain_sentence(tmp_path, value, said):
+    path = tmp_path / "a.pt"
+    torch.save(value, path)
+    with pytest.raises(InputError, match=said) as caught:
+        read_state_dict(path)
+    assert "weights_only" not in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x03\x04cut"])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_damaged_weights_end_in_one_sentence(tmp_path, content, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"a{suffix}"):
+        read_state_dict(path)
+
+
+def test_the_cases_of_users_end_in_one_sentence(shared):
+    for path in sorted((shared / "cases" / "fuzz-weights").glob("*.pt")):
+        with pytest.raises(InputError, match=path.name):
+            read_state_dict(path)
+
+
+def test_layer_scale_is_named_and_can_be_asked_for(tmp_path):
+    from histokit.encoders import import_timm, make_encoder
+
+    timm = import_timm()
+    name = "test_vit"
+    model = timm.create_model(name, num_classes=0, init_values=1e-5)
+    save_file(model.state_dict(), tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match=f"timm:{name}:init_values=1e-5"):
+        make_encoder(f"timm:{name}", tmp_path / "a.safetensors")
+    encoder = make_encoder(f"timm:{name}:init_values=1e-5", tmp_path / "a.safetensors")
+    side = encoder.size
+    assert np.isfinite(encoder.encode(np.zeros((1, side, side, 3), np.uint8))).all()
+    with pytest.raises(InputError, match="write timm:NAME:key=value"):
+        make_encoder(f"timm:{name}:what", tmp_path / "a.safetensors")
