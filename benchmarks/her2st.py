@@ -59,14 +59,28 @@ def main(cfg: Options) -> None:
         run_extract.main(
             run_extract.Options(source=cfg.source, out=str(data), encoder=encoder, cancer="IDC")
         )
-    tables = []
-    for target in cfg.targets:
-        rows = [
-            {"encoder": encoder, "model": name} | measured
+    wanted = {
+        target: [
+            (encoder, name)
             for encoder in cfg.encoders
             for name in MODELS
             if encoder == ENCODERS[0] or name != PAPER
-            if (measured := _measure(cfg, data, encoder, target, name))
+        ]
+        for target in cfg.targets
+    }
+    for target, pairs in wanted.items() if cfg.measure else ():
+        for encoder, name in pairs:
+            chosen = dict(MODELS[name])
+            if "preset" in chosen:
+                chosen["standardize"] = STANDARDIZE.get(encoder)
+            folder = _folder(cfg, target, encoder, name)
+            train_and_score(folder, data=str(data), encoder=encoder, target=target, **chosen)
+    tables = []
+    for target, pairs in wanted.items():
+        rows = [
+            {"encoder": encoder, "model": name} | _row(cfg, target, encoder, name)
+            for encoder, name in pairs
+            if (_folder(cfg, target, encoder, name) / "eval" / "summary.csv").is_file()
         ]
         tables.append(f"### Target {target}\n\n{markdown(pd.DataFrame(rows))}")
     machine = f"Measured on {platform.machine()}, Python {platform.python_version()}."
@@ -74,19 +88,15 @@ def main(cfg: Options) -> None:
     print(f"wrote the tables to {cfg.results}; runs and reports are in {cfg.out}")
 
 
-def _measure(cfg: Options, data: Path, encoder: str, target: str, name: str) -> dict:
-    folder = Path(cfg.out) / "runs" / target / encoder / name.replace(", ", "-")
-    summary = folder / "eval" / "summary.csv"
-    if not cfg.measure and not summary.is_file():
-        return {}
-    if cfg.measure:
-        chosen = dict(MODELS[name])
-        if "preset" in chosen:
-            chosen["standardize"] = STANDARDIZE.get(encoder)
-        train_and_score(folder, data=str(data), encoder=encoder, target=target, **chosen)
-    return row_of(summary) | {
-        f"above {AGAINST}: C [over sections]": above(folder, folder.with_name(AGAINST)),
-    }
+def _folder(cfg: Options, target: str, encoder: str, name: str) -> Path:
+    return Path(cfg.out) / "runs" / target / encoder / name.replace(", ", "-")
+
+
+def _row(cfg: Options, target: str, encoder: str, name: str) -> dict:
+    """Figures of a run and how far it is above the reference of the same encoder."""
+    folder = _folder(cfg, target, encoder, name)
+    gain = above(folder, folder.with_name(AGAINST))
+    return row_of(folder / "eval" / "summary.csv") | {f"above {AGAINST}: C [over sections]": gain}
 
 
 def train_and_score(folder: Path, **options) -> None:
