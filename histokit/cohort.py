@@ -14,6 +14,7 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 
+from histokit.counts_hdf5 import read_matrix, row_names
 from histokit.errors import InputError
 from histokit.features import difference
 from histokit.files import file_id, open_hdf5, read_json, safe_name
@@ -177,18 +178,25 @@ class Cohort:
         )
 
     def _expression(self, slide_id: str):
-        from anndata.io import read_elem
 
-        with open_hdf5(self._expression_file(slide_id), *EXPRESSION) as file:
+        path = self._expression_file(slide_id)
+        with open_hdf5(path, *EXPRESSION) as file:
             if "obsm/spatial" not in file:
                 raise InputError(
                     f"slide {slide_id} has no coordinates: {file.filename} lacks obsm/spatial; "
                     "extract the slide again"
                 )
-            counts = sp.csr_matrix(read_elem(file["X"]))
-            obs = read_elem(file["obs"])
-            centres = file["obsm/spatial"][:]
-            return counts, obs.index.astype(str), centres, _read_var(file)
+            names, var = row_names(file["obs"], path), _read_var(file)
+            counts = read_matrix(file["X"], (len(names), len(var)), path)
+            centres = np.asarray(file["obsm/spatial"][:], dtype=np.float64)
+            if centres.shape != (len(names), 2) or not np.isfinite(centres).all():
+                raise InputError(
+                    f"{path} holds coordinates {centres.shape} of {len(names)} spots; extract the "
+                    "slide again"
+                )
+            if not counts.nnz or counts.data.min() >= 0:
+                return counts, pd.Index(names), centres, var
+            raise InputError(f"{path} holds negative counts; extract the slide again")
 
     def feature_files(self, slide_id: str) -> list[Path]:
         """Where each encoder's features of a slide lie; raises InputError for an unknown slide."""

@@ -84,12 +84,17 @@ def read_h5ad(path: Path, layer: str | None):
             return _read_old(path, layer)
         place, note = _place(file, layer, path)
         var = file["raw/var"] if place.startswith("raw") and "raw/var" in file else file["var"]
-        barcodes, names = _index(file["obs"], path), _index(var, path)
+        barcodes, names = row_names(file["obs"], path), row_names(var, path)
         columns = {}
         for key in (*ID_COLUMNS, *SYMBOL_COLUMNS, *KIND_COLUMNS):
             if key in var:
                 columns[key] = [str(value) for value in read_elem(var[key])]
-        matrix = _matrix(file[place], (len(barcodes), len(names)), path)
+                if len(columns[key]) != len(names):
+                    raise InputError(
+                        f"{path}: the column {key} has {len(columns[key])} entries for "
+                        f"{len(names)} genes; the file is damaged, copy it again"
+                    )
+        matrix = read_matrix(file[place], (len(barcodes), len(names)), path)
         if layer is None and not _is_raw(matrix):
             holders = [name for name in _layers(file) if _layer_is_raw(file, name, path)]
             if holders:
@@ -205,14 +210,16 @@ def _text(node: h5py.Dataset, path: Path) -> list[str]:
     return [v.decode() if isinstance(v, bytes) else str(v) for v in node[:].tolist()]
 
 
-def _index(group: h5py.Group, path: Path) -> list[str]:
+def row_names(group: h5py.Group, path: Path) -> list[str]:
     """The row names of an AnnData table, without its other columns."""
     node = group[group.attrs.get("_index", "_index")]
     check_memory(node.size * 64, path)
     return [v.decode() if isinstance(v, bytes) else str(v) for v in read_elem(node)]
 
 
-def _matrix(node: h5py.Group | h5py.Dataset, shape: tuple[int, int], path: Path) -> sp.csr_matrix:
+def read_matrix(
+    node: h5py.Group | h5py.Dataset, shape: tuple[int, int], path: Path
+) -> sp.csr_matrix:
     """X or a layer as CSR; a dense one goes in by blocks of rows."""
     if isinstance(node, h5py.Dataset):
         if node.shape != shape or node.dtype.kind not in "iufb":
@@ -274,8 +281,8 @@ def _layer_is_raw(file: h5py.File, name: str, path: Path) -> bool:
     """Whether a layer holds raw counts; one that cannot be read does not."""
     place = "raw/X" if name == RAW else f"layers/{name}"
     var = file["raw/var" if name == RAW else "var"]
-    shape = (len(_index(file["obs"], path)), len(_index(var, path)))
+    shape = (len(row_names(file["obs"], path)), len(row_names(var, path)))
     try:
-        return _is_raw(_matrix(file[place], shape, path))
+        return _is_raw(read_matrix(file[place], shape, path))
     except InputError:
         return False

@@ -284,7 +284,7 @@ def _hest_spots(path: Path, counts: Path, mpp: float) -> pd.DataFrame:
     """Patches as spots: centres from the counts where they are there, else from ``coords``."""
     with open_hdf5(path, "HEST patch file with img, coords and barcode") as file:
         key = "barcode" if "barcode" in file else "barcodes"
-        barcodes = np.asarray(file[key]).ravel()
+        barcodes = [_decoded(b) for b in np.asarray(file[key]).ravel()]
         coords = np.asarray(file["coords"], dtype=np.float64).reshape(-1, 2)
         images = file["img"]
         if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] != 3:
@@ -298,12 +298,15 @@ def _hest_spots(path: Path, counts: Path, mpp: float) -> pd.DataFrame:
                 "coords; the file is damaged, copy it again"
             )
         side = images.shape[1] * HEST_MPP / mpp
-    barcodes = [b.decode() if isinstance(b, bytes) else str(b) for b in barcodes]
     spots = pd.DataFrame({"barcode": barcodes, "row": np.arange(len(barcodes))})
     centres = pd.DataFrame(coords + side / 2, index=barcodes, columns=["x", "y"])
     if not centres.index.has_duplicates:
         centres.update(_hest_centres(counts))
     return spots.assign(x=centres["x"].to_numpy(), y=centres["y"].to_numpy())
+
+
+def _decoded(name: bytes | str) -> str:
+    return name.decode() if isinstance(name, bytes) else str(name)
 
 
 def _hest_centres(counts: Path) -> pd.DataFrame:

@@ -162,7 +162,7 @@ def _from_csv(path: Path) -> list[tuple[str, dict]]:
     wrong = table[~table["split"].isin(ROLES)]
     if len(wrong):
         raise InputError(
-            f"{path} gives slide {wrong.slide_id.iloc[0]} the split {wrong.split.iloc[0]!r}; "
+            f"{path} gives slide {wrong.slide_id.iloc[0]} the split {wrong.split.iloc[0][:40]!r}; "
             "expected train, val or test"
         )
     if "fold" not in table:
