@@ -194,9 +194,11 @@ class Cohort:
                     f"{path} holds coordinates {centres.shape} of {len(names)} spots; extract the "
                     "slide again"
                 )
-            if not counts.nnz or counts.data.min() >= 0:
-                return counts, pd.Index(names), centres, var
-            raise InputError(f"{path} holds negative counts; extract the slide again")
+            if len(set(names)) < len(names) or (counts.nnz and counts.data.min() < 0):
+                raise InputError(
+                    f"{path} holds repeated barcodes or negative counts; extract the slide again"
+                )
+            return counts, pd.Index(names), centres, var
 
     def feature_files(self, slide_id: str) -> list[Path]:
         """Where each encoder's features of a slide lie; raises InputError for an unknown slide."""

@@ -75,6 +75,6 @@ def _numbers(fields: list[str], line: int, path: Path) -> np.ndarray:
         return np.array([field or "nan" for field in fields], dtype=np.float64)
     except ValueError as error:
         raise InputError(
-            f"line {line} of {path} holds something that is no number ({str(error)[:80]}); counts must be "
-            "numbers with a decimal point, with barcodes as rows"
+            f"line {line} of {path} holds something that is no number ({str(error)[:80]}); counts "
+            "must be numbers with a decimal point, with barcodes as rows"
         ) from error

@@ -117,13 +117,13 @@ def choose_hvgs(fold: Fold, num_hvg: int, listed: list[str] | None = None) -> np
     genes = fold.genes
     if listed is None:
         chosen = (genes["hvg_rank"] <= num_hvg).to_numpy()
-        mend = "name the genes with --hvg-file"
+        fix = "name the genes with --hvg-file"
     else:
         chosen = genes[["gene", "gene_id", "symbol"]].isin(listed).any(axis=1).to_numpy()
-        mend = "the list and the panel must use the same kind of name"
+        fix = "the list and the panel must use the same kind of name"
         print(f"fold {fold.name}: {chosen.sum()} of the {len(listed)} listed genes are predicted")
     if not chosen.any():
-        raise InputError(f"no gene of fold {fold.name} is among the genes to score; {mend}")
+        raise InputError(f"no gene of fold {fold.name} is among the genes to score; {fix}")
     return chosen
 
 

@@ -118,7 +118,7 @@ def parse(cls: type, doc: str, arguments: list[str] | None = None):
 
 
 def run(main: Callable, cls: type, doc: str) -> None:
-    """Run a stage: parse, call ``main(cfg)``, and turn a mendable error into one sentence."""
+    """Run a stage: parse, call ``main(cfg)``, and turn an error of the input into one sentence."""
     # the default would end the process without removing half-written files
     signal.signal(signal.SIGTERM, _interrupt)
     try:
