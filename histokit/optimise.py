@@ -15,7 +15,7 @@ import torch
 
 from histokit import ops
 from histokit.errors import InputError
-from histokit.files import FULL, atomic_path
+from histokit.files import FULL, atomic_path, unreadable
 from histokit.models.base import Model
 from histokit.progress import progress_bar
 from histokit.ranks import ALONE, Team
@@ -315,10 +315,13 @@ def _save(path: Path, parts: dict, state: dict, team: Team, on_error: str) -> No
 
 def _restore(path: Path, parts: dict, state: dict, team: Team) -> None:
     try:
-        saved = torch.load(path, weights_only=True)
+        with open(path, "rb") as file:
+            saved = torch.load(file, weights_only=True)
         for name, part in parts.items():
             part.load_state_dict(saved[name])
         ranks = saved["ranks"]
+    except OSError as error:
+        raise unreadable(path, error, "checkpoint") from error
     except Exception as error:
         raise InputError(
             f"the checkpoint {path} is damaged or of another training; delete it to start the "

@@ -129,13 +129,11 @@ def run(main: Callable, cls: type, doc: str) -> None:
     except InputError as error:
         sys.exit(_fail(str(error)))
     except OSError as error:
+        where = error.filename or "the output folder"
         if error.errno in FULL:
-            where = error.filename or "the output folder"
             sys.exit(_fail(f"the disk is full at {where}; free some space and run the same again"))
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENAMETOOLONG):
-            sys.exit(
-                _fail(f"cannot write {error.filename} ({error.strerror}); choose another place")
-            )
+            sys.exit(_fail(f"cannot write {where} ({error.strerror}); choose another place"))
         raise
     except MemoryError:
         sys.exit(_fail("this takes more memory than there is; give smaller files or fewer spots"))

@@ -132,6 +132,9 @@ class SlideReader:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
         try:
             found = iter(loader)
+        except OSError as error:  # workers need semaphores, and those /dev/shm
+            print(f"slides are not read ahead: no workers here ({error})", file=sys.stderr)
+            return (self.attempt(slide_id) for slide_id in slide_ids)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return _pulled(found)

@@ -320,3 +320,20 @@ def test_layer_scale_is_named_and_can_be_asked_for(tmp_path):
     assert np.isfinite(encoder.encode(np.zeros((1, side, side, 3), np.uint8))).all()
     with pytest.raises(InputError, match="write timm:NAME:key=value"):
         make_encoder(f"timm:{name}:what", tmp_path / "a.safetensors")
+
+
+def test_without_semaphores_slides_are_read_in_this_process(tmp_path, monkeypatch, capsys):
+    from torch.utils.data import DataLoader
+
+    from histokit.models.base import Standardizer
+    from histokit.reading import Preparation, SlideReader
+
+    def refuse(self):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(DataLoader, "__iter__", refuse)
+    cohort = Cohort(write_cohort(tmp_path / "data"), "tiny")
+    genes = list(cohort.gene_table("A1").index)
+    reader = SlideReader(Preparation(cohort, genes, "log1p", Standardizer("none")), "cpu", 0, 1)
+    assert [slide.slide_id for slide in reader.stream(["A1", "B1", "A2"])] == ["A1", "B1", "A2"]
+    assert "no workers here" in capsys.readouterr().err
