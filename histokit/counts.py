@@ -31,9 +31,13 @@ CONTROL_PROBE = re.compile(
     r"^(blank|negcontrol|negprb|unassigned|antisense|deprecatedcodeword|intergenic_region)",
     re.IGNORECASE,
 )
-ENSEMBL_ID = re.compile(r"^ENS[A-Z]*G\d{6,}(\.\d+)?$")
+ENSEMBL_ID = re.compile(r"^ENS[A-Z]*G\d{6,}(\.\d+)?(_PAR_Y)?$")
+_MONTH = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|sept|oct|nov|dec)[a-z]*"
+# 1-Mar, 1-Mar-2004, Sep-2 (JUN-1 and MAY-1 may be second genes), 2001-03-01, 01/03/2001, 43891
 DATE = re.compile(
-    r"^(\d{1,2}-(mar|sep|sept|oct|nov|dec|feb|apr)|(mar|sep|sept|oct|nov|dec|feb|apr)-\d{1,2})$",
+    rf"^(\d{{1,2}}[-/. ]{_MONTH}([-/. ]\d{{2,4}})?"
+    r"|(feb|mar|apr|sep|sept|oct|nov|dec)-\d{1,4}"
+    r"|\d{4}-\d\d-\d\d( 00:00:00)?|\d{1,2}[/.]\d{1,2}[/.]\d{2,4}|\d+)$",
     re.IGNORECASE,
 )
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
@@ -206,7 +210,7 @@ def _gene_table(names: np.ndarray, ids, where: str) -> pd.DataFrame:
             f"{where} has the gene {table['symbol'][unclear].iloc[0]!r} twice and no id to tell "
             "the two apart; add a gene_id column or merge them"
         )
-    table["gene_id"] = [re.sub(r"\.\d+$", "", i) if ENSEMBL_ID.match(i) else "" for i in ids]
+    table["gene_id"] = [without_version(i) if ENSEMBL_ID.match(i) else "" for i in ids]
     table["measured"] = True
     table.index = make_index_unique(pd.Index(table.index, dtype=str))
     return table

@@ -8,6 +8,7 @@ SciPy does not and would read memory that is not its own.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import anndata
@@ -23,6 +24,13 @@ ID_COLUMNS = ("gene_id", "gene_ids", "ensembl_id", "ensembl")
 SYMBOL_COLUMNS = ("symbol", "gene_symbols", "gene_symbol", "gene_name", "feature_name")
 KIND_COLUMNS = ("feature_types", "feature_type")
 GENES = "Gene Expression"
+# Kinds of features that are no genes. A column that names none of these and no genes says something
+# else, such as a biotype.
+OTHERS = frozenset(
+    "antibody capture,protein expression,crispr guide capture,multiplexing capture,custom,peaks,"
+    "antigen capture,chromatin accessibility,negative control probe,negative control codeword,"
+    "unassigned codeword,deprecated codeword,genomic control,blank codeword".split(",")
+)
 RAW = "raw"  # how --layer names raw.X
 _ROWS = 1024  # of a dense matrix at a time
 _MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -149,7 +157,7 @@ def _named(names: list[str], columns: dict, path: Path) -> tuple[list[str], list
     blank = ("", "nan", "None", "NA", "<NA>")
     if ids is not None:
         ids = ["" if i in blank else i for i in ids]
-    if names and all(name.isdecimal() for name in names):
+    if names and all(re.fullmatch(r"[VX]?\d+", name) for name in names):  # V1, X1: R's way
         better = symbols or ids
         if better is None:
             raise InputError(
@@ -168,7 +176,10 @@ def _named(names: list[str], columns: dict, path: Path) -> tuple[list[str], list
 
 def _genes_only(matrix, barcodes, names, ids, kinds, path: Path):
     """Leave out features of other kinds, such as antibodies; counts of each kind."""
-    is_gene = np.array([kind == GENES for kind in kinds], dtype=bool)
+    plain = [kind.strip().casefold() for kind in kinds]
+    is_gene = np.array([kind in ("gene expression", "gene") for kind in plain], dtype=bool)
+    if not is_gene.any():
+        is_gene = np.array([kind not in OTHERS for kind in plain], dtype=bool)
     if not is_gene.any():
         raise InputError(
             f"{path} holds no feature of the type {GENES!r} (found: "

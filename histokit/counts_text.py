@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,17 @@ def read_text(path: Path) -> tuple[sp.csr_matrix, list[str], list[str], None]:
             lengths.append(len(nonzero))
     if names is None:
         raise InputError(f"{path} has a header and no rows; one row a barcode was expected")
-    foreign = [name for name in names if name.strip().lower() in ANNOTATIONS]
+    plain = [name.strip().lower() for name in names]
+    foreign = [
+        name
+        for name, low in zip(names, plain, strict=True)
+        if low in ANNOTATIONS or low.startswith(("pct_counts_", "unnamed: "))
+    ]
+    if all(re.fullmatch(r"[vx]?\d+", low) for low in plain):
+        raise InputError(
+            f"{path} calls its genes {names[0]}, ...: these are numbers of columns; the header "
+            "must name genes"
+        )
     if foreign:
         raise InputError(
             f"{path} has columns that are no genes ({', '.join(foreign[:5])}); counts need genes "

@@ -199,6 +199,13 @@ def evaluate(job: Job, cfg, controls: Mapping[str, dict], team: Team = ALONE) ->
         if strange := unknown_cancers(slides):
             print(f"{job.name}: {strange}")
         said = verdict(slides, summary, options["target"])
+        found = int(slides["hvgs"].max())
+        if listed and found < len(listed):
+            said.insert(
+                1,
+                f"Of the {len(listed)} genes of {cfg.hvg_file} the model predicts {found}; the "
+                "headline is theirs alone.",
+            )
         sections = [*run_sections(slides, genes, summary, overview, maps), *learnt, *asked]
         _add_trust(job, cfg, result, controls, listed, folder, said, sections)
         render(

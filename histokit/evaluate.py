@@ -254,6 +254,13 @@ def score_run(
         hvg = choose_hvgs(fold, num_hvg, listed)
         for _, slide_id in own:
             slide = load_held_out(fold, cohort, slide_id, fold.genes)
+            if not slide.measured.any():
+                own = cohort.gene_table(slide_id).index
+                raise InputError(
+                    f"slide {slide_id} measured none of the {len(fold.genes):,} genes of fold "
+                    f"{fold.name}: it names genes such as {own[0] if len(own) else 'none'}, the "
+                    f"model {fold.genes['gene'].iloc[0]}; both need the same kind of name"
+                )
             prediction = predict(run, fold, model, slide)
             target = normalise(slide.counts, slide.library_size, run.config["options"]["target"])
             known = model.knows_cancer(slide.cancer)

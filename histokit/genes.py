@@ -15,7 +15,7 @@ from histokit.files import read_json
 from histokit.gene_keys import GeneKey, gene_key
 from histokit.tables import text_lines
 
-VERSIONED_ID = re.compile(r"ENS[A-Z]*G\d{6,}\.\d+")
+VERSIONED_ID = re.compile(r"(ENS[A-Z]*G\d{6,})\.\d+(_PAR_Y)?")
 TRANSFORMS = ("counts10k-log1p", "log1p", "log2")
 
 
@@ -77,8 +77,12 @@ def read_gene_list(path: str | Path) -> list[str]:
 
 
 def without_version(name: str) -> str:
-    """An Ensembl gene id without its version, ``ENSG00000141510.18``; any other name as it is."""
-    return name.rpartition(".")[0] if VERSIONED_ID.fullmatch(name) else name
+    """An Ensembl gene id without its version, ``ENSG00000141510.18``; any other name as it is.
+
+    The mark of the copies on chromosome Y stays: ``ENSG00000182378.15_PAR_Y``.
+    """
+    found = VERSIONED_ID.fullmatch(name)
+    return f"{found[1]}{found[2] or ''}" if found else name
 
 
 def select_panel(

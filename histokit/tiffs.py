@@ -21,6 +21,7 @@ from histokit.pixels import GLASS, brightness_scale, to_rgb
 _CACHE = 64 << 20  # bytes of decoded tiles that are kept
 _SEGMENT = 1 << 30  # bytes of one tile or strip at most
 _SAMPLED = 64  # tiles whose values tell the depth of an image that has more than 8 bits
+_COMMON = (1, 5, 7, 8, 32773, 32946)  # compressions that every reader has
 _YCBCR_CODECS = (6, 7, 34892, 50001)  # compressions that give RGB back
 
 
@@ -69,6 +70,7 @@ class TiffPicture:
         """Whether other readers can be trusted with it: strips of eight-bit RGB or gray."""
         page = self._level.pages[0]
         plain = page.dtype == np.uint8 and page.samplesperpixel in (1, 3)
+        plain &= page.compression in _COMMON
         return plain and len(self._level.pages) == 1 and not page.is_tiled
 
     def read(self, x: int, y: int, width: int, height: int) -> np.ndarray:

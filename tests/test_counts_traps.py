@@ -60,6 +60,10 @@ def test_antibodies_are_no_genes(tmp_path):
     adata(feature_types="Antibody Capture").write_h5ad(tmp_path / "a.h5ad")
     with pytest.raises(InputError, match="no feature of the type 'Gene Expression'"):
         read_counts(tmp_path / "a.h5ad", "S")
+    adata(feature_types=["protein_coding", "lncRNA", "IG_C_gene", "Peaks"]).write_h5ad(
+        tmp_path / "a.h5ad"
+    )
+    assert read_counts(tmp_path / "a.h5ad", "S").n_vars == 3  # biotypes are genes, peaks are none
 
 
 def test_row_numbers_are_no_names(tmp_path):
@@ -162,6 +166,8 @@ def test_delimiters_are_told_by_content_and_blanks_do_not_count(tmp_path, delimi
         ("b,EPCAM,leiden\nb0,1,3\n", r"no genes \(leiden\)"),
         ("b,BLANK_1,NegControlProbe_1\nb0,1,3\n", "holds no gene: all of its 2"),
         ("b,EPCAM\nb0,1.5\n", "is not a whole number"),
+        ("b,V1,V2\nb0,1,3\n", "these are numbers of columns"),
+        ("b,EPCAM,pct_counts_mt\nb0,1,3\n", r"no genes \(pct_counts_mt\)"),
         ("b;EPCAM;KRT8\nb0;1,5;2\n", "is no number"),
         ("b,EPCAM\n", "has a header and no rows"),
         ("", "is empty"),
@@ -179,10 +185,10 @@ def test_tables_that_are_no_counts_end_in_one_sentence(tmp_path, text, said):
 
 def test_names_that_became_dates_are_dropped_unless_an_id_says_what_they_were(tmp_path):
     path = tmp_path / "a.csv"
-    path.write_text("b,EPCAM,1-Mar,1-Mar,2-Sep,Dec-1\nb0,1,2,3,4,5\n")
+    path.write_text("b,EPCAM,1-Mar,1-Mar,2-Sep,Dec-1,43891,2001-03-01,JUN-1\nb0,1,2,3,4,5,6,7,8\n")
     found = read_counts(path, "S")
-    assert found.var_names.tolist() == ["EPCAM"]
-    assert found.uns["date_names"] == 4
+    assert found.var_names.tolist() == ["EPCAM", "JUN-1"]
+    assert found.uns["date_names"] == 6
     adata(names=["EPCAM", "1-Mar", "2-Sep", "KRT8"], gene_id=IDS).write_h5ad(tmp_path / "a.h5ad")
     assert read_counts(tmp_path / "a.h5ad", "S").var["gene_id"].tolist() == IDS
 
@@ -410,3 +416,10 @@ def test_a_gmt_without_descriptions_and_an_empty_universe_are_refused(tmp_path):
     (tmp_path / "genes.csv").write_text("")
     with pytest.raises(InputError, match="is empty"):
         read_universe(tmp_path / "genes.csv")
+
+
+def test_copies_on_chromosome_y_keep_their_ids(tmp_path):
+    ids = ["ENSG00000182378.15", "ENSG00000182378.15_PAR_Y", IDS[2], IDS[3]]
+    adata(gene_id=ids).write_h5ad(tmp_path / "a.h5ad")
+    found = read_counts(tmp_path / "a.h5ad", "S").var["gene_id"].tolist()
+    assert found == ["ENSG00000182378", "ENSG00000182378_PAR_Y", IDS[2], IDS[3]]

@@ -218,6 +218,9 @@ def test_listed_genes_replace_the_variable_ones(runs, tmp_path):
     evaluate(runs / "ridge", out=str(tmp_path / "out"), hvg_file=str(tmp_path / "genes.txt"))
     genes = pd.read_csv(tmp_path / "out" / "genes.csv", index_col="gene")
     assert set(genes.index[genes["hvg_folds"] > 0]) == {GENES[0], GENES[7]}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Of the 3 genes of" in page
+    assert "the model predicts 2; the headline is theirs alone" in page
     (tmp_path / "genes.txt").write_text("UNHEARD\n")
     with pytest.raises(InputError, match="no gene of fold"):
         evaluate(runs / "ridge", out=str(tmp_path / "b"), hvg_file=str(tmp_path / "genes.txt"))

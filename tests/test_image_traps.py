@@ -47,6 +47,14 @@ def test_tiles_of_every_compression_are_read_as_they_were_saved(tmp_path, compre
     np.testing.assert_array_equal(whole(path), PIXELS)
 
 
+@pytest.mark.parametrize("compression", ["zstd", "lzma", "jpeg2000"])
+def test_strips_of_rare_compressions_are_read(tmp_path, compression):
+    arguments = {"reversible": True, "level": 0} if compression == "jpeg2000" else None
+    options = {"photometric": "rgb", "rowsperstrip": 32, "compressionargs": arguments}
+    tifffile.imwrite(tmp_path / "a.tif", PIXELS, compression=compression, **options)
+    np.testing.assert_array_equal(whole(tmp_path / "a.tif"), PIXELS)
+
+
 def test_jpeg_tiles_equal_those_of_another_decoder(tmp_path):
     path = tmp_path / "a.tif"
     image = pyvips.Image.new_from_array(PIXELS).copy(interpretation="srgb")
