@@ -133,7 +133,7 @@ def kinds():
 
 @pytest.mark.parametrize("layout", ["tiles", "strips"])
 @pytest.mark.parametrize(
-    ("name", "stored", "meant"), kinds(), ids=lambda v: v if isinstance(v, str) else ""
+    ("name", "stored", "meant"), list(kinds()), ids=lambda v: v if isinstance(v, str) else ""
 )
 def test_every_kind_of_pixel_is_converted_by_one_rule(tmp_path, name, stored, meant, layout):
     options = {"photometric": "rgb"} | (TILED if layout == "tiles" else {})
