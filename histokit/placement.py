@@ -88,14 +88,20 @@ def fit_array(spots: pd.DataFrame) -> ArrayFit | None:
     grid, centers = grid[known], centers[known]
     if len(grid) < 4 or (np.ptp(grid, axis=0) == 0).any():
         return None
-    design = np.column_stack([grid, np.ones(len(grid))])
+    # tables of hexagonal arrays may count columns without the half step of every other row
+    odd = grid[:, 1] % 2
+    design = np.column_stack([grid, np.ones(len(grid)), odd])
+    design = design if np.linalg.matrix_rank(design) == 4 else design[:, :3]
     solution, _, rank, _ = np.linalg.lstsq(design, centers, rcond=None)
     if rank < 3:
         return None
     steps = solution[:2]  # pixels by which one column, one row moves (x, y)
+    shift = solution[3] if len(solution) == 4 else np.zeros(2)
     hexagonal = bool(((grid.sum(axis=1) % 2) == grid[0].sum() % 2).all())
-    near = np.array([[2, 0], [1, 1]] if hexagonal else [[1, 0], [0, 1]])
-    pitch = float(np.linalg.norm(near @ steps, axis=1).mean())
+    near = np.array([2 * steps[0], steps[0] + steps[1]])
+    if not hexagonal:
+        near = np.array([steps[0], steps[1] + shift])
+    pitch = float(np.linalg.norm(near, axis=1).mean())
     rest = centers - design @ solution
     residual = float(np.sqrt((rest**2).sum(axis=1).mean())) / max(pitch, 1e-9)
     crossed = abs(steps[0, 1]) > abs(steps[0, 0]) and abs(steps[1, 0]) > abs(steps[1, 1])

@@ -108,6 +108,14 @@ def test_the_pitch_of_both_arrays_is_found_however_the_picture_is_turned(hexagon
         assert not fit.transposed
 
 
+def test_columns_without_the_half_step_fit_as_well():
+    spots = grid(hexagonal=True)
+    spots["array_col"] //= 2
+    fit = fit_array(spots)
+    assert fit.pitch_px == pytest.approx(20, rel=0.01)
+    assert fit.residual < 1e-6
+
+
 def test_swapped_axes_and_mixed_barcodes_are_seen():
     spots = grid()
     swapped = spots.rename(columns={"x": "y", "y": "x"})
