@@ -4,10 +4,12 @@ import json
 import shutil
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image, ImageDraw
+from test_slides import write_hest
 from tiny_slides import counts_table, spots_table, write_cohort
 
 import run_extract
@@ -334,3 +336,32 @@ def test_real_sections_fit_their_array_and_tissue(real_data):
         assert row["off_tissue"] < 0.15 * len(spots)
         swapped = spots.rename(columns={"x": "y", "y": "x"})
         assert misfits(swapped, picture, scale, slide.mpp, slide.technology)[0]
+
+
+def test_patches_of_hest_that_are_no_pixels_are_refused(tmp_path):
+    write_hest(tmp_path)
+    slide = read_source(tmp_path)[0]
+    with h5py.File(slide.image, "r+") as file:
+        images = file["img"][:].astype(np.float32)
+        del file["img"]
+        file["img"] = images
+    with pytest.raises(InputError, match=r"img is .* of float32; HEST patches are uint8"):
+        slide.load_spots()
+
+
+def test_a_patch_that_no_memory_holds_is_refused_before_it_is_read(tmp_path):
+    source = write_cohort(tmp_path / "in", slides=("a",))
+    with pytest.raises(InputError, match="--patch-px must be at most 8,192"):
+        extract(source, tmp_path / "out", patch_px=100_000)
+    with pytest.raises(InputError, match=r"is 10,000 pixels of 0.1 um, more than the 8,192"):
+        extract(source, tmp_path / "out", mpp=0.1, patch_um=1000.0)
+
+
+def test_features_with_fewer_barcodes_than_rows_are_refused(tmp_path):
+    out = extract(write_cohort(tmp_path / "in", slides=("a",)), tmp_path / "out")
+    with h5py.File(out / "features" / "hed" / "a.h5", "r+") as file:
+        names = file["barcodes"][:-1]
+        del file["barcodes"]
+        file["barcodes"] = names
+    with pytest.raises(InputError, match=r"12, .* and 11 barcodes; one row a barcode"):
+        Cohort(out, "hed").load("a")
