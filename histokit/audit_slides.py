@@ -104,6 +104,7 @@ def judge_slides(table: pd.DataFrame) -> list[tuple[str, str, str]]:
         said = (
             _on_expression(row, library)
             + _on_genes(row, genes)
+            + _on_picture(row)
             + _on_scale(row, pitch)
             + _on_features(row, spread)
         )
@@ -150,6 +151,8 @@ def _on_picture(row: pd.Series) -> list[tuple[str, str]]:
     if row["off_tissue"] > _OFF_TISSUE * row["spots"]:
         count = f"{row['off_tissue']:,.0f} of {row['spots']:,}"
         found.append(("warning", f"{count} spots lie off the tissue; see overlays"))
+    if row["outside_image"] > 0:
+        found.append(("warning", f"{row['outside_image']:,.0f} spots lie outside the image"))
     for name, limit in _SHARES.items():
         if row[name] > limit:
             found.append(("warning", f"{row[name]:.0%} of the pixels at the spots are {name}"))

@@ -14,8 +14,10 @@ from tiny_slides import counts_table, spots_table, write_cohort
 
 import run_extract
 import run_train
+from histokit.audit_slides import judge_slides, measure_slides
 from histokit.cohort import Cohort
 from histokit.errors import InputError
+from histokit.gene_keys import as_panel
 from histokit.leakage import alike_patients
 from histokit.placement import fit_array, misfits, on_tissue, selected_spots, tissue_mask
 from histokit.slides import check_spots, read_source
@@ -212,6 +214,17 @@ def test_a_join_that_loses_most_spots_is_an_error_until_it_is_allowed(tmp_path):
     source = write_cohort(tmp_path / "far", slides=("a",), spots=outside, counts=counts_table(40))
     with pytest.raises(InputError, match="20 of 40 spots lie outside the image"):
         extract(source, tmp_path / "far-out")
+    out = extract(source, tmp_path / "far-out", allow_misfit=True)
+    table = measure_slides(Cohort(out, "hed"), ["a"], as_panel(["EPCAM"]))
+    said = [text for _, _, text in judge_slides(table)]
+    assert "20 spots lie outside the image" in said
+    shown = table.assign(off_tissue=9, black=0.07, white=0.6, gray=0.01)
+    said += [text for _, _, text in judge_slides(shown)]
+    assert "9 of 20 spots lie off the tissue; see overlays" in said
+    assert "7% of the pixels at the spots are black" in said
+    assert "60% of the pixels at the spots are white" in said
+    assert not any("are gray" in text for text in said)
+    assert "20 of 40 spots were lost when images and counts were joined" in said
 
 
 # ---- cohorts -----------------------------------------------------------------------------------
