@@ -22,7 +22,7 @@ CANCER_CODES = frozenset(
 )
 _MEASURED = ["outside_image", "off_tissue", "black", "white", "gray"]
 _UNKNOWN = dict.fromkeys(["spots_dropped", *_MEASURED], np.nan)
-_SHARES = {"black": 0.05, "white": 0.5, "gray": 0.9}  # of pixels at the spots
+_SHARES = {"black": 0.05, "white": 0.5, "gray": 0.5}  # of pixels at the spots
 _OFF_TISSUE = 0.1  # share of spots off the tissue
 _DROPPED = 0.1  # share of selected spots lost at the join
 _LIBRARY = 5.0  # factor between a slide's median library size and the cohort's

@@ -94,6 +94,18 @@ class Cohort:
         }
         return {source: names for source, names in found.items() if names}
 
+    def delisted(self) -> dict[str, list[str]]:
+        """Slides whose cohort.csv, where it can still be read, lists them no more, by source."""
+        if "source" not in self.slides:  # of an older extraction
+            return {}
+        found = {}
+        for source, rows in self.slides.groupby("source", sort=False):
+            path = Path(source) if source.endswith(".csv") else Path(source) / "cohort.csv"
+            if path.is_file():
+                listed = set(read_table(path, ("slide_id",), "cohort table")["slide_id"])
+                found[source] = [name for name in rows.index if name not in listed]
+        return {source: names for source, names in found.items() if names}
+
     def with_cancers(self, codes: Mapping[str, str]) -> Cohort:
         """The same cohort with other oncotree codes, by slide id; slides not named keep theirs."""
         other = copy.copy(self)
@@ -211,7 +223,7 @@ class Cohort:
 
 
 def refuse_missing(cohort: Cohort, allowed: bool) -> None:
-    """Refuse half an extraction, or say it where that is allowed."""
+    """Refuse half an extraction, or say it where that is allowed; refuse slides taken out since."""
     for source, names in cohort.missing().items():
         said = f"{len(names)} slides of {source} are not extracted, such as {names[0]}"
         if not allowed:
@@ -220,6 +232,11 @@ def refuse_missing(cohort: Cohort, allowed: bool) -> None:
                 "--allow-missing"
             )
         print(f"{said}; the training goes on without them")
+    for source, names in cohort.delisted().items():
+        raise InputError(
+            f"{len(names)} slides, such as {names[0]}, are in {cohort.folder} and no longer in "
+            f"{source}; give run_extract.py its command again, which takes them out"
+        )
 
 
 def check_alike(cohort: Cohort, folds: Sequence) -> None:

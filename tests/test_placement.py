@@ -262,6 +262,9 @@ def test_a_slide_that_the_source_lists_no_more_does_not_train_on(tmp_path, capsy
     table = table[table["slide_id"] != "b"]
     table.loc[table["slide_id"] == "c", "slide_id"] = "renamed"
     table.to_csv(source / "cohort.csv", index=False)
+    options = {"data": str(out), "encoder": "hed", "model": "mean", "run": str(tmp_path / "run")}
+    with pytest.raises(InputError, match=r"2 slides, such as b, are in .* and no longer in"):
+        run_train.main(run_train.Options(**options))
     extract(source, out)
     assert "2 slides that" in capsys.readouterr().out
     assert Cohort(out, "hed").slides.index.tolist() == ["a", "renamed"]
