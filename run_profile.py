@@ -47,8 +47,10 @@ class Options(Checked):
     device: str = option("cpu", "torch device, such as cpu or cuda", group="machine")
     dtype: str = option("float32", "type of weights and data", tuple(TOLERANCE), group="machine")
     repeat: int = option(5, "timed calls, of which the median counts", group="machine", least=1)
-    limit: float = option(600.0, "seconds that all of one row may take", group="machine", above=0)
-    threads: int = option(2, "CPU threads", group="machine", least=1)
+    limit: float = option(
+        600.0, "seconds that all of one row may take", group="machine", above=0, most=1e6
+    )
+    threads: int = option(2, "CPU threads", group="machine", least=1, most=1024)
     child: str = option(
         "", "internal: measure this row, or the machine's rates, and print JSON", group="machine"
     )

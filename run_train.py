@@ -82,7 +82,9 @@ class Options(Checked):
         least=0,
         below=1,
     )
-    seed: int = option(0, "seed of weights, dropout, order and validation choice", least=0)
+    seed: int = option(
+        0, "seed of weights, dropout, order and validation choice", least=0, most=2**32 - 1
+    )
     preset: str = option(
         "paper",
         "hyper-parameters below that are not given; paper-idc to paper-prad are of bpbooster alone",
@@ -175,13 +177,18 @@ class Options(Checked):
         group="checks",
     )
     cache_gb: float = option(
-        4.0, "memory for slides kept between epochs, in GB, of each rank", group="machine", least=0
+        4.0,
+        "memory for slides kept between epochs, in GB, of each rank",
+        group="machine",
+        least=0,
+        most=1_000_000,
     )
     workers: int = option(
         1,
         "processes that read slides ahead where they do not fit that; 0: none",
         group="machine",
         least=0,
+        most=1024,
     )
     on_error: str = option(
         "stop",

@@ -298,9 +298,18 @@ def _from_timm(name: str, weights: str | os.PathLike | None, how: dict) -> Encod
     return NetworkEncoder(name, model, data, digest, **how)
 
 
+_SOURCES = ("hf-hub", "hf_hub", "local-dir")  # words that timm itself takes before a name and a ":"
+
+
 def _timm_name(name: str) -> tuple[str, dict]:
-    """``timm:NAME:key=value,key=value`` as timm's model name and arguments."""
+    """``timm:NAME:key=value,key=value`` as timm's model name and arguments.
+
+    NAME may begin with a source, such as ``hf-hub:owner/model``.
+    """
     model_name, _, rest = name.removeprefix("timm:").partition(":")
+    if model_name in _SOURCES:
+        inside, _, rest = rest.partition(":")
+        model_name += f":{inside}"
     options = {}
     for part in filter(None, rest.split(",")):
         key, equals, value = part.partition("=")
@@ -324,7 +333,8 @@ def _load_strictly(model: nn.Module, path: Path, name: str) -> None:
     state = {k: v for k, v in state.items() if k not in heads}
     if found := misfit(model, state):
         scaled = any(".ls1." in k for k in state) and not any(".ls1." in k for k in wanted)
-        hint = f"; they have layer scale: give --encoder {name}:init_values=1e-5" * scaled
+        more = "," if _timm_name(name)[1] else ":"
+        hint = f"; they have layer scale: give --encoder {name}{more}init_values=1e-5" * scaled
         raise InputError(f"{path} does not fit {name}: {found}{hint}")
     model.load_state_dict(state)
 

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,8 +36,6 @@ _CIRCUMSTANCES = {
     errno.EMFILE: "cannot be opened, too many files are open; raise the limit (ulimit -n)",
     errno.EAGAIN: "is locked by another process; wait for that and run the same command again",
     errno.EDEADLK: "is locked by another process; wait for that and run the same command again",
-    errno.ENOLCK: "lies on a file system without file locks; set HDF5_USE_FILE_LOCKING=FALSE",
-    errno.ENOSYS: "lies on a file system without file locks; set HDF5_USE_FILE_LOCKING=FALSE",
     errno.EIO: "could not be read by the file system (input/output error); try again later",
     errno.ESTALE: "could not be read by the file system (stale handle); try again later",
 }
@@ -56,9 +55,9 @@ def unreadable(
         what: a whole file of this kind was expected, such as ``counts file (.h5ad)``.
         remedy: what to do about damaged content.
     """
-    number = getattr(error, "errno", None)
-    if found := re.search(r"errno = (\d+)", str(error)):  # h5py words it so
-        number = int(found[1])
+    number = _number(error)
+    if number not in _CIRCUMSTANCES:  # some libraries say that a file is missing that is forbidden
+        number = _why_not_open(path)
     if number in _CIRCUMSTANCES:
         return InputError(f"{path} {_CIRCUMSTANCES[number]}")
     if isinstance(error, MemoryError):
@@ -67,6 +66,21 @@ def unreadable(
         return InputError(f"{path} is not UTF-8 text; save this {what} as UTF-8")
     reason = " ".join(f"{error or type(error).__name__}".split())[:200]
     return InputError(f"{path} is not a whole {what} ({reason}); {remedy}")
+
+
+def _number(error: BaseException) -> int | None:
+    """The error number of what a library raised; None without one."""
+    found = re.search(r"errno = (\d+)", str(error))  # h5py words it so
+    return int(found[1]) if found else getattr(error, "errno", None)
+
+
+def _why_not_open(path: str | os.PathLike) -> int | None:
+    """The error number with which a file does not open; None for one that does."""
+    try:
+        with open(path, "rb"):
+            return None
+    except OSError as error:
+        return error.errno
 
 
 @contextmanager
@@ -94,10 +108,22 @@ def open_hdf5(
     path: str | os.PathLike, what: str, remedy: str = "copy it again"
 ) -> Iterator[h5py.File]:
     """Open an HDF5 file for reading; its own failures and those inside end as in ``reading``."""
+    with reading(path, what, remedy), hdf5_file(path) as file:
+        yield file
+
+
+def hdf5_file(path: str | os.PathLike) -> h5py.File:
+    """An HDF5 file for reading, with a lock where the file system has such; h5py's own errors."""
     import h5py
 
-    with reading(path, what, remedy), h5py.File(path) as file:
-        yield file
+    try:
+        return h5py.File(path)
+    except OSError as error:
+        if _number(error) not in _NO_LOCKS:
+            raise
+        file = h5py.File(path, locking=False)
+        _say_unlocked(Path(path).parent, error)
+        return file
 
 
 def safe_name(name: str) -> str:
@@ -125,6 +151,8 @@ def make_folder(folder: str | os.PathLike) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if error.errno in FULL:
+            raise
         raise InputError(
             f"cannot make the folder {folder} ({error.strerror}); choose a place you can write to"
         ) from error
@@ -144,7 +172,11 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         OSError: with ENOSPC and the path, for whatever a writer raised while the disk was full.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    # a name as long as the file system takes leaves no room for more
+    stem = path.stem
+    if len(os.fsencode(path.name)) > 200:
+        stem = f"{stem[:20]}-{zlib.crc32(os.fsencode(path.name)):08x}"
+    temporary = path.with_name(f".{stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         with full_disk_named(path):
             yield temporary
@@ -164,15 +196,18 @@ def full_disk_named(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        if getattr(error, "errno", None) in FULL or _is_full(path.parent, error):
+        if _is_full(path.parent, error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
 
 
 def _is_full(folder: Path, error: Exception) -> bool:
     """Whether a folder's disk has less room than a small file takes, or the error says so."""
-    if "No space left" in str(error):
-        return True
+    cause = error
+    while cause is not None:  # what a file of ours raised inside a library
+        if getattr(cause, "errno", None) in FULL or "No space left" in str(cause):
+            return True
+        cause = cause.__cause__ or cause.__context__
     try:
         space = os.statvfs(folder)
     except OSError:
@@ -205,16 +240,43 @@ def folder_lock(folder: str | os.PathLike) -> Iterator[None]:
 
 @contextmanager
 def turn(folder: str | os.PathLike) -> Iterator[None]:
-    """Hold an exclusive lock on a folder's tables, waiting if another process has it."""
+    """Hold an exclusive lock on a folder's tables, waiting if another process has it.
+
+    Raises:
+        InputError: ranks that torchrun started would write one table without a lock, and lose rows.
+    """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        _lock(handle, fcntl.LOCK_EX, folder)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno == errno.EBADF:  # NFS locks what is open for writing, never a folder
+                writable = os.open(Path(folder) / ".turn", os.O_RDWR | os.O_CREAT)
+                os.close(handle)
+                handle = writable
+            _lock(handle, fcntl.LOCK_EX, folder)
+        if str(folder) in _UNLOCKED and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError(
+                f"the file system of {folder} has no locks, without which several processes lose "
+                "each other's rows; start one process, or choose another place"
+            )
         yield
     finally:
         os.close(handle)
 
 
 _UNLOCKED: set[str] = set()  # folders of which it was said already
+
+
+def _say_unlocked(folder: str | os.PathLike, error: OSError) -> None:
+    """Say once that a folder's files are used without locks."""
+    if str(folder) not in _UNLOCKED:
+        _UNLOCKED.add(str(folder))
+        print(
+            f"the file system of {folder} has no locks ({os.strerror(_number(error))}): make sure "
+            "that no other process writes there",
+            file=sys.stderr,
+        )
 
 
 def _lock(handle: int, how: int, folder: str | os.PathLike) -> bool:
@@ -226,13 +288,7 @@ def _lock(handle: int, how: int, folder: str | os.PathLike) -> bool:
             return False
         if error.errno not in _NO_LOCKS:
             raise
-        if str(folder) not in _UNLOCKED:
-            _UNLOCKED.add(str(folder))
-            print(
-                f"the file system of {folder} has no locks ({error.strerror}): make sure that no "
-                "other process writes there",
-                file=sys.stderr,
-            )
+        _say_unlocked(folder, error)
     return True
 
 

@@ -23,7 +23,7 @@ def check_replaceable(folder: Path) -> None:
         InputError: the folder holds a file that its manifest does not list, is no folder, or is
             the current folder.
     """
-    folder = folder.resolve()
+    folder = _resolved(folder)
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -54,7 +54,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     What was there before is kept until then. Temporary folders of killed processes are removed,
     and what such a process had moved away is put back.
     """
-    folder = folder.resolve()
+    folder = _resolved(folder)
     make_folder(folder.parent)
     _clean(folder)
     check_replaceable(folder)
@@ -73,6 +73,13 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             old.rename(folder)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _resolved(folder: Path) -> Path:
+    try:
+        return folder.resolve()
+    except RuntimeError as error:  # how Python words a loop of links
+        raise InputError(f"{folder} is a loop of symbolic links; give another --out") from error
 
 
 def _files(folder: Path) -> set[str]:

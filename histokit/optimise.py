@@ -320,6 +320,7 @@ def _restore(path: Path, parts: dict, state: dict, team: Team) -> None:
         for name, part in parts.items():
             part.load_state_dict(saved[name])
         ranks = saved["ranks"]
+        begun = saved["state"]
     except OSError as error:
         raise unreadable(path, error, "checkpoint") from error
     except Exception as error:
@@ -332,6 +333,6 @@ def _restore(path: Path, parts: dict, state: dict, team: Team) -> None:
             f"the checkpoint {path} was written by {len(ranks)} processes and {team.size} would go "
             f"on; start {len(ranks)}, or delete it to start the fold again"
         )
-    state.update(saved["state"])
+    state.update(begun)
     state["epoch"] = ranks[team.rank]["epoch"]
     torch.set_rng_state(ranks[team.rank]["random"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import errno
+import math
 import operator
 import os
 import signal
@@ -14,7 +15,7 @@ import typing
 from collections.abc import Callable
 
 from histokit.errors import InputError
-from histokit.files import FULL
+from histokit.files import FULL, unreadable
 from histokit.stopping import Stopped
 
 
@@ -55,16 +56,19 @@ class Checked:
     """Base of the dataclasses of options: numbers outside their limits are refused at once.
 
     Raises:
-        InputError: names the option, its limits and the value; also for NaN and for a choice that
-            is none.
+        InputError: names the option, its limits and the value; also for NaN and infinity.
     """
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value, limits = getattr(self, field.name), field.metadata.get("limits") or {}
             for one in value if isinstance(value, list) else [value]:
-                if one is not None and not all(_LIMITS[k][1](one, v) for k, v in limits.items()):
-                    said = " and ".join(f"{_LIMITS[k][0]} {v:g}" for k, v in limits.items())
+                if one is None or not limits:
+                    continue
+                inside = all(_LIMITS[k][1](one, v) for k, v in limits.items())
+                if not inside or one == math.inf:
+                    said = " and ".join(f"{_LIMITS[k][0]} {v:.10g}" for k, v in limits.items())
+                    said += " and finite" * inside
                     name = field.name.replace("_", "-")
                     raise InputError(f"--{name} must be {said}, got {one}")
 
@@ -132,14 +136,22 @@ def run(main: Callable, cls: type, doc: str) -> None:
         where = error.filename or "the output folder"
         if error.errno in FULL:
             sys.exit(_fail(f"the disk is full at {where}; free some space and run the same again"))
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENAMETOOLONG):
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             sys.exit(_fail(f"cannot write {where} ({error.strerror}); choose another place"))
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            sys.exit(_fail(str(unreadable(where, error, "file"))))
         raise
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(t in str(error) for t in _NO_MEMORY):
+            raise
         sys.exit(_fail("this takes more memory than there is; give smaller files or fewer spots"))
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+
+
+# How torch says on CPU and on CUDA that memory is out.
+_NO_MEMORY = ("can't allocate memory", "out of memory")
 
 
 def _interrupt(signum, frame):

@@ -10,11 +10,11 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import h5py
 import numpy as np
 from PIL import Image
 
 from histokit.errors import InputError
+from histokit.files import hdf5_file
 from histokit.images import naming, open_image
 from histokit.pixels import GLASS
 
@@ -148,7 +148,7 @@ def stored_batches(
     Raises:
         InputError: the file is cut short, or its patches are smaller than ``patch_um``.
     """
-    with naming(Path(path)), h5py.File(path) as file:
+    with naming(Path(path)), hdf5_file(path) as file:
         images = file["img"]
         stored, side = images.shape[1], round(patch_um / HEST_MPP)
         if side > stored:
@@ -187,5 +187,5 @@ def stored_thumbnail(
 
 
 def _stored_um(path: str | os.PathLike) -> float:
-    with naming(Path(path)), h5py.File(path) as file:
+    with naming(Path(path)), hdf5_file(path) as file:
         return file["img"].shape[1] * HEST_MPP

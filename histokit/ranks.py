@@ -106,16 +106,32 @@ def check_device(name: str) -> None:
 
 
 def start(device: str = "cpu") -> Team:
-    """Join the run that ``torchrun`` started; a team of one without it."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    """Join the run that ``torchrun`` started; a team of one without it.
+
+    Raises:
+        InputError: WORLD_SIZE is set but not by torchrun, or there are fewer GPUs than ranks.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size == "1":
         return ALONE
     if not dist.is_initialized():
+        for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+            if not os.environ.get(name, "").isdecimal():
+                raise InputError(
+                    f"WORLD_SIZE is {size} but {name} is {os.environ.get(name)!r}; start several "
+                    "processes with torchrun, or unset WORLD_SIZE"
+                )
         backend = "gloo"
         if device.startswith("cuda"):
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            own, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+            if own >= there:
+                raise InputError(
+                    f"torchrun started rank {own} on a machine with {there} GPUs; give "
+                    f"--nproc-per-node={there} at most"
+                )
+            torch.cuda.set_device(own)
             backend = "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, timeout=PATIENCE)
         # gloo's threads, left to the end of the process, can abort it although all went well
         atexit.register(dist.destroy_process_group)
-    return Team(dist.get_rank(), size)
+    return Team(dist.get_rank(), dist.get_world_size())

@@ -133,6 +133,7 @@ class SlideReader:
         try:
             found = iter(loader)
         except OSError as error:  # workers need semaphores, and those /dev/shm
+            self.workers = 0  # tried, and said, once
             print(f"slides are not read ahead: no workers here ({error})", file=sys.stderr)
             return (self.attempt(slide_id) for slide_id in slide_ids)
         finally:

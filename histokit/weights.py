@@ -60,7 +60,7 @@ def read_state_dict(path: str | Path, inside: Sequence[str] = INSIDE) -> dict[st
     with reading(path, "file of weights"):
         if path.stat().st_size == 0:
             raise InputError(f"{path} is empty (0 bytes); copy it again")
-        state = load_file(path) if path.suffix == ".safetensors" else _load_torch(path)
+        state = load_file(path) if _is_safetensors(path) else _load_torch(path)
     for key in inside:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
@@ -82,20 +82,33 @@ def read_state_dict(path: str | Path, inside: Sequence[str] = INSIDE) -> dict[st
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
+def _is_safetensors(path: Path) -> bool:
+    """By its suffix or, for hubs call either kind ``.bin``, content: 8 bytes of length, JSON."""
+    with open(path, "rb") as file:
+        return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
+
+
 def _load_torch(path: Path):
     """What a torch file holds; classes that torch does not allow load as ``_Inert``."""
-    names = []
     if zipfile.is_zipfile(path):
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    with torch.serialization.safe_globals([(_Inert, name) for name in names]):
-        try:
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                raise InputError(
+                    f"{path} is a TorchScript program and no state dict; save "
+                    "model.state_dict() and give that file"
+                )
+    try:
+        names = []
+        if zipfile.is_zipfile(path):
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        with torch.serialization.safe_globals([(_Inert, name) for name in names]):
             return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            # torch's own words advise to load unsafely, in colors
-            raise InputError(
-                f"{path} is damaged, or holds more than tensors in a form that is not read; save "
-                "its state dict alone, best as .safetensors"
-            ) from error
+    except Exception as error:
+        # torch's own words advise to load unsafely, in colors
+        raise InputError(
+            f"{path} is damaged, or holds more than tensors in a form that is not read; save "
+            "its state dict alone, best as .safetensors"
+        ) from error
 
 
 def load_weights(model: nn.Module, state: dict[str, torch.Tensor], source: Path) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -21,10 +22,11 @@ import run_eval
 import run_extract
 import run_profile
 import run_train
-from histokit import audit, files, pathways, synthetic
+from histokit import audit, files, options, pathways, ranks, synthetic
 from histokit.cohort import Cohort
 from histokit.errors import InputError
 from histokit.files import atomic_path, folder_lock, remove_leftovers, turn
+from histokit.folders import check_replaceable
 from histokit.models import HistoPrism
 from histokit.ranks import check_device
 from histokit.weights import read_state_dict
@@ -38,11 +40,12 @@ REQUIRED = {"data": "d", "model": "mlp", "run": "r"}
 @pytest.mark.parametrize(
     ("name", "bad"),
     [
-        ("epochs", [0, -1]), ("patience", [0]), ("lr", [0.0, -1.0, math.nan]),
+        ("epochs", [0, -1]), ("patience", [0]), ("lr", [0.0, -1.0, math.nan, math.inf]),
         ("dropout", [1.0, 2.0]),
-        ("weight_decay", [-1.0, math.nan]), ("slides_per_step", [0]), ("workers", [-1]),
-        ("seed", [-1]), ("val_fraction", [1.0, -0.5, math.nan]), ("hidden_dim", [0]),
-        ("clip", [0.0, -1.0]), ("max_patches", [0]), ("cache_gb", [-1.0]), ("batch_size", [0]),
+        ("weight_decay", [-1.0, math.nan, math.inf]), ("slides_per_step", [0]),
+        ("workers", [-1, 10**6]), ("seed", [-1, 2**32, 10**400]),
+        ("val_fraction", [1.0, -0.5, math.nan]), ("hidden_dim", [0]), ("clip", [0.0, -1.0]),
+        ("max_patches", [0]), ("cache_gb", [-1.0, math.inf, 1e7]), ("batch_size", [0]),
         ("checkpoint_seconds", [-1.0]), ("num_layers", [0]), ("num_prototypes", [0]),
     ],
 )  # fmt: skip
@@ -90,6 +93,36 @@ def test_a_device_that_is_not_there_is_one_sentence(device):
     check_device("cpu")
 
 
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK"])
+def test_a_world_size_that_torchrun_did_not_set_is_one_sentence(monkeypatch, name):
+    for key in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(key, "2")
+    monkeypatch.delenv(name)
+    with pytest.raises(InputError, match=f"WORLD_SIZE is 2 but {name} is None; start several"):
+        ranks.start()
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")]
+)
+def test_more_memory_than_there_is_ends_in_one_sentence(monkeypatch, capsys, error):
+    def take(cfg):
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["run_profile.py"])
+    monkeypatch.setattr(options.signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as caught:
+        options.run(take, run_profile.Options, "")
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("error: this takes more memory than there is")
+
+
+def test_a_loop_of_links_as_a_folder_of_results_is_one_sentence(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(InputError, match="loop is a loop of symbolic links; give another --out"):
+        check_replaceable(tmp_path / "loop")
+
+
 # ---- locks and leftovers -----------------------------------------------------------------------
 
 
@@ -103,6 +136,62 @@ def test_file_systems_without_locks_are_used_and_said_once(tmp_path, monkeypatch
         with folder_lock(tmp_path), turn(tmp_path):
             pass
     assert capsys.readouterr().err.count("has no locks") == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with (
+        pytest.raises(InputError, match="several processes lose each other's rows"),
+        turn(tmp_path),
+    ):
+        pass
+
+
+def test_tables_on_nfs_are_locked_by_a_file_that_is_open_for_writing(tmp_path, monkeypatch, capsys):
+    lock, taken = fcntl.flock, []
+
+    def as_nfs(handle, how):
+        if fcntl.fcntl(handle, fcntl.F_GETFL) & (os.O_WRONLY | os.O_RDWR) == 0:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        lock(handle, how)
+        taken.append(handle)
+
+    monkeypatch.setattr(fcntl, "flock", as_nfs)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with turn(tmp_path):
+        assert len(taken) == 1
+    assert "no locks" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EBADF])
+def test_hdf5_on_a_file_system_without_locks_is_read_without(tmp_path, monkeypatch, capsys, number):
+    path, opened = tmp_path / "a.h5", h5py.File
+    with h5py.File(path, "w") as file:
+        file["x"] = [1, 2]
+
+    def refuse(name, **options):
+        if options.get("locking", True):
+            raise OSError(
+                f"Unable to synchronously open file (unable to lock file, errno = {number})"
+            )
+        return opened(name, **options)
+
+    monkeypatch.setattr(h5py, "File", refuse)
+    for _ in range(2):
+        with files.open_hdf5(path, "HDF5 file") as file:
+            assert file["x"][:].tolist() == [1, 2]
+    assert capsys.readouterr().err.count("has no locks") == 1
+
+
+def test_a_file_that_does_not_open_is_not_called_damaged_whatever_the_library_says(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    said = str(files.unreadable(tmp_path / "loop", FileNotFoundError("No such file"), "file"))
+    assert said == f"{tmp_path / 'loop'} is a loop of symbolic links; point it at a file"
+
+
+@pytest.mark.parametrize("name", ["a" * 250 + ".csv", "\u00e9" * 120 + ".csv"])
+def test_a_name_as_long_as_the_file_system_takes_is_written(tmp_path, name):
+    with atomic_path(tmp_path / name) as temporary:
+        temporary.write_text("x")
+        assert temporary.suffix == ".csv"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_locked_feature_file_is_not_called_damaged(tmp_path, monkeypatch):
@@ -146,6 +235,17 @@ def test_whatever_a_writer_raises_on_a_full_disk_names_the_file(tmp_path, monkey
         raise error
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "a.bin"))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_quota_that_a_library_hides_is_a_full_disk(tmp_path):
+    def write():
+        try:
+            raise OSError(errno.EDQUOT, "quota")
+        except OSError:
+            raise RuntimeError("[enforce fail at inline_container.cc]")  # noqa: B904, as torch does
+
+    with pytest.raises(OSError, match="No space left"), atomic_path(tmp_path / "a.bin"):
+        write()
 
 
 def test_other_errors_of_a_writer_stay_what_they_are(tmp_path):
@@ -306,6 +406,33 @@ def test_the_cases_of_users_end_in_one_sentence(shared):
             read_state_dict(path)
 
 
+def test_a_torchscript_program_is_called_one(tmp_path):
+    program = torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2))
+    program.save(tmp_path / "a.pt")
+    with pytest.raises(InputError, match="is a TorchScript program and no state dict"):
+        read_state_dict(tmp_path / "a.pt")
+
+
+def test_safetensors_are_known_by_content(tmp_path):
+    save_file({"w": torch.ones(2)}, tmp_path / "pytorch_model.bin")
+    assert torch.equal(read_state_dict(tmp_path / "pytorch_model.bin")["w"], torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("timm:resnet18", ("resnet18", {})),
+        ("timm:vit:init_values=1e-5,img_size=256", ("vit", {"init_values": 1e-5, "img_size": 256})),
+        ("timm:hf-hub:owner/model", ("hf-hub:owner/model", {})),
+        ("timm:hf-hub:owner/model:init_values=1e-5", ("hf-hub:owner/model", {"init_values": 1e-5})),
+    ],
+)
+def test_names_of_timm_may_have_a_source_and_arguments(name, expected):
+    from histokit.encoders import _timm_name
+
+    assert _timm_name(name) == expected
+
+
 def test_layer_scale_is_named_and_can_be_asked_for(tmp_path):
     from histokit.encoders import import_timm, make_encoder
 
@@ -336,4 +463,5 @@ def test_without_semaphores_slides_are_read_in_this_process(tmp_path, monkeypatc
     genes = list(cohort.gene_table("A1").index)
     reader = SlideReader(Preparation(cohort, genes, "log1p", Standardizer("none")), "cpu", 0, 1)
     assert [slide.slide_id for slide in reader.stream(["A1", "B1", "A2"])] == ["A1", "B1", "A2"]
-    assert "no workers here" in capsys.readouterr().err
+    assert [slide.slide_id for slide in reader.stream(["B1", "A1"])] == ["B1", "A1"]
+    assert capsys.readouterr().err.count("no workers here") == 1
