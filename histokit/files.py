@@ -36,6 +36,8 @@ _CIRCUMSTANCES = {
     errno.EMFILE: "cannot be opened, too many files are open; raise the limit (ulimit -n)",
     errno.EAGAIN: "is locked by another process; wait for that and run the same command again",
     errno.EDEADLK: "is locked by another process; wait for that and run the same command again",
+    errno.ENOLCK: "lies on a file system without file locks; set HDF5_USE_FILE_LOCKING=FALSE",
+    errno.ENOSYS: "lies on a file system without file locks; set HDF5_USE_FILE_LOCKING=FALSE",
     errno.EIO: "could not be read by the file system (input/output error); try again later",
     errno.ESTALE: "could not be read by the file system (stale handle); try again later",
 }

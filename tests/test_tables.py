@@ -81,9 +81,12 @@ def test_harmful_advice_is_never_given_for_a_file_that_is_only_out_of_reach(erro
     assert "delete it" not in sentence
 
 
-def test_damaged_content_gets_the_remedy():
-    sentence = str(unreadable("f.h5", KeyError("matrix"), "10x file", "copy it again"))
-    assert sentence == "f.h5 is not a whole 10x file ('matrix'); copy it again"
+def test_damaged_content_gets_the_remedy_and_a_missing_file_does_not(tmp_path):
+    path, error = tmp_path / "f.h5", KeyError("matrix")
+    assert str(unreadable(path, error, "10x file")) == f"{path} does not exist; check the path"
+    path.write_bytes(b"")
+    sentence = str(unreadable(path, error, "10x file", "copy it again"))
+    assert sentence == f"{path} is not a whole 10x file ('matrix'); copy it again"
 
 
 def test_a_full_disk_and_our_own_errors_pass(tmp_path):
