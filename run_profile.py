@@ -28,7 +28,7 @@ CHECKED = 300  # patches of the comparison with the other form
 WARM = 64  # patches of a call before the memory is measured: it loads what is loaded once
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9, "float16": 3e-2, "bfloat16": 1e-1}
 GROUPS = ("histoprism", "stpath", "stpath-layer", "bpbooster", "gpc", "train")
-NOT_ENOUGH = ("can't allocate memory", "out of memory", "MemoryError", "bad_alloc")
+NOT_ENOUGH = ("more memory than there is", "out of memory", "MemoryError", "bad_alloc")
 
 
 @dataclasses.dataclass(frozen=True)
