@@ -16,7 +16,7 @@ from sklearn.metrics import confusion_matrix, silhouette_score
 
 from histokit import plots
 from histokit.cohort import Cohort, Slide
-from histokit.eval_pictures import representative_slides
+from histokit.eval_pictures import picture_path, representative_slides
 from histokit.evaluate import SlideScore, load_held_out
 from histokit.genes import normalise
 from histokit.intervals import Units, mean_interval, units_of
@@ -266,7 +266,7 @@ def draw(
         for name in DRAWN
     ]
     figure = cluster_maps(read_tissue(cohort, slide), maps, f"{slide.slide_id}: embeddings")
-    path = folder / f"embeddings_{fold.id}_{slide.slide_id}.png"
+    path = picture_path(folder, "embeddings", fold, slide.slide_id)
     plots.save(figure, path)
     caption = (
         f"Slide {slide.slide_id}, fold {fold.name}: t-SNE of its spots and, below, the same "

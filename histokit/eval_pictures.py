@@ -11,12 +11,13 @@ import pandas as pd
 from histokit import plots
 from histokit.cohort import Cohort
 from histokit.evaluate import SlideScore, load_held_out, predict
+from histokit.files import make_folder
 from histokit.genes import normalise
 from histokit.metrics import mean_or_nan
 from histokit.predictions import read_tissue
 from histokit.progress import progress_bar
 from histokit.report import UNITS, Picture, number
-from histokit.runs import Run
+from histokit.runs import Fold, Run
 
 SEEN = {"yes": "patient also in training", "no": "new patient", "unknown": "patient unknown"}
 
@@ -85,7 +86,7 @@ def draw_maps(
         patient = f"patient {score.patient}, " if score.patient else ""
         title = f"{score.slide_id}   ({patient}{score.cancer or 'no cancer code'})"
         figure = plots.gene_maps(read_tissue(cohort, slide), maps, title, UNITS[transform])
-        path = folder / f"maps_{fold.id}_{score.slide_id}.png"
+        path = picture_path(folder, "maps", fold, score.slide_id)
         plots.save(figure, path)
         headline = number(mean_or_nan(score.pcc[score.hvg]))
         caption = (
@@ -95,6 +96,15 @@ def draw_maps(
         )
         pictures.append(Picture(path, caption))
     return pictures
+
+
+def picture_path(folder: Path, kind: str, fold: Fold, slide_id: str) -> Path:
+    """KIND/FOLD/SLIDE.png, as predictions lie; its folder is made.
+
+    Folds and slides may both hold any of ``_ - .``, so no sign between them in one name would keep
+    slide A_B of fold 1 and slide B of fold 1_A apart.
+    """
+    return make_folder(folder / kind / fold.id) / f"{slide_id}.png"
 
 
 def draw_overview(slides: pd.DataFrame, genes: pd.DataFrame, folder: Path) -> list[Picture]:

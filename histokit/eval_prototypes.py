@@ -11,7 +11,7 @@ import torch
 
 from histokit import plots
 from histokit.cohort import Cohort, Slide
-from histokit.eval_pictures import representative_slides
+from histokit.eval_pictures import picture_path, representative_slides
 from histokit.evaluate import SlideScore, load_held_out
 from histokit.models.bpbooster import BPBooster
 from histokit.plots_pathways import short_name
@@ -122,7 +122,7 @@ def draw_attention(
         for row in table.head(MAPS).itertuples()
     }
     figure = plots.spot_maps(read_tissue(cohort, slide), maps, f"{score.slide_id}: attention")
-    path = folder / f"prototypes_{fold.id}_{score.slide_id}.png"
+    path = picture_path(folder, "prototypes", fold, score.slide_id)
     plots.save(figure, path)
     caption = (
         f"Slide {score.slide_id}, fold {score.fold}: attention to the {len(maps)} prototypes that "

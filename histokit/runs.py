@@ -43,24 +43,48 @@ class Fold:
     @cached_property
     def split(self) -> pd.DataFrame:
         """slide_id, split (train, val or test), cancer, patient; every slide once."""
-        path = self.folder / "split.csv"
         columns = ("slide_id", "split", "cancer", "patient")
-        table = read_table(path, columns, "table of a fold's slides")
+        table = self._table("split.csv", columns, "table of a fold's slides")
         found = {role: int((table["split"] == role).sum()) for role in ROLES}
         whole = self.counted in (None, found) and sum(found.values()) == len(table)
         if not whole or table["slide_id"].duplicated().any():
-            raise InputError(f"{path} was changed or cut short since the training; train again")
+            raise self._changed("split.csv")
         return table
 
     @cached_property
     def genes(self) -> pd.DataFrame:
         """gene, gene_id, symbol, hvg_rank, train_mean, train_variance; rows are model outputs."""
         path = self.folder / "genes.csv"
-        table = read_table(path, ("gene", "gene_id", "symbol"), "table of a fold's genes")
+        table = self._table("genes.csv", ("gene", "gene_id", "symbol"), "table of a fold's genes")
+        if self.is_finished() and len(table) != self._outputs():
+            raise self._changed("genes.csv")
         with reading(path, "table of a fold's genes", "train the fold again"):
             for column in table.columns.difference(["gene", "gene_id", "symbol"]):
                 table[column] = table[column].replace("", "nan").astype(float)
         return table
+
+    def _table(self, name: str, columns: tuple[str, ...], what: str) -> pd.DataFrame:
+        """A table that the training wrote: it ends every line, so one without that end was cut."""
+        path = self.folder / name
+        table = read_table(path, columns, what)
+        with reading(path, what):
+            whole = path.read_bytes().endswith(b"\n")
+        if not whole:
+            raise self._changed(name)
+        return table
+
+    def _outputs(self) -> int:
+        """How many genes the fold's trained model predicts."""
+        path = self.folder / "model.json"
+        description = read_json(path)
+        with reading(path, "description of a model", "train the fold again"):
+            return int(description["arguments"]["num_genes"])
+
+    def _changed(self, name: str) -> InputError:
+        return InputError(
+            f"{self.folder / name} was changed or cut short since the training; remove the fold's "
+            f"folder {self.folder} and give run_train.py the same command again"
+        )
 
     def cancer(self, slide_id: str) -> str:
         """The oncotree code that the fold gave a slide."""

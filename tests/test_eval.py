@@ -193,7 +193,7 @@ def test_scanpy_and_squidpy_plot_the_predictions(ridge, tmp_path):
 
 def test_pictures_and_report_are_written(ridge):
     folder = ridge / "eval"
-    assert len(list(folder.glob("maps_*.png"))) == 2
+    assert len(list(folder.glob("maps/*/*.png"))) == 2
     html = (folder / "report.html").read_text()
     assert html.count("data:image") == 4
     assert "new patients" in html

@@ -133,7 +133,7 @@ def test_report_compares_embeddings(evaluated):
     assert table["silhouette"].between(-1, 1).all()
     own = table.pivot(index="slide_id", columns="embedding", values="explained")
     assert (own[EXPRESSION] > own["raw"]).all()
-    pictures = list(out.glob("embeddings_*.png"))
+    pictures = list(out.glob("embeddings/*/*.png"))
     assert len(pictures) == 2
     assert min(p.stat().st_size for p in pictures) > 20_000
     report = (out / "report.html").read_text()

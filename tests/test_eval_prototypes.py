@@ -53,7 +53,7 @@ def test_report_shows_prototypes(runs, name, shown):
     )
     assert table["gate"].between(0, 1).all()
     np.testing.assert_allclose(table.groupby("fold")["attention"].sum(), 1, rtol=1e-4)
-    pictures = list(out.glob("prototypes_*.png"))
+    pictures = list(out.glob("prototypes/*/*.png"))
     assert len(pictures) == 2
     assert min(p.stat().st_size for p in pictures) > 10_000
     report = (out / "report.html").read_text()
@@ -66,7 +66,7 @@ def test_literal_attention_raises_no_genes(runs):
     table = pd.read_csv(out / "prototypes.csv", keep_default_na=False)
     assert set(table["raises"]) == {""}
     assert "none raises genes of its own" in (out / "report.html").read_text()
-    assert not list(out.glob("prototypes_*.png"))
+    assert not list(out.glob("prototypes/*/*.png"))
 
 
 def test_attention_is_of_the_test_patches(runs):

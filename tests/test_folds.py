@@ -1,7 +1,9 @@
 """Folds and patients may be called anything; files stay where they belong."""
 
 import os
+import re
 import shutil
+from pathlib import Path
 
 import anndata
 import h5py
@@ -79,8 +81,8 @@ def test_every_figure_map_and_prediction_comes_from_the_fold_that_held_the_slide
             for x, y in zip(table.X.T, table.layers["target"].T, strict=True)
         ]
         assert np.mean(r) == pytest.approx(row.pcc_hvg, abs=1e-5)
-    maps = {path.name for path in (run.folder / "eval").glob("maps_*.png")}
-    drawn = {f"maps_{file_id(row.fold)}_{row.slide_id}.png" for row in slides.itertuples()}
+    maps = {path.relative_to(run.folder / "eval") for path in run.folder.glob("eval/maps/*/*.png")}
+    drawn = {Path("maps", file_id(r.fold), f"{r.slide_id}.png") for r in slides.itertuples()}
     assert len(maps) == len(STRANGE)
     assert maps <= drawn
 
@@ -109,6 +111,26 @@ def test_no_model_is_judged_on_a_slide_that_it_saw(strange):
     assert load_held_out(fold, cohort, "T0").slide_id == "T0"
     with pytest.raises(RuntimeError, match="did not hold slide S1 out"):
         load_held_out(fold, cohort, "S1")
+
+
+def test_pictures_of_slides_whose_joined_names_are_alike_are_kept_apart(tmp_path):
+    slides = {"A_B": ("IDC", "1", 30), "B": ("IDC", "2", 25), "C": ("IDC", "3", 28)}
+    data = write_cohort(tmp_path / "data", slides)
+    rows = "".join(
+        f"{slide},{'test' if slide == held else 'train'},{fold}\n"
+        for fold, held in (("1", "A_B"), ("1_A", "B"))
+        for slide in slides
+    )
+    folds = write(tmp_path / "s.csv", "slide_id,split,fold\n" + rows)
+    run = train(data, tmp_path / "run", folds=folds)
+    evaluate(run, pictures=True)
+    maps = sorted((run / "eval" / "maps").glob("*/*.png"))
+    assert [str(path.relative_to(run / "eval" / "maps")) for path in maps] == [
+        "1/A_B.png",
+        "1_A/B.png",
+    ]
+    shown = re.findall(r'src="(data:image[^"]+)"', (run / "eval" / "report.html").read_text())
+    assert len(set(shown)) == len(shown) == 4  # two maps, two overviews
 
 
 def test_report_shows_names_as_they_are(strange):
@@ -201,6 +223,35 @@ def test_an_older_run_with_plain_folds_stays_usable_and_one_with_nested_folds_is
         else:
             with pytest.raises(InputError, match="no plain folder name"):
                 _ = Run(run).folds
+
+
+@pytest.mark.parametrize("name", ["split.csv", "genes.csv"])
+def test_no_cut_table_of_a_fold_is_read(plain_run, tmp_path, name):
+    run = shutil.copytree(plain_run, tmp_path / "run")
+    path = run / "folds" / "0" / name
+    whole = path.read_bytes()
+    table = getattr(Run(run).folds[0], name.removesuffix(".csv"))
+    assert len(table) == whole.count(b"\n") - 1
+    first, last = whole.index(b"\n") + 1, whole[:-1].rindex(b"\n") + 1
+    inside = {len(whole) - 1, len(whole) - 2, last + 1}  # of the last line: its cells, its end
+    for length in {0, 1, first, last, *inside}:
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError):
+            _ = getattr(Run(run).folds[0], name.removesuffix(".csv"))
+    with pytest.raises(InputError, match=r"remove the fold's folder .*0 and give run_train\.py"):
+        path.write_bytes(whole[:last])
+        evaluate(run)
+
+
+def test_the_advice_about_a_cut_table_can_be_followed(plain_run, tmp_path):
+    run = shutil.copytree(plain_run, tmp_path / "run")
+    place = run / "folds" / "0"
+    genes = (place / "genes.csv").read_bytes()
+    (place / "genes.csv").write_bytes(genes[:-9])
+    shutil.rmtree(place)
+    train(plain_run.parent / "data", run, folds=str(plain_run.parent / "s.csv"))
+    assert (place / "genes.csv").read_bytes() == genes
+    evaluate(run)
 
 
 # ---- features ----------------------------------------------------------------------------------
