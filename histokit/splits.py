@@ -185,10 +185,14 @@ def _from_folder(path: Path) -> list[tuple[str, dict]]:
     if (path / "test_split.csv").is_file():
         roles = {role: _ids(path / f"{role}_split.csv") for role in ROLES}
         return [(path.resolve().name, roles)]
+    # a fold that lacks one of its two files is refused when that is read, not left out
     numbers = sorted(
-        int(number)
-        for file in path.glob("test_*.csv")
-        if (number := file.stem.removeprefix("test_")).isdecimal()
+        {
+            int(number)
+            for role in ("train", "test")
+            for file in path.glob(f"{role}_*.csv")
+            if (number := file.stem.removeprefix(f"{role}_")).isdecimal()
+        }
     )
     if not numbers:
         raise InputError(f"{path} holds neither test_0.csv, train_0.csv, ... nor test_split.csv")
@@ -199,14 +203,17 @@ def _from_folder(path: Path) -> list[tuple[str, dict]]:
 
 
 def _ids(file: Path) -> list[str]:
-    return list(read_table(file, ("sample_id",), "published split")["sample_id"])
+    ids = list(read_table(file, ("sample_id",), "published split")["sample_id"])
+    if "" in ids:
+        raise InputError(f"{file} has a row without sample_id; name the slide or remove the row")
+    return ids
 
 
 def read_cancers(path: str | Path) -> dict[str, str]:
     """Oncotree codes by slide id that a folder of published splits brings, else none.
 
     HistoPrism's splits fill the gaps of HEST's metadata (``oncotree_code_filled``); the authors'
-    list of codes holds the filled names.
+    list of codes holds the filled names. A blank is no code: the cohort's stays.
     """
     codes = {}
     for role in ROLES:
@@ -215,7 +222,7 @@ def read_cancers(path: str | Path) -> dict[str, str]:
             table = read_table(file, ("sample_id",), "published split")
             if "oncotree_code_filled" in table:
                 codes |= dict(zip(table["sample_id"], table["oncotree_code_filled"], strict=True))
-    return codes
+    return {slide: code for slide, code in codes.items() if code}
 
 
 def _checked(name: str, roles: dict, slides: pd.DataFrame, val_fraction: float, seed: int) -> Split:

@@ -212,6 +212,29 @@ def test_codes_of_a_published_split_are_used_and_the_difference_is_said(tmp_path
     assert Run(kept).folds[0].cancer("C1") == "IDC"
 
 
+def test_a_blank_code_of_a_published_split_leaves_the_cohorts(tmp_path):
+    data = write_cohort(tmp_path / "data")
+    codes = {"A1": "IDC", "A2": "IDC", "B1": "", "C1": "Healthy", "D1": ""}
+    run = Run(train(data, tmp_path / "run", model="mean", folds=published(tmp_path / "s", codes)))
+    own = {s: run.folds[0].cancer(s) for s in codes}
+    assert own == {"A1": "IDC", "A2": "IDC", "B1": "PRAD", "C1": "Healthy", "D1": "PRAD"}
+
+
+def test_a_published_fold_of_which_a_file_is_missing_is_refused_and_never_left_out(tmp_path):
+    for name, slides in (("train_0", "A1"), ("test_0", "B1"), ("train_1", "B1")):
+        (tmp_path / f"{name}.csv").write_text(f"sample_id\n{slides}\n")
+    with pytest.raises(InputError, match=r"test_1\.csv does not exist"):
+        read_splits(tmp_path)
+    (tmp_path / "test_1.csv").write_text("sample_id,organ\n,Breast\n")
+    with pytest.raises(InputError, match=r"test_1\.csv has a row without sample_id"):
+        read_splits(tmp_path)
+    (tmp_path / "test_1.csv").write_text("sample_id\nA1\n")
+    assert read_splits(tmp_path) == [
+        ("0", {"train": ["A1"], "test": ["B1"]}),
+        ("1", {"train": ["B1"], "test": ["A1"]}),
+    ]
+
+
 def test_an_older_run_with_plain_folds_stays_usable_and_one_with_nested_folds_is_refused(tmp_path):
     run = tmp_path / "run"
     for folds, ok in ((["A", "Patient 1"], True), (["Study A / Patient 1"], False)):
@@ -238,8 +261,8 @@ def test_no_cut_table_of_a_fold_is_read(plain_run, tmp_path, name):
         path.write_bytes(whole[:length])
         with pytest.raises(InputError):
             _ = getattr(Run(run).folds[0], name.removesuffix(".csv"))
+    path.write_bytes(whole[:last])
     with pytest.raises(InputError, match=r"remove the fold's folder .*0 and give run_train\.py"):
-        path.write_bytes(whole[:last])
         evaluate(run)
 
 
