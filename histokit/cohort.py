@@ -273,6 +273,12 @@ def _read_features(path: Path) -> tuple[np.ndarray, list[str]]:
                 f"{path} holds features {features.shape} and {len(barcodes)} barcodes; one row a "
                 "barcode was expected, extract the slide again"
             )
+        if features.dtype.kind != "f" or len(set(barcodes)) < len(barcodes):
+            raise InputError(
+                f"{path} holds features of {features.dtype} and {len(set(barcodes))} different of "
+                f"{len(barcodes)} barcodes; floats and unique barcodes were expected, extract the "
+                "slide again"
+            )
     if not np.isfinite(features).all():
         raise InputError(f"{path} holds features that are not finite; extract the slide again")
     return features, barcodes

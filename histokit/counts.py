@@ -32,6 +32,7 @@ CONTROL_PROBE = re.compile(
     re.IGNORECASE,
 )
 ENSEMBL_ID = re.compile(r"^ENS[A-Z]*G\d{6,}(\.\d+)?(_PAR_Y)?$")
+PROBE = re.compile(r"ENS[A-Z]*G\d+\|[^|]*\|[^|]*")
 _MONTH = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|sept|oct|nov|dec)[a-z]*"
 # 1-Mar, 1-Mar-2004, Sep-2 (JUN-1 and MAY-1 may be second genes), 2001-03-01, 01/03/2001, 43891
 DATE = re.compile(
@@ -41,7 +42,8 @@ DATE = re.compile(
     re.IGNORECASE,
 )
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
-_ALIKE = 20  # spots from which equal library sizes are no accident
+LARGEST = 1 << 24
+_ALIKE = 5  # spots from which equal library sizes are no accident
 
 
 @dataclasses.dataclass
@@ -99,6 +101,16 @@ def read_counts(
             f"{where} holds a matrix {table.matrix.shape} for {len(table.barcodes)} barcodes and "
             f"{len(names)} genes; it is damaged, copy it again"
         )
+    if "" in names:
+        raise InputError(
+            f"{where} has a gene without a name (number {names.index('') + 1}); name it or leave "
+            "it out"
+        )
+    if any(PROBE.fullmatch(name) for name in names):
+        raise InputError(
+            f"{where} counts probes, several of them a gene (such as "
+            f"{next(n for n in names if PROBE.fullmatch(n))}); give the matrix of genes"
+        )
     if repeated := _first_repeated(table.barcodes):
         raise InputError(f"{where} has the barcode {repeated!r} twice; barcodes must be unique")
     _check_raw(table.matrix, table.barcodes, names, where)
@@ -106,8 +118,10 @@ def read_counts(
     ids = None if table.ids is None else [without_version(i.strip()) for i in table.ids]
     control = np.array([bool(CONTROL_PROBE.match(name)) for name in names], dtype=bool)
     dates = np.array([bool(DATE.match(name)) for name in names], dtype=bool) & ~control
-    if ids is not None:
-        dates &= np.array([not ENSEMBL_ID.match(i) for i in ids], dtype=bool)
+    if ids is not None:  # an id says what such a gene was, and names it
+        known = dates & np.array([bool(ENSEMBL_ID.match(i)) for i in ids], dtype=bool)
+        names = [i if k else name for i, k, name in zip(ids, known, names, strict=True)]
+        dates &= ~known
     keep = ~control & ~dates
     if not keep.any():
         raise InputError(
@@ -187,6 +201,7 @@ def _check_raw(matrix: sp.csr_matrix, barcodes, names, where: str) -> None:
         (~np.isfinite(data), "is not a number"),
         (data < 0, "is negative"),
         (data != np.round(data), "is not a whole number"),
+        (data > LARGEST, f"is above {LARGEST:,}, beyond which float32 is not exact"),
     ):
         if bad.any():
             entry = int(np.argmax(bad))

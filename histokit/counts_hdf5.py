@@ -21,15 +21,15 @@ from histokit.errors import InputError
 from histokit.files import open_hdf5
 
 ID_COLUMNS = ("gene_id", "gene_ids", "ensembl_id", "ensembl")
-SYMBOL_COLUMNS = ("symbol", "gene_symbols", "gene_symbol", "gene_name", "feature_name")
-KIND_COLUMNS = ("feature_types", "feature_type")
+SYMBOL_COLUMNS = ("symbol", "gene_symbols", "gene_symbol", "gene_name", "feature_name", "features")
+KIND_COLUMNS = ("feature_types", "feature_type", "feature_biotype")
 GENES = "Gene Expression"
 # Kinds of features that are no genes. A column that names none of these and no genes says something
 # else, such as a biotype.
 OTHERS = frozenset(
     "antibody capture,protein expression,crispr guide capture,multiplexing capture,custom,peaks,"
     "antigen capture,chromatin accessibility,negative control probe,negative control codeword,"
-    "unassigned codeword,deprecated codeword,genomic control,blank codeword".split(",")
+    "unassigned codeword,deprecated codeword,genomic control,blank codeword,spike-in".split(",")
 )
 RAW = "raw"  # how --layer names raw.X
 _ROWS = 1024  # of a dense matrix at a time
@@ -68,10 +68,18 @@ def read_10x(path: Path):
         barcodes, names, ids = (
             _text(node, path) for node in (group["barcodes"], features["name"], features["id"])
         )
-        kinds = [GENES] * len(names)
-        if "feature_type" in features:
-            kinds = _text(features["feature_type"], path)
-    if len(names) != genes or len(barcodes) != spots or len(kinds) != len(ids) != len(names):
+        if "feature_type" not in features:
+            raise InputError(
+                f"{path} does not say which features are genes (no feature_type); write it again "
+                "with Space Ranger, or give an .h5ad"
+            )
+        kinds = _text(features["feature_type"], path)
+        if "probe_region" in features and len(set(ids)) < len(ids):
+            raise InputError(
+                f"{path} counts probes, several of them a gene; give the file "
+                "filtered_feature_bc_matrix.h5 of the same run"
+            )
+    if {len(names), len(ids), len(kinds)} != {genes} or len(barcodes) != spots:
         raise InputError(
             f"{path} has {len(barcodes)} barcodes and {len(names)} features for a matrix of "
             f"{spots} x {genes}; it is damaged, copy it again"
@@ -93,10 +101,10 @@ def read_h5ad(path: Path, layer: str | None):
         place, note = _place(file, layer, path)
         var = file["raw/var"] if place.startswith("raw") and "raw/var" in file else file["var"]
         barcodes, names = row_names(file["obs"], path), row_names(var, path)
-        columns = {}
+        columns, there = {}, {key.casefold(): key for key in var}
         for key in (*ID_COLUMNS, *SYMBOL_COLUMNS, *KIND_COLUMNS):
-            if key in var:
-                columns[key] = [str(value) for value in read_elem(var[key])]
+            if key in there:
+                columns[key] = [str(value) for value in read_elem(var[there[key]])]
                 if len(columns[key]) != len(names):
                     raise InputError(
                         f"{path}: the column {key} has {len(columns[key])} entries for "
@@ -122,9 +130,17 @@ def _read_old(path: Path, layer: str | None):
     matrix = table.X
     if layer is not None:
         matrix = table.raw.X if layer == RAW else table.layers[layer]
-    columns = {key: [str(v) for v in table.var[key]] for key in table.var}
+    columns = {key.casefold(): [str(v) for v in table.var[key]] for key in table.var}
     names, ids = _named([str(n) for n in table.var_names], columns, path)
-    return sp.csr_matrix(matrix), [str(b) for b in table.obs_names], names, ids, {}, ""
+    # where AnnData leaves the codes of categories, whose words lie in uns
+    for key in KIND_COLUMNS:
+        words = table.uns.get(f"{key}_categories")
+        if key in columns and words is not None and table.var[key].dtype.kind in "iu":
+            plain = [w.decode() if isinstance(w, bytes) else str(w) for w in words]
+            columns[key] = [plain[code] for code in table.var[key]]
+    kinds = next((columns[key] for key in KIND_COLUMNS if key in columns), [GENES] * len(names))
+    barcodes = [str(b) for b in table.obs_names]
+    return *_genes_only(sp.csr_matrix(matrix), barcodes, names, ids, kinds, path), ""
 
 
 def _layers(file: h5py.File) -> list[str]:
@@ -167,10 +183,12 @@ def _named(names: list[str], columns: dict, path: Path) -> tuple[list[str], list
         names = better
         if any(name in blank for name in names):
             raise InputError(f"{path} has genes without a name; var_names are row numbers there")
-    if names and all(name.startswith("ENS") for name in names[:50]):
-        ids = names
-        if symbols is not None:
-            names = [i if s in blank else s for s, i in zip(symbols, names, strict=True)]
+    as_ids = [bool(re.match(r"ENS[A-Z]*G\d{6,}", name)) for name in names]
+    if sum(as_ids) > len(names) / 2:
+        known = ids or [""] * len(names)
+        rows = zip(names, as_ids, known, symbols or [""] * len(names), strict=True)
+        named = [(s if i and s not in blank else n, n if i else k) for n, i, k, s in rows]
+        names, ids = [n for n, _ in named], [i for _, i in named]
     return names, ids
 
 

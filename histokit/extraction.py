@@ -27,6 +27,7 @@ from histokit.placement import draw_overlay, fit_array, misfits, nearest_pitch, 
 from histokit.slides import SlideSource, check_spots
 from histokit.tables import read_table
 
+RULES = 2  # of reading; data read by older ones are extracted again
 LARGEST_PX = 8192  # side of a patch; 200 MB of memory while it is resampled
 LOST = 0.5  # share of selected spots that the join may lose
 OUTSIDE = 0.1  # share of selected spots that may lie outside the image
@@ -101,7 +102,8 @@ def border_patches(spots: anndata.AnnData, side: int, width: float, height: floa
 
 def fingerprint(slide: SlideSource) -> str:
     """Names, sizes and times of a slide's files: when they change, the slide is extracted again."""
-    return json.dumps([[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in slide.inputs])
+    files = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in slide.inputs]
+    return json.dumps([RULES, *files])
 
 
 def write_hdf5(path: Path, fill: Callable[[h5py.File], None]) -> None:

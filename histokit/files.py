@@ -64,6 +64,11 @@ def unreadable(
         return InputError(f"{path} {_CIRCUMSTANCES[number]}")
     if isinstance(error, MemoryError):
         return InputError(f"{path} asks for more memory than there is; it is no whole {what}")
+    if type(error).__name__ == "IORegistryError":
+        return InputError(
+            f"{path} holds a part that this version of AnnData cannot read; update anndata, or "
+            "save the file again with an older version"
+        )
     if isinstance(error, UnicodeError):
         return InputError(f"{path} is not UTF-8 text; save this {what} as UTF-8")
     reason = " ".join(f"{error or type(error).__name__}".split())[:200]

@@ -1,19 +1,22 @@
 """Which genes of two slides are the same: decided once for a cohort, and said.
 
-Where every gene of every slide has an Ensembl id, genes are joined by id (without version);
-otherwise by symbol. A symbol that a slide has twice is then ambiguous and takes no part, and two
-genes whose ids differ are never joined, whatever they are called.
+Where every slide names Ensembl ids for most of its genes, genes are joined by id (without version);
+otherwise by symbol. A gene without an id is then placed by its symbol, if only one gene has that. A
+symbol that a slide has twice is ambiguous where symbols join and takes no part, and two genes whose
+ids differ are never joined, whatever they are called.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from anndata.utils import make_index_unique
+
+from histokit.errors import InputError
 
 ID, SYMBOL = "gene_id", "symbol"
 
@@ -27,7 +30,8 @@ class GeneKey:
         names: the one name of each gene, by its key.
         matched: index key; columns gene, gene_id, symbol, slides (how many measured it), names
             (every name it has there).
-        without_ids: slides of which some gene has no id; they are why symbols are used.
+        without_ids: slides that name ids for half of their genes at most; they are why symbols
+            are used.
         ambiguous: symbols left out because a slide has them twice.
     """
 
@@ -37,6 +41,16 @@ class GeneKey:
     without_ids: tuple[str, ...]
     ambiguous: tuple[str, ...]
 
+    def of(self, table: pd.DataFrame) -> pd.Index:
+        """The key of each gene of a slide's table, blank for one that takes no part."""
+        if self.column == SYMBOL:
+            return pd.Index([s if s in self.names else "" for s in table[SYMBOL]])
+        placed = self.matched.reset_index().drop_duplicates(SYMBOL, keep=False)
+        by_symbol = dict(zip(placed[SYMBOL], placed["key"], strict=True))
+        return pd.Index(
+            [i or by_symbol.get(s, "") for i, s in zip(table[ID], table[SYMBOL], strict=True)]
+        )
+
     def __str__(self) -> str:
         slides = int(self.matched["slides"].max()) if len(self.matched) else 0
         common = int((self.matched["slides"] == slides).sum())
@@ -44,7 +58,7 @@ class GeneKey:
         said = "Ensembl id" if self.column == ID else "symbol"
         text = f"genes are joined by {said}: {len(self.matched):,} genes, {common:,} on all slides"
         if self.column == SYMBOL and len(self.without_ids) < slides:
-            text += f" ({self.without_ids[0]} has genes without an id, so ids are not used)"
+            text += f" ({self.without_ids[0]} names ids for half of its genes at most)"
         if renamed:
             text += f"; {renamed:,} are called differently on different slides"
         if self.ambiguous:
@@ -57,26 +71,45 @@ def gene_key(tables: Iterable[tuple[str, pd.DataFrame]]) -> GeneKey:
 
     Args:
         tables: slide id and gene table (index gene, columns gene_id, symbol), one at a time.
+
+    Raises:
+        InputError: some slides name nothing but Ensembl ids and others nothing but symbols.
     """
-    without, by_id, by_symbol, twice = [], {}, {}, set()
+    without, bare, rows, twice = [], [], {}, set()
     for slide_id, table in tables:
-        if (table[ID] == "").any():
+        named = table[ID] != ""
+        if named.mean() <= 0.5:
             without.append(slide_id)
-        repeated = table[SYMBOL].duplicated(keep=False)
-        twice |= set(table.loc[repeated, SYMBOL])
-        for name, gene_id, symbol in table[[ID, SYMBOL]].itertuples():
-            row = (name, gene_id, symbol)
-            if not without:
-                _add(by_id, gene_id, row)
-            _add(by_symbol, symbol, row)
-    column, found = (SYMBOL, by_symbol) if without else (ID, by_id)
-    if column == SYMBOL:
-        # of equal symbols that ids tell apart on one slide none says which the other slides mean
-        found = {symbol: entry for symbol, entry in found.items() if symbol not in twice}
+        if len(table) and table[SYMBOL].str.startswith("ENS").all():
+            bare.append(slide_id)
+        twice |= set(table.loc[table[SYMBOL].duplicated(keep=False), SYMBOL])
+        for row in table[[ID, SYMBOL]].itertuples(name=None):
+            rows[row] = rows.get(row, 0) + 1
+    if without and bare:
+        raise InputError(
+            f"slide {bare[0]} names its genes by Ensembl ids alone and {without[0]} by symbols "
+            "alone, so nothing says which are the same; add a column of symbols or of ids to one "
+            "of the two and extract it again"
+        )
+    column = SYMBOL if without else ID
+    found: dict[str, list] = {}
+    keys = key_values(
+        pd.DataFrame(list(rows), columns=["gene", ID, SYMBOL], dtype=object), column, twice
+    )
+    for (row, slides), key in zip(rows.items(), keys, strict=True):
+        if key:
+            found.setdefault(key, []).append((row, slides))
     matched = pd.DataFrame(
         [
-            (key, rows[0][2] or rows[0][0], rows[0][1], rows[0][2], slides, " | ".join(names))
-            for key, (rows, slides, names) in found.items()
+            (
+                key,
+                next((r[2] for r, _ in own if r[2]), own[0][0][0]),
+                next((r[1] for r, _ in own if r[1]), ""),
+                next((r[2] for r, _ in own if r[2]), ""),
+                sum(slides for _, slides in own),
+                " | ".join(dict.fromkeys(r[0] for r, _ in own)),
+            )
+            for key, own in found.items()
         ],
         columns=["key", "gene", ID, SYMBOL, "slides", "names"],
     ).set_index("key")
@@ -86,14 +119,26 @@ def gene_key(tables: Iterable[tuple[str, pd.DataFrame]]) -> GeneKey:
     return GeneKey(column, names, matched, tuple(without), ambiguous)
 
 
-def _add(found: dict, key: str, row: tuple[str, str, str]) -> None:
-    """Note one slide's gene: its first row, how many slides have it, its names in order."""
-    if key not in found:
-        found[key] = ([row], 1, {row[0]: None})
-        return
-    rows, slides, names = found[key]
-    names[row[0]] = None
-    found[key] = (rows, slides + 1, names)
+def key_values(table: pd.DataFrame, column: str, twice: Container[str] = ()) -> list[str]:
+    """The key of each gene of a table, blank for one that takes no part.
+
+    Args:
+        table: columns gene_id, symbol, of one slide or of all genes of a cohort.
+        column: what genes are joined by.
+        twice: symbols that some slide has twice.
+    """
+    if column == SYMBOL:
+        return ["" if s in twice else s for s in table[SYMBOL]]
+    only: dict[str, set[str]] = {}
+    for gene_id, symbol in zip(table[ID], table[SYMBOL], strict=True):
+        if gene_id:
+            only.setdefault(symbol, set()).add(gene_id)
+    keys = []
+    for gene_id, symbol in zip(table[ID], table[SYMBOL], strict=True):
+        ids = only.get(symbol, ())
+        placed = next(iter(ids)) if len(ids) == 1 else ("" if ids else symbol)
+        keys.append(gene_id or placed)
+    return keys
 
 
 def as_panel(names: Sequence[str]) -> pd.DataFrame:
@@ -106,23 +151,23 @@ def as_panel(names: Sequence[str]) -> pd.DataFrame:
 def positions(table: pd.DataFrame, genes: pd.DataFrame) -> np.ndarray:
     """Row of ``table`` for each gene of a panel, (G,) int, -1 where the slide does not have it.
 
-    By id where all genes of both sides have one, else by name and then by symbol, but never two
-    genes whose ids differ.
+    By id first, then by name and by symbol where one of the two has no id: never two genes whose
+    ids differ, and no row for two genes.
 
     Args:
         table: a slide's genes: index gene, columns gene_id, symbol.
         genes: the panel: columns gene, gene_id, symbol.
     """
-    if (table[ID] != "").all() and (genes[ID] != "").all():
-        return _lookup(table[ID], genes[ID])
-    found = _lookup(pd.Series(table.index), genes["gene"])
-    for column in (SYMBOL, ID):
+    found = _lookup(table[ID], genes[ID])
+    theirs = table[ID].to_numpy()
+    for known, column in ((pd.Series(table.index), "gene"), (table[SYMBOL], SYMBOL)):
         lost = found < 0
         if lost.any():
-            found[lost] = _lookup(table[column], genes.loc[lost, column])
-    theirs, ours = table[ID].to_numpy()[found], genes[ID].to_numpy()
-    contradict = (found >= 0) & (theirs != "") & (ours != "") & (theirs != ours)
-    return np.where(contradict, -1, found)
+            places = _lookup(known, genes.loc[lost, column])
+            both = (theirs[places] != "") & (genes.loc[lost, ID] != "").to_numpy()
+            places[both | np.isin(places, found[found >= 0])] = -1
+            found[lost] = places
+    return found
 
 
 def _lookup(known: pd.Series, wanted: pd.Series) -> np.ndarray:

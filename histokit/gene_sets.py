@@ -15,6 +15,7 @@ from histokit.files import atomic_path
 from histokit.genes import read_gene_list
 from histokit.tables import read_table, text_lines
 
+_ENSEMBL_ID = re.compile(r"^ENS[A-Z]*\d{11}(\.\d+)?$")
 _ENSEMBL = re.compile(r"^(ENS[A-Z]*\d{11})\.\d+$")
 
 
@@ -82,7 +83,11 @@ def read_gmt(path: str | Path) -> dict[str, list[str]]:
 def _check_descriptions(path: Path, entries: Mapping) -> None:
     """Refuse a file without the column of descriptions, whose first genes would be taken for it."""
     genes = {gene for _, members in entries.values() for gene in members}
-    taken = sum(description in genes for _, description in entries)
+    taken = sum(
+        # a transcription factor may describe the set of its targets
+        (description in genes or bool(_ENSEMBL_ID.match(description))) and description not in name
+        for name, description in entries
+    )
     if taken > len(entries) / 2:
         raise InputError(
             f"{path} seems to lack the second column, the description: in {taken} of "

@@ -105,7 +105,7 @@ def select_panel(
         InputError: no gene is left, or a file names one gene twice.
     """
     key = key or gene_key(tables.items())
-    keyed = {slide: table.set_index(key.column, drop=False) for slide, table in tables.items()}
+    keyed = {slide: table.set_index(key.of(table), drop=False) for slide, table in tables.items()}
     union = pd.concat([table.loc[table.index.isin(key.names.keys())] for table in keyed.values()])
     union = union[~union.index.duplicated()]
     union = union.assign(gene=[key.names[k] for k in union.index])[["gene", "gene_id", "symbol"]]
@@ -117,23 +117,13 @@ def select_panel(
             everywhere &= union.index.isin(table.index)
         chosen = union[everywhere]
         if chosen.empty:
-            raise InputError(_nothing_in_common(tables))
+            raise InputError(
+                "no gene is measured on all training slides; use --panel union or a gene list"
+            )
         _say_narrow(tables, len(chosen))
     else:
         chosen = _listed(read_gene_list(panel), union, panel)
     return chosen.reset_index(drop=True)
-
-
-def _nothing_in_common(tables: Mapping[str, pd.DataFrame]) -> str:
-    ids = [slide for slide, table in tables.items() if table["symbol"].str.startswith("ENS").all()]
-    if 0 < len(ids) < len(tables):
-        other = next(slide for slide in tables if slide not in ids)
-        return (
-            f"no gene is measured on all training slides: {ids[0]} names Ensembl ids alone and "
-            f"{other} symbols; add a column of symbols or of ids to one of the two and extract it "
-            "again"
-        )
-    return "no gene is measured on all training slides; use --panel union or a gene list"
 
 
 def _say_narrow(tables: Mapping[str, pd.DataFrame], common: int) -> None:

@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from cohorts import write_cohort
 
 from histokit import counts_hdf5, tables
+from histokit.cohort import Cohort
 from histokit.counts import read_counts
 from histokit.errors import InputError
 from histokit.gene_keys import gene_key, positions
@@ -170,6 +172,9 @@ def test_delimiters_are_told_by_content_and_blanks_do_not_count(tmp_path, delimi
         ("b,EPCAM,pct_counts_mt\nb0,1,3\n", r"no genes \(pct_counts_mt\)"),
         ("b;EPCAM;KRT8\nb0;1,5;2\n", "is no number"),
         ("b,EPCAM\n", "has a header and no rows"),
+        ("b,EPCAM,\nb0,1,2\n", r"a gene without a name \(number 2\)"),
+        ("b,EPCAM\nb0,20000001\n", "is above 16,777,216"),
+        (f"b,EPCAM,{IDS[0]}|GENE|0a1b\nb0,1,2\n", "counts probes, several of them a gene"),
         ("", "is empty"),
         ("b,EPCAM\nb\u00e9,1\n".encode("latin-1"), "is not UTF-8"),
         (b"b,EPCAM\nb0," + b"1" * 200_000 + b"\n", "field larger than field limit"),
@@ -190,7 +195,9 @@ def test_names_that_became_dates_are_dropped_unless_an_id_says_what_they_were(tm
     assert found.var_names.tolist() == ["EPCAM", "JUN-1"]
     assert found.uns["date_names"] == 6
     adata(names=["EPCAM", "1-Mar", "2-Sep", "KRT8"], gene_id=IDS).write_h5ad(tmp_path / "a.h5ad")
-    assert read_counts(tmp_path / "a.h5ad", "S").var["gene_id"].tolist() == IDS
+    found = read_counts(tmp_path / "a.h5ad", "S").var
+    assert found["gene_id"].tolist() == IDS
+    assert found.index.tolist() == ["EPCAM", IDS[1], IDS[2], "KRT8"]
 
 
 def test_probes_are_no_genes(tmp_path):
@@ -332,7 +339,7 @@ def test_one_slide_without_ids_makes_symbols_the_key_and_ambiguous_ones_take_no_
     key = gene_key(tables.items())
     assert key.column == "symbol"
     assert key.ambiguous == ("TBCE",)
-    assert "B has genes without an id" in str(key)
+    assert "B names ids for half of its genes at most" in str(key)
     panel = select_panel(tables, "union", key)
     assert panel["gene"].tolist() == ["B"]
     assert [positions(table, panel).tolist() for table in tables.values()] == [[0], [1]]
@@ -358,8 +365,11 @@ def test_versions_of_ids_do_not_split_genes(tmp_path):
 
 def test_ids_here_and_symbols_there_are_named(capsys):
     tables = {"A": genes(IDS, IDS), "B": genes(NAMES)}
-    with pytest.raises(InputError, match="A names Ensembl ids alone and B symbols"):
-        select_panel(tables, "common")
+    for panel in ("common", "union"):
+        with pytest.raises(InputError, match="A names its genes by Ensembl ids alone and B by"):
+            select_panel(tables, panel)
+    named = {"A": genes(IDS, IDS), "C": genes(NAMES, IDS)}  # C says which are the same
+    assert select_panel(named, "union")["gene_id"].tolist() == IDS
 
 
 def test_a_panel_of_ids_keeps_the_names_of_its_genes(tmp_path):
@@ -423,3 +433,116 @@ def test_copies_on_chromosome_y_keep_their_ids(tmp_path):
     adata(gene_id=ids).write_h5ad(tmp_path / "a.h5ad")
     found = read_counts(tmp_path / "a.h5ad", "S").var["gene_id"].tolist()
     assert found == ["ENSG00000182378", "ENSG00000182378_PAR_Y", IDS[2], IDS[3]]
+
+
+def test_one_gene_without_an_id_does_not_cost_the_others_theirs():
+    names, ids = [f"G{i}" for i in range(100)], [f"ENSG{i:011d}" for i in range(100)]
+    first = genes([*names, "EGFP"], [*ids, ""])
+    renamed = ["NEW" if name == "G5" else name for name in names]
+    second = genes(["EGFP", *renamed], ["", *ids])
+    key = gene_key([("A", first), ("B", second)])
+    assert key.column == "gene_id"
+    assert "101 genes, 101 on all slides; 1 are called differently" in str(key)
+    panel = select_panel({"A": first, "B": second}, "common", key)
+    assert len(panel) == 101
+    assert positions(second, panel).tolist() == [*range(1, 101), 0]
+    without = genes(["NEW", "EGFP", "G7"], ["", "", ids[7]])  # NEW is placed by the one id it has
+    assert positions(without, panel).tolist()[7] == 2
+    key = gene_key([("A", first), ("B", second), ("C", without.iloc[[2, 0]]), ("D", second)])
+    assert key.column == "symbol"  # C names half of its genes
+
+
+def test_a_gene_without_an_id_is_placed_by_the_one_id_of_its_symbol():
+    first = genes(["A", "B", "C"], [IDS[0], IDS[1], IDS[2]])
+    second = genes(["C", "A", "B"], [IDS[2], IDS[0], ""])
+    panel = select_panel({"S": first, "T": second}, "union")
+    assert panel["gene"].tolist() == ["A", "B", "C"]
+    assert positions(second, panel).tolist() == [1, 2, 0]
+
+
+def test_few_spots_that_add_up_alike_are_scaled_too(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.poisson(50, (8, 40)) * rng.uniform(0.5, 2, (8, 1)) // 1
+    names = [f"G{i}A" for i in range(40)]
+    adata(x, names).write_h5ad(tmp_path / "raw.h5ad")
+    assert read_counts(tmp_path / "raw.h5ad", "S").n_obs == 8
+    adata(np.round(x / x.sum(1, keepdims=True) * 1e4), names).write_h5ad(tmp_path / "cpm.h5ad")
+    with pytest.raises(InputError, match="these are scaled values"):
+        read_counts(tmp_path / "cpm.h5ad", "S")
+
+
+def test_files_of_anndata_before_0_7_keep_to_genes(tmp_path):
+    path = tmp_path / "old.h5ad"
+    with h5py.File(path, "w") as file:
+        file["X"] = COUNTS.astype(np.float32)
+        file["obs"] = np.array([(b"b0",), (b"b1",), (b"b2",)], [("index", "S10")])
+        rows = [(name.encode(), int(i == 3)) for i, name in enumerate(NAMES)]
+        file["var"] = np.array(rows, [("index", "S10"), ("feature_types", "i1")])
+        file["uns/feature_types_categories"] = [b"Gene Expression", b"Antibody Capture"]
+    found = read_counts(path, "S")
+    assert found.var_names.tolist() == NAMES[:3]
+    assert found.uns["other_features"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [("absent", "no feature_type"), ("short", "4 features for a matrix"), ("probes", "probes")],
+)
+def test_10x_files_that_do_not_say_what_is_a_gene_are_refused(tmp_path, change, said):
+    ids = [IDS[0], IDS[0], IDS[2], IDS[3]] if change == "probes" else IDS
+    path = write_10x(tmp_path / "a.h5", ids=ids)
+    with h5py.File(path, "r+") as file:
+        features = file["matrix/features"]
+        if change == "probes":
+            features["probe_region"] = [b"spliced"] * 4
+        else:
+            del features["feature_type"]
+        if change == "short":
+            features["feature_type"] = [b"Gene Expression"] * 3
+    with pytest.raises(InputError, match=said):
+        read_counts(path, "S")
+
+
+def test_spike_ins_are_no_genes_and_symbols_are_found_however_they_are_spelled(tmp_path):
+    path = tmp_path / "a.h5ad"
+    adata(feature_biotype=["gene", "gene", "spike-in", "gene"]).write_h5ad(path)
+    assert read_counts(path, "S").var_names.tolist() == ["EPCAM", "KRT8", "COL1A1"]
+    for column in ("Symbol", "features"):
+        adata(names=list("0123"), **{column: NAMES}).write_h5ad(path)
+        assert read_counts(path, "S").var_names.tolist() == NAMES
+    adata(names=[*IDS[:3], "Custom"], Symbol=[*NAMES[:3], "x"]).write_h5ad(path)
+    found = read_counts(path, "S").var
+    assert found.index.tolist() == [*NAMES[:3], "Custom"]
+    assert found["gene_id"].tolist() == [*IDS[:3], ""]
+
+
+def test_a_part_of_a_newer_anndata_that_is_needed_is_named(tmp_path):
+    path = tmp_path / "a.h5ad"
+    adata(gene_id=IDS).write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        file["var/gene_id"].attrs["encoding-type"] = "from-the-future"
+    with pytest.raises(InputError, match="update anndata"):
+        read_counts(path, "S")
+
+
+def test_gene_sets_of_ids_and_of_transcription_factors(tmp_path):
+    path = tmp_path / "a.gmt"
+    path.write_text(f"ONE\t{IDS[0]}\t{IDS[1]}\nTWO\t{IDS[2]}\t{IDS[3]}\n")
+    with pytest.raises(InputError, match="lack the second column"):
+        read_gmt(path)
+    path.write_text("TP53_UP\tTP53\tMYC\nMYC_UP\tMYC\tTP53\n")
+    assert read_gmt(path) == {"TP53_UP": ["MYC"], "MYC_UP": ["TP53"]}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("barcodes", ["A1-0"] * 40), ("features", np.zeros((40, 16), int)),
+     ("features", np.full((40, 16), b"x"))],
+)  # fmt: skip
+def test_features_that_are_none_are_refused(tmp_path, key, value):
+    data = write_cohort(tmp_path / "data")
+    with h5py.File(data / "features" / "tiny" / "A1.h5", "r+") as file:
+        del file[key]
+        file[key] = value
+    with pytest.raises(InputError, match="floats and unique barcodes were expected"):
+        Cohort(data, "tiny").load("A1")
