@@ -130,14 +130,11 @@ def _read_old(path: Path, layer: str | None):
     matrix = table.X
     if layer is not None:
         matrix = table.raw.X if layer == RAW else table.layers[layer]
-    columns = {key.casefold(): [str(v) for v in table.var[key]] for key in table.var}
+    columns = {
+        key.casefold(): [v.decode() if isinstance(v, bytes) else str(v) for v in table.var[key]]
+        for key in table.var
+    }
     names, ids = _named([str(n) for n in table.var_names], columns, path)
-    # where AnnData leaves the codes of categories, whose words lie in uns
-    for key in KIND_COLUMNS:
-        words = table.uns.get(f"{key}_categories")
-        if key in columns and words is not None and table.var[key].dtype.kind in "iu":
-            plain = [w.decode() if isinstance(w, bytes) else str(w) for w in words]
-            columns[key] = [plain[code] for code in table.var[key]]
     kinds = next((columns[key] for key in KIND_COLUMNS if key in columns), [GENES] * len(names))
     barcodes = [str(b) for b in table.obs_names]
     return *_genes_only(sp.csr_matrix(matrix), barcodes, names, ids, kinds, path), ""
