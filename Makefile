@@ -25,7 +25,7 @@ MODELS ?= mean ridge bpbooster histoprism
 ARGS_histoprism := --epochs 50
 
 demo: $(READY)
-	$(if $(DATA),,$(PY) -m histokit.synthetic --out $(DEMO)/cohort)
+	$(if $(DATA),,$(PY) -m histokit.data.synthetic --out $(DEMO)/cohort)
 	$(PY) run_extract.py --source $(or $(DATA),$(DEMO)/cohort) --out $(DEMO)/data
 	$(foreach model,$(MODELS),$(PY) run_train.py --data $(DEMO)/data --model $(model) --preset small \
 	  $(ARGS_$(model)) --folds $(FOLDS) --run $(DEMO)/runs/$(model) &&) true

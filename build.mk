@@ -8,8 +8,8 @@
 .PHONY: build sanitize bench format-cpp lint-cpp
 
 CPP_FILES = $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
-OP_TESTS := tests/test_cancer_cross_attention.py tests/test_prototype_attention.py \
-	tests/test_distance_attention.py tests/test_pearson_update.py tests/test_linear_ops.py
+OP_TESTS := tests/ops/test_cancer_cross_attention.py tests/ops/test_prototype_attention.py \
+	tests/ops/test_distance_attention.py tests/ops/test_pearson_update.py tests/ops/test_linear_ops.py
 
 build: $(READY)
 	$(PY) setup.py --quiet build_ext --inplace
@@ -19,7 +19,7 @@ build: $(READY)
 SANITIZED := build/sanitized
 sanitize: $(READY)
 	mkdir -p $(SANITIZED)/histokit
-	cp -r histokit/*.py $(SANITIZED)/histokit/
+	cp -r histokit $(SANITIZED)/ && rm -f $(SANITIZED)/histokit/*.so
 	HISTOKIT_SANITIZE=1 HISTOKIT_CUDA=0 $(PY) setup.py --quiet build_ext \
 	  --build-lib $(SANITIZED) --build-temp $(SANITIZED)/temp
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from histokit.options import Checked, option, required, run
+from histokit.core.options import Checked, option, required, run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Options(Checked):
     curate: bool = option(
         True,
         "take of each file sets of 50 to 100 genes of the panel that overlap little, as GPC does; "
-        "Hallmark is never filtered; other limits: python -m histokit.pathways",
+        "Hallmark is never filtered; other limits: python -m histokit.evaluate.curation",
     )
     signature: list[str] = option(
         [], "signatures to score: files with one gene a line, or pam50", shown="none"
@@ -67,16 +67,18 @@ class Options(Checked):
 
 def main(cfg: Options) -> None:
     """Evaluate each run, then compare them."""
-    from histokit import eval_compare, eval_run, ranks
-    from histokit.eval_sections import text_table
+    from histokit.core import distributed
+    from histokit.evaluate import compare
+    from histokit.evaluate import run as stage
+    from histokit.evaluate.tables import text_table
 
-    team = ranks.start()
-    jobs = eval_run.prepare(cfg)
+    team = distributed.start()
+    jobs = stage.prepare(cfg)
     team.wait()  # nothing is written before every rank has found the runs in order
     results = {}
     for job in jobs:
         controls = {name: results[name] for name in job.controls}
-        results[job.name] = eval_run.evaluate(job, cfg, controls, team)
+        results[job.name] = stage.evaluate(job, cfg, controls, team)
         if not team.first:
             continue
         if len(cfg.run) == 1 and not job.control:
@@ -85,9 +87,9 @@ def main(cfg: Options) -> None:
                 print(f"\n{text_table(results[job.name]['controls'])}\n")
         print(f"wrote the evaluation of {job.run.folder} to {job.out}, see {job.out}/report.html")
     if len(cfg.run) > 1 and team.first:
-        results = eval_compare.without_repeats(results)
-        out = eval_run.comparison_folder(cfg)
-        for table in eval_compare.compare_runs(results, out, cfg):
+        results = compare.without_repeats(results)
+        out = stage.comparison_folder(cfg)
+        for table in compare.compare_runs(results, out, cfg):
             print(f"{table.title}\n{text_table(table)}\n")
         print(f"wrote the comparison of {len(cfg.run)} runs to {out}, see {out}/report.html")
     team.wait()

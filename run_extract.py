@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from histokit.errors import InputError
-from histokit.files import folder_lock, make_folder, remove_leftovers, safe_name
-from histokit.options import Checked, option, required, run
+from histokit.core.errors import InputError
+from histokit.core.files import folder_lock, make_folder, remove_leftovers, safe_name
+from histokit.core.options import Checked, option, required, run
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,12 @@ class Options(Checked):
 def main(cfg: Options) -> None:
     """Extract every slide that is not finished yet."""
     check(cfg)
-    from histokit import extraction, ranks
-    from histokit.encoders import make_encoder
-    from histokit.slides import read_source
+    from histokit.core import distributed
+    from histokit.data.sources import read_source
+    from histokit.extract import writer
+    from histokit.extract.encoders import make_encoder
 
-    team = ranks.start()
+    team = distributed.start()
     out = make_folder(cfg.out)
     slides = choose(read_source(cfg.source, cfg.cancer, cfg.slides, cfg.mpp), cfg)
     encoder = make_encoder(cfg.encoder, cfg.weights, cfg.pool, cfg.views)
@@ -90,10 +91,10 @@ def main(cfg: Options) -> None:
             "patch_um": 0.0 if cfg.patch_px else patch_um,
             "patch_px": cfg.patch_px or 0,
         }
-        extraction.check_same_features(features, provenance)
+        writer.check_same_features(features, provenance)
         if team.first:
             remove_leftovers(out)
-            extraction.note_listed(out, cfg.source, slides, whole=not cfg.slides)
+            writer.note_listed(out, cfg.source, slides, whole=not cfg.slides)
         team.wait()
         own = team.share(slides)
         done = [extract(slide, encoder, scales, provenance, cfg, out) for slide in own]
@@ -127,7 +128,7 @@ def parse_scales(text: str) -> list[float]:
 
 def choose(slides: list, cfg: Options) -> list:
     """The slides with --layer applied; says which patients may be one."""
-    from histokit.leakage import alike_patients
+    from histokit.audit.leaks import alike_patients
 
     for names in alike_patients({slide.slide_id: slide.patient for slide in slides}):
         print(f"patients {', '.join(names)} differ in writing only; are they one?")
@@ -142,18 +143,18 @@ def extract(slide, encoder, scales: list[float], provenance: dict, cfg: Options,
     """Extract one slide; returns False when it was finished already."""
     import numpy as np
 
-    from histokit import extraction
-    from histokit.patches import PixelStatistics, top_left
-    from histokit.progress import progress_bar
-    from histokit.slides import join_spots
+    from histokit.core.progress import progress_bar
+    from histokit.data.sources import join_spots
+    from histokit.extract import writer
+    from histokit.extract.patches import PixelStatistics, top_left
 
     name = slide.slide_id
-    sides = [extraction.patch_side(slide, um, cfg.patch_px) for um in scales]
+    sides = [writer.patch_side(slide, um, cfg.patch_px) for um in scales]
     side = sides[0]
-    source = extraction.fingerprint(slide)
+    source = writer.fingerprint(slide)
     expression = out / "expression" / f"{name}.h5ad"
     thumbnail = out / "thumbnails" / f"{name}.jpg"
-    target = extraction.feature_path(out, provenance["encoder"], name)
+    target = writer.feature_path(out, provenance["encoder"], name)
     attributes = provenance | {
         "mpp": slide.mpp or 0.0,
         "patch_size_level0": side,
@@ -170,19 +171,19 @@ def extract(slide, encoder, scales: list[float], provenance: dict, cfg: Options,
         "image": str(slide.image),
         "source": str(Path(cfg.source).resolve()),
     }
-    listed = name in extraction.table_rows(table) and thumbnail.is_file()
-    found = extraction.feature_attributes(target) or {}
+    listed = name in writer.table_rows(table) and thumbnail.is_file()
+    found = writer.feature_attributes(target) or {}
     same = all(found.get(key) == attributes[key] for key in ("mpp", "source"))
-    if listed and same and extraction.expression_source(expression) == source:
-        extraction.upsert_row(table, described)
+    if listed and same and writer.expression_source(expression) == source:
+        writer.upsert_row(table, described)
         print(f"{name}: finished already")
         return False
-    width, height = extraction.image_size(slide)
+    width, height = writer.image_size(slide)
     spots, row = join_spots(slide, width, height)
-    picture, scale = extraction.small_picture(slide, spots, side)
+    picture, scale = writer.small_picture(slide, spots, side)
     overlay = out / "overlays" / f"{name}.jpg"
-    drawn, said = extraction.place(slide, spots, row, picture, scale)
-    row["white_border"] = extraction.border_patches(spots, max(sides), width, height)
+    drawn, said = writer.place(slide, spots, row, picture, scale)
+    row["white_border"] = writer.border_patches(spots, max(sides), width, height)
     print(
         f"{name}: {row['spots_listed']} spots listed, {row['spots_selected']} selected, "
         f"{row['counts_rows']} with counts, {row['joined']} joined; dropped "
@@ -191,10 +192,10 @@ def extract(slide, encoder, scales: list[float], provenance: dict, cfg: Options,
         + f", {row['date_names']} names that are dates" * (row["date_names"] > 0)
         + f"; {row['note']}" * bool(row["note"])
     )
-    extraction.refuse_misfits(name, said, drawn, overlay, cfg.allow_misfit)
+    writer.refuse_misfits(name, said, drawn, overlay, cfg.allow_misfit)
     seen = PixelStatistics()
     features = np.empty((spots.n_obs, len(scales) * encoder.dim), dtype=np.float32)
-    batches = extraction.slide_batches(slide, spots, sides, scales, encoder.size, cfg.batch_size)
+    batches = writer.slide_batches(slide, spots, sides, scales, encoder.size, cfg.batch_size)
     with progress_bar(total=spots.n_obs, unit="patch", desc=name) as progress:
         done = 0
         for batch in batches:
@@ -208,16 +209,16 @@ def extract(slide, encoder, scales: list[float], provenance: dict, cfg: Options,
     row |= seen.shares()
     if said := seen.findings():
         print(f"{name}: {'; '.join(said)}")
-    extraction.refuse_misfits(name, seen.faults(), drawn, overlay, cfg.allow_misfit)
-    extraction.write_picture(overlay, drawn)
+    writer.refuse_misfits(name, seen.faults(), drawn, overlay, cfg.allow_misfit)
+    writer.write_picture(overlay, drawn)
     print(f"{name}: spots drawn on the image: {overlay}")
-    extraction.write_picture(thumbnail, picture)
+    writer.write_picture(thumbnail, picture)
     corners = top_left(spots.obsm["spatial"], side)
-    extraction.write_expression(expression, spots, source)
-    extraction.upsert_row(out / "reconciliation.csv", row)
+    writer.write_expression(expression, spots, source)
+    writer.upsert_row(out / "reconciliation.csv", row)
     sizes = {"num_spots": spots.n_obs, "num_genes": spots.n_vars, "thumbnail_scale": scale}
-    extraction.upsert_row(table, described | sizes)
-    extraction.write_features(target, features, corners, spots.obs_names, attributes)
+    writer.upsert_row(table, described | sizes)
+    writer.write_features(target, features, corners, spots.obs_names, attributes)
     return True
 
 

@@ -22,7 +22,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from histokit.options import Checked, option, run
+from histokit.core.options import Checked, option, run
 
 CHECKED = 300  # patches of the comparison with the other form
 WARM = 64  # patches of a call before the memory is measured: it loads what is loaded once
@@ -58,9 +58,9 @@ class Options(Checked):
 
 def main(cfg: Options) -> None:
     """Measure every row at every size; print and write the table, draw the figure."""
-    from histokit.errors import InputError
-    from histokit.files import make_folder
-    from histokit.ranks import check_device
+    from histokit.core.distributed import check_device
+    from histokit.core.errors import InputError
+    from histokit.core.files import make_folder
 
     check_device(cfg.device)
     if cfg.child:
@@ -69,8 +69,8 @@ def main(cfg: Options) -> None:
     unknown = set(cfg.rows) - set(GROUPS)
     if unknown:
         raise InputError(f"--rows {sorted(unknown)[0]} is none of {', '.join(GROUPS)}")
-    from histokit.plots_profile import draw_profile
-    from histokit.profile_cases import ROWS
+    from histokit.profile.cases import ROWS
+    from histokit.profile.plots import draw_profile
 
     folder = make_folder(cfg.out)
     limits = _measure(cfg, "rates", WARM)
@@ -132,8 +132,8 @@ def _row(cfg: Options, name: str, against: str | None, patches: int, limits, row
 
 def _grow(rows: list[dict], limits: dict) -> None:
     """Compare HistoPrism's time with its model in N, where several N were measured."""
-    from histokit.profile_cases import LAYERS, WIDTH
-    from histokit.profiling import growth
+    from histokit.profile.cases import LAYERS, WIDTH
+    from histokit.profile.measure import growth
 
     here = {r["patches"]: r for r in rows if r["row"] == "HistoPrism here" and r["ms_p50"]}
     if len(here) < 2:
@@ -170,31 +170,31 @@ def _child(cfg: Options) -> dict:
     """Measure one row in this process: memory first, then the check, then time."""
     import torch
 
-    from histokit import profiling
-    from histokit.profile_cases import ROWS, attention_rate
+    from histokit.profile import measure
+    from histokit.profile.cases import ROWS, attention_rate
 
     torch.set_num_threads(cfg.threads)
     torch.manual_seed(0)
     dtype = getattr(torch, cfg.dtype)
     if cfg.child == "rates":
-        about = {"machine": profiling.machine(cfg.device), "torch": torch.__version__}
+        about = {"machine": measure.machine(cfg.device), "torch": torch.__version__}
         about |= {"kernels": _kernels(), "attention": attention_rate(cfg.device, dtype)}
-        return about | profiling.rates(cfg.device, dtype)
-    at = profiling.Setting(cfg.patches[0], cfg.genes, cfg.device, dtype)
+        return about | measure.rates(cfg.device, dtype)
+    at = measure.Setting(cfg.patches[0], cfg.genes, cfg.device, dtype)
     build = ROWS[cfg.child].build
     few = lambda patches: build(dataclasses.replace(at, patches=min(patches, at.patches)))  # noqa: E731
-    profiling.bound_memory(cfg.device)
+    measure.bound_memory(cfg.device)
     with torch.no_grad():
         few(WARM).call()
         case = build(at)
-        peak = profiling.peak_memory(case.call, cfg.device)
+        peak = measure.peak_memory(case.call, cfg.device)
         ours, theirs = few(CHECKED).check()
         error = ((ours - theirs).abs().max() / theirs.abs().max()).item()
         if not error <= TOLERANCE[cfg.dtype]:  # NaN is none either
             raise RuntimeError(f"relative difference {error:.1e} from the other form")
         del ours, theirs
-        gflop = (profiling.operations(case.call) + case.uncounted) / 1e9
-        seconds = profiling.seconds_of(case.call, 1 if case.slow else cfg.repeat, cfg.device)
+        gflop = (measure.operations(case.call) + case.uncounted) / 1e9
+        seconds = measure.seconds_of(case.call, 1 if case.slow else cfg.repeat, cfg.device)
     p20, p50, p80 = (
         round(seconds[min(len(seconds) - 1, int(len(seconds) * q))] * 1e3, 2)
         for q in (0.2, 0.5, 0.8)
@@ -231,7 +231,7 @@ def _show(row: dict) -> None:
 
 
 def _write(rows: list[dict], path: Path) -> None:
-    from histokit.files import atomic_path
+    from histokit.core.files import atomic_path
 
     with atomic_path(path) as temporary, open(temporary, "w", newline="") as handle:
         writer = csv.DictWriter(handle, rows[0])

@@ -19,9 +19,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from histokit import __version__
-from histokit.errors import InputError
-from histokit.options import Checked, option, required, run
-from histokit.presets import NAMES, resolve
+from histokit.core.errors import InputError
+from histokit.core.options import Checked, option, required, run
+from histokit.models.registry import NAMES, resolve
 
 hyper = functools.partial(option, None, group="network", shown="the preset's")
 boost = functools.partial(option, None, group="BP-Booster", shown="the preset's")
@@ -213,12 +213,14 @@ class Options(Checked):
 
 def main(cfg: Options) -> None:
     """Train every fold that is not trained yet."""
-    from histokit import ablation, audit, controls, ops, ranks
-    from histokit.cohort import Cohort, check_alike, refuse_missing
-    from histokit.files import folder_lock, make_folder, remove_leftovers
+    from histokit import audit, ops
+    from histokit.core import distributed
+    from histokit.core.files import folder_lock, make_folder, remove_leftovers
+    from histokit.data.cohort import Cohort, check_alike, refuse_missing
+    from histokit.train import ablation, controls
 
-    ranks.check_device(cfg.device)
-    team = ranks.start(cfg.device)
+    distributed.check_device(cfg.device)
+    team = distributed.start(cfg.device)
     ops.use(cfg.kernels)
     if cfg.ablate:
         for variant in ablation.variants(cfg):
@@ -262,8 +264,8 @@ def main(cfg: Options) -> None:
 
 def _gene_key(cohort, folds: list, folder: Path, team):
     """How the genes of all slides in the folds are joined; said, and written into the run."""
-    from histokit.files import atomic_path
-    from histokit.gene_keys import gene_key
+    from histokit.core.files import atomic_path
+    from histokit.data.gene_keys import gene_key
 
     members = dict.fromkeys(s for f in folds for s in (*f.train, *f.val, *f.test))
     key = gene_key((slide, cohort.gene_table(slide)) for slide in members)
@@ -276,8 +278,8 @@ def _gene_key(cohort, folds: list, folder: Path, team):
 
 def _folds(cohort, cfg: Options) -> list:
     """The folds of a training; closed forms never stop early and train on all slides."""
+    from histokit.data.splits import make_folds
     from histokit.models import NETWORKS
-    from histokit.splits import make_folds
 
     stops_early = cfg.model in NETWORKS or cfg.model == "bpbooster"
     fraction = cfg.val_fraction if stops_early else 0.0
@@ -292,10 +294,10 @@ def _train(folder: Path, cfg: Options, cohort, folds: list, team, key, taught=No
 
     ``taught`` makes of a fold the cohort that the model learns from, where it is another.
     """
-    from histokit.files import make_folder
+    from histokit.core.distributed import ALONE
+    from histokit.core.files import make_folder
     from histokit.models import NETWORKS
-    from histokit.ranks import ALONE
-    from histokit.train import train_fold
+    from histokit.train.fold import train_fold
 
     together = cfg.model in NETWORKS
     for fold in folds if together else team.share(folds):
@@ -308,7 +310,7 @@ def _train(folder: Path, cfg: Options, cohort, folds: list, team, key, taught=No
 
 def _say(cohort, folds: list) -> None:
     """Which slides no fold uses, and where a split's cancer codes are not the cohort's."""
-    from histokit.splits import idle_slides
+    from histokit.data.splits import idle_slides
 
     if idle := idle_slides(cohort.slides, folds):
         print(f"{len(idle)} slides of the cohort are in no fold, such as {idle[0]}")
@@ -325,9 +327,9 @@ def _say(cohort, folds: list) -> None:
 
 def _claim(folder: Path, cfg: Options, cohort, folds: list, control: dict | None = None) -> None:
     """Write config.json, or check that the run in the folder is this one."""
-    from histokit.features import difference, feature_identity
-    from histokit.files import read_json, write_json
-    from histokit.runs import describe_folds
+    from histokit.core.files import read_json, write_json
+    from histokit.data.features import difference, feature_identity
+    from histokit.evaluate.runs import describe_folds
 
     free = {f.name for f in dataclasses.fields(cfg) if f.metadata["group"] in FREE} | {"run"}
     options = dataclasses.asdict(cfg) | {"data": str(Path(cfg.data).resolve())}

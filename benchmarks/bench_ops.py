@@ -21,10 +21,11 @@ from pathlib import Path
 import torch
 from op_cases import CASES, compiled
 
-from histokit import _C, ops, profiling
-from histokit.files import atomic_path
-from histokit.options import option, run
-from histokit.products import matmul
+from histokit import _C, ops
+from histokit.core.files import atomic_path
+from histokit.core.options import option, run
+from histokit.ops.gemm import matmul
+from histokit.profile import measure as profile_measure
 
 HERE = Path(__file__).resolve()
 RESULTS = HERE.parent / "results"
@@ -49,10 +50,10 @@ def times(call, repeat: int, device: str) -> list[float]:
         call()
     found = []
     for _ in range(repeat):
-        profiling.synchronise(device)
+        profile_measure.synchronise(device)
         start = time.perf_counter()
         call()
-        profiling.synchronise(device)
+        profile_measure.synchronise(device)
         found.append(time.perf_counter() - start)
     return sorted(found)
 
@@ -77,7 +78,7 @@ def rates(device: str) -> dict[str, float]:
 def peak_memory(call, device: str) -> float:
     """MB that a call needs beyond what was there before it; median of three after a first one."""
     call()
-    return sorted(profiling.peak_memory(call, device) for _ in range(3))[1]
+    return sorted(profile_measure.peak_memory(call, device) for _ in range(3))[1]
 
 
 def in_child(cfg: Options, name: str, provider: str) -> float:

@@ -15,8 +15,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from histokit.clusters import ROWS, Block, score_clusters
-from histokit.options import option, run
+from histokit.core.options import option, run
+from histokit.evaluate.topics.clusters import ROWS, Block, score_clusters
 
 
 @dataclasses.dataclass(frozen=True)

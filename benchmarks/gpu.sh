@@ -37,9 +37,9 @@ step "every kernel once"
 "$python" benchmarks/gpu_smoke.py
 
 step "tests of the ops"
-"$python" -m pytest -p no:cacheprovider tests/test_ops.py tests/test_cancer_cross_attention.py \
-  tests/test_prototype_attention.py tests/test_distance_attention.py \
-  tests/test_pearson_update.py tests/test_linear_ops.py
+"$python" -m pytest -p no:cacheprovider tests/ops/test_ops.py tests/ops/test_cancer_cross_attention.py \
+  tests/ops/test_prototype_attention.py tests/ops/test_distance_attention.py \
+  tests/ops/test_pearson_update.py tests/ops/test_linear_ops.py
 
 # Reads and writes out of bounds, races in shared memory, reads of memory that nothing wrote. Only
 # kernels of this project are watched, where the tool's version can tell them apart; torch's caching

@@ -5,7 +5,8 @@ python benchmarks/gpu_smoke.py      # or under compute-sanitizer, as benchmarks/
 
 import torch
 
-from histokit import ops, reference
+from histokit import ops
+from histokit.ops import reference
 
 
 def close(name: str, ours, theirs, tolerance: float) -> None:

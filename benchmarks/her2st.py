@@ -20,9 +20,9 @@ sys.path.insert(0, str(ROOT))
 import run_eval  # noqa: E402
 import run_extract  # noqa: E402
 import run_train  # noqa: E402
-from histokit.files import atomic_path  # noqa: E402
-from histokit.intervals import mean_interval, units_of  # noqa: E402
-from histokit.options import option, required, run  # noqa: E402
+from histokit.core.files import atomic_path  # noqa: E402
+from histokit.core.options import option, required, run  # noqa: E402
+from histokit.evaluate.intervals import mean_interval, units_of  # noqa: E402
 
 ENCODERS = ("efficientnet-lite0", "hed", "efficientnet-lite0-random")
 TARGETS = ("counts10k-log1p", "log1p")

@@ -20,8 +20,8 @@ sys.path.insert(0, str(ROOT))
 from her2st import AGAINST, markdown, replace_between, score, with_interval  # noqa: E402
 
 import run_train  # noqa: E402
-from histokit.ablation import VARIANTS  # noqa: E402
-from histokit.options import option, required, run  # noqa: E402
+from histokit.core.options import option, required, run  # noqa: E402
+from histokit.train.ablation import VARIANTS  # noqa: E402
 
 # Beside the ablation: hyper-parameters for few sections, and the other models.
 BESIDE = {

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 from her2st import markdown, replace_between, row_of, train_and_score  # noqa: E402
 
 import run_extract  # noqa: E402
-from histokit.options import option, required, run  # noqa: E402
+from histokit.core.options import option, required, run  # noqa: E402
 
 NET, STAIN = "efficientnet-lite0", "hed"
 SCALES = "112,224,448"

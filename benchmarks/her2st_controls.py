@@ -18,9 +18,9 @@ sys.path.insert(0, str(ROOT))
 
 from her2st import markdown, replace_between, row_of, train_and_score  # noqa: E402
 
-from histokit.controls import LABELS, controls_of  # noqa: E402
-from histokit.options import option, run  # noqa: E402
-from histokit.runs import Run  # noqa: E402
+from histokit.core.options import option, run  # noqa: E402
+from histokit.evaluate.runs import Run  # noqa: E402
+from histokit.train.controls import LABELS, controls_of  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,8 +19,8 @@ sys.path.insert(0, str(ROOT))
 from her2st import markdown, replace_between, with_interval  # noqa: E402
 
 import run_eval  # noqa: E402
-from histokit.eval_embeddings import NAMES, REFINED  # noqa: E402
-from histokit.options import option, run  # noqa: E402
+from histokit.core.options import option, run  # noqa: E402
+from histokit.evaluate.topics.embeddings import NAMES, REFINED  # noqa: E402
 
 RUNS = ("random", "programs", "preset small")
 COLUMNS = {

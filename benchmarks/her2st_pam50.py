@@ -22,11 +22,11 @@ sys.path.insert(0, str(ROOT))
 
 from her2st import markdown, replace_between, train_and_score, with_interval  # noqa: E402
 
-from histokit import plots  # noqa: E402
-from histokit.files import atomic_path  # noqa: E402
-from histokit.options import option, run  # noqa: E402
-from histokit.runs import Run  # noqa: E402
-from histokit.signatures import find_genes, read_signature  # noqa: E402
+from histokit.core.files import atomic_path  # noqa: E402
+from histokit.core.options import option, run  # noqa: E402
+from histokit.evaluate.runs import Run  # noqa: E402
+from histokit.evaluate.topics.signatures import find_genes, read_signature  # noqa: E402
+from histokit.report import plots  # noqa: E402
 
 NO_PCA = "ridge-no-pca"
 AGAINST = "PCA, ridge"

@@ -19,8 +19,8 @@ sys.path.insert(0, str(ROOT))
 from her2st import markdown, replace_between  # noqa: E402
 
 import run_eval  # noqa: E402
-from histokit.coherence import slide_intervals, win_rate  # noqa: E402
-from histokit.options import option, required, run  # noqa: E402
+from histokit.core.options import option, required, run  # noqa: E402
+from histokit.evaluate.coherence import slide_intervals, win_rate  # noqa: E402
 
 MODELS = ("ridge-hest", "ridge", "mlp", "histoprism-paper", "histoprism-small")
 AGAINST = "ridge"

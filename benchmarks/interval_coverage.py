@@ -3,7 +3,8 @@
     python benchmarks/interval_coverage.py
 
 Prints the tables of docs/statistics.md. Numbers of slides are drawn from known distributions, with
-effects of the patient that slides share, and the intervals are those of ``histokit.intervals``.
+effects of the patient that slides share, and the intervals are those of
+``histokit.evaluate.intervals``.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from histokit.coherence import win_rate  # noqa: E402
-from histokit.intervals import mean_interval, row_intervals, units_of  # noqa: E402
-from histokit.options import option, run  # noqa: E402
+from histokit.core.options import option, run  # noqa: E402
+from histokit.evaluate.coherence import win_rate  # noqa: E402
+from histokit.evaluate.intervals import mean_interval, row_intervals, units_of  # noqa: E402
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 # All with mean 0 and deviation 1; the number is the skewness.

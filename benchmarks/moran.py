@@ -15,9 +15,9 @@ import scipy.sparse as sp
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from histokit import programs
-from histokit.moran import morans_i, neighbour_graph
-from histokit.options import option, run
+from histokit.core.options import option, run
+from histokit.data.moran import morans_i, neighbour_graph
+from histokit.train import gene_programs
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def main(cfg: Options) -> None:
 
     def prototypes():
         morans_i(y, neighbour_graph(centres))
-        programs.project(programs.profiles(y, membership), 256)
+        gene_programs.project(gene_programs.profiles(y, membership), 256)
 
     print(f"64 programs of 200 genes over 10,000 spots: {seconds(prototypes, 3):.2f} s")
 

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from histokit import ops
-from histokit.encoders import import_timm
-from histokit.metrics import StreamingPearson
+from histokit.evaluate.metrics import StreamingPearson
+from histokit.extract.encoders import import_timm
 from histokit.models.stpath import frame_bias
 
 

@@ -5,13 +5,13 @@ __version__ = "0.1.0"
 
 def has_kernels() -> bool:
     """Whether the compiled CPU kernels are there; otherwise plain PyTorch serves every op."""
-    from histokit import _dispatch
+    from histokit.ops import dispatch
 
-    return _dispatch.HAS_KERNELS
+    return dispatch.HAS_KERNELS
 
 
 def has_cuda() -> bool:
     """Whether the CUDA kernels were compiled in (nvcc was there at installation)."""
-    from histokit import _dispatch
+    from histokit.ops import dispatch
 
-    return _dispatch.HAS_CUDA
+    return dispatch.HAS_CUDA

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import histokit
-from histokit import ops, reference
+from histokit import ops
+from histokit.ops import reference
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() and histokit.has_cuda() else [])
 needs_kernels = pytest.mark.skipif(

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import anndata
+import h5py
 import numpy as np
 import pandas as pd
 from PIL import Image
@@ -59,3 +61,29 @@ def write_cohort(folder: Path, slides=("a", "b"), spots=None, counts=None, colum
         )
     pd.DataFrame(rows).to_csv(folder / "cohort.csv", index=False)
     return folder
+
+
+def write_hest(folder, key="barcode", side=224, spatial=True, patient="1"):
+    """A HEST folder of one slide of 12 stored patches; returns its counts."""
+    (folder / "patches").mkdir(parents=True)
+    (folder / "st").mkdir()
+    rng = np.random.default_rng(0)
+    counts = counts_table()
+    with h5py.File(folder / "patches" / "TENX1.h5", "w") as file:
+        file["img"] = rng.integers(0, 255, (12, side, side, 3), dtype=np.uint8)
+        file["coords"] = np.arange(24).reshape(12, 2) * 100
+        file[key] = np.array([[b.encode()] for b in counts.index])
+    data = anndata.AnnData(counts.astype(np.float32)[::-1])
+    if spatial:
+        data.obsm["spatial"] = np.arange(24).reshape(12, 2)[::-1] * 100.0 + 111.3
+    data.write_h5ad(folder / "st" / "TENX1.h5ad")
+    row = {
+        "id": "TENX1",
+        "oncotree_code": "SKCM",
+        "patient": patient,
+        "dataset_title": "Study",
+        "st_technology": "Xenium",
+        "pixel_size_um_estimated": 0.25,
+    }
+    pd.DataFrame([row]).to_csv(folder / "HEST_v1_1_0.csv", index=False, encoding="utf-8-sig")
+    return counts

@@ -16,20 +16,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from histokit.audit_slides import judge_slides, measure_slides
-from histokit.cohort import Cohort
-from histokit.errors import InputError
-from histokit.files import atomic_path, make_folder, write_json
-from histokit.genes import select_panel
-from histokit.leakage import (
+from histokit.audit.leaks import (
     cohort_metadata,
     find_leakage,
     read_metadata,
     severities,
     unknown_patients,
 )
-from histokit.options import Checked, option, run
-from histokit.splits import Split, make_folds, read_splits
+from histokit.audit.slides import judge_slides, measure_slides
+from histokit.core.errors import InputError
+from histokit.core.files import atomic_path, make_folder, write_json
+from histokit.core.options import Checked, option
+from histokit.data.cohort import Cohort
+from histokit.data.genes import select_panel
+from histokit.data.splits import Split, make_folds, read_splits
 
 __all__ = ["audit_training", "find_leakage", "refuse_leakage"]
 _NAMED = 4  # slides named in a sentence; the tables name all
@@ -240,7 +240,3 @@ def main(cfg: Options) -> None:
     print(f"wrote {said} to {cfg.out}")
     if counts.get("error", 0):
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    run(main, Options, __doc__)

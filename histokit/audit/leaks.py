@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from histokit.errors import InputError
-from histokit.tables import read_table
+from histokit.core.errors import InputError
+from histokit.core.tables import read_table
 
 COLUMNS = ["slide", "split", "partner_slide", "partner_split", "reason", "shared"]
 # From the gravest; a pair of slides is reported once, for the gravest.

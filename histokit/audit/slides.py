@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from histokit.cohort import Cohort, Slide
-from histokit.files import open_hdf5
-from histokit.placement import nearest_pitch
-from histokit.progress import progress_bar
-from histokit.tables import read_table
-from histokit.technologies import PITCH_UM, technology_kind
+from histokit.core.files import open_hdf5
+from histokit.core.progress import progress_bar
+from histokit.core.tables import read_table
+from histokit.data.cohort import Cohort, Slide
+from histokit.data.placement import nearest_pitch
+from histokit.data.technologies import PITCH_UM, technology_kind
 
 # Codes of HEST's metadata, of HEST-Bench and of TCGA, then those HistoPrism fills gaps with.
 CANCER_CODES = frozenset(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from histokit.errors import InputError
+from histokit.core.errors import InputError
 
 # Rank 0 writes reports alone while the others wait; torchrun, not a timeout, ends a broken run.
 PATIENCE = datetime.timedelta(hours=24)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from histokit.errors import InputError
+from histokit.core.errors import InputError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # What file systems without locks answer: Lustre, EFS and others.

@@ -14,9 +14,9 @@ import types
 import typing
 from collections.abc import Callable
 
-from histokit.errors import InputError
-from histokit.files import FULL, unreadable
-from histokit.stopping import Stopped
+from histokit.core.errors import InputError
+from histokit.core.files import FULL, unreadable
+from histokit.core.stopping import Stopped
 
 
 def option(

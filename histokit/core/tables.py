@@ -16,8 +16,8 @@ from contextlib import contextmanager
 
 import pandas as pd
 
-from histokit.errors import InputError
-from histokit.files import reading
+from histokit.core.errors import InputError
+from histokit.core.files import reading
 
 LINE_LIMIT = 1 << 25  # characters; 60,000 genes of 20 characters fill a thirtieth of it
 DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons"}

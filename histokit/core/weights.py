@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from histokit.errors import InputError
-from histokit.files import reading
+from histokit.core.errors import InputError
+from histokit.core.files import reading
 
 # Where training checkpoints keep their state dict, the first that is there.
 INSIDE = ("state_dict", "model_state", "model_state_dict", "model")

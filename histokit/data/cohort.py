@@ -14,13 +14,13 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 
-from histokit.counts_hdf5 import read_matrix, row_names
-from histokit.errors import InputError
-from histokit.features import difference
-from histokit.files import file_id, open_hdf5, read_json, safe_name
-from histokit.gene_keys import as_panel, positions
-from histokit.neighbors import with_neighbours
-from histokit.tables import read_table
+from histokit.core.errors import InputError
+from histokit.core.files import file_id, open_hdf5, read_json, safe_name
+from histokit.core.tables import read_table
+from histokit.data.counts_hdf5 import read_matrix, row_names
+from histokit.data.features import difference
+from histokit.data.gene_keys import as_panel, positions
+from histokit.data.graph import with_neighbours
 
 COLUMNS = ["slide_id", "cancer", "patient", "technology", "mpp"]
 
@@ -55,7 +55,7 @@ class Cohort:
         folder: what ``run_extract.py`` wrote.
         encoder: whose features, as extraction called them; ``A+B`` sets those of A and B side by
             side.
-        neighbors: of ``histokit.neighbors.CHOICES``, what stands beside each encoder's features.
+        neighbors: of ``histokit.data.graph.CHOICES``, what stands beside each encoder's features.
     """
 
     def __init__(self, folder: str | Path, encoder: str, neighbors: str = "none"):
@@ -145,7 +145,7 @@ class Cohort:
             slide_id: of the slide.
             genes: rows gene, gene_id, symbol (or names alone) whose counts are wanted, in this
                 order; all genes of the slide by default. They are found as
-                ``histokit.gene_keys.positions`` says; one that the slide did not measure is an
+                ``histokit.data.gene_keys.positions`` says; one that the slide did not measure is an
                 empty column with ``measured`` false.
 
         Raises:
@@ -244,7 +244,7 @@ def check_alike(cohort: Cohort, folds: Sequence) -> None:
 
     Args:
         cohort: whose features train.
-        folds: of ``histokit.splits``.
+        folds: of ``histokit.data.splits``.
 
     Raises:
         InputError: names two slides and what differs.

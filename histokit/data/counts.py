@@ -21,11 +21,11 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata.utils import make_index_unique
 
-from histokit.counts_hdf5 import is_hdf5, read_10x, read_h5ad
-from histokit.counts_text import read_text
-from histokit.errors import InputError
-from histokit.files import reading
-from histokit.genes import without_version
+from histokit.core.errors import InputError
+from histokit.core.files import reading
+from histokit.data.counts_hdf5 import is_hdf5, read_10x, read_h5ad
+from histokit.data.counts_text import read_text
+from histokit.data.genes import without_version
 
 CONTROL_PROBE = re.compile(
     r"^(blank|negcontrol|negprb|unassigned|antisense|deprecatedcodeword|intergenic_region)",

@@ -17,8 +17,8 @@ import numpy as np
 import scipy.sparse as sp
 from anndata.io import read_elem
 
-from histokit.errors import InputError
-from histokit.files import open_hdf5
+from histokit.core.errors import InputError
+from histokit.core.files import open_hdf5
 
 ID_COLUMNS = ("gene_id", "gene_ids", "ensembl_id", "ensembl")
 SYMBOL_COLUMNS = ("symbol", "gene_symbols", "gene_symbol", "gene_name", "feature_name", "features")

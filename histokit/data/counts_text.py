@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 
-from histokit.errors import InputError
-from histokit.tables import delimiter_of, text_lines
+from histokit.core.errors import InputError
+from histokit.core.tables import delimiter_of, text_lines
 
 # Columns that tables of spots have and that no gene is called.
 ANNOTATIONS = frozenset(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from histokit.errors import InputError
+from histokit.core.errors import InputError
 
 # Patches are cut in microns by each slide's mpp (patch_um, several sides where there are several
 # scales), or in level-0 pixels whatever the mpp is (patch_px, then patch_um is 0). The turns and

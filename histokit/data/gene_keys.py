@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from anndata.utils import make_index_unique
 
-from histokit.errors import InputError
+from histokit.core.errors import InputError
 
 ID, SYMBOL = "gene_id", "symbol"
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from histokit.errors import InputError
-from histokit.files import atomic_path
-from histokit.genes import read_gene_list
-from histokit.tables import read_table, text_lines
+from histokit.core.errors import InputError
+from histokit.core.files import atomic_path
+from histokit.core.tables import read_table, text_lines
+from histokit.data.genes import read_gene_list
 
 _ENSEMBL_ID = re.compile(r"^ENS[A-Z]*\d{11}(\.\d+)?$")
 _ENSEMBL = re.compile(r"^(ENS[A-Z]*\d{11})\.\d+$")

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from histokit.errors import InputError
-from histokit.files import read_json
-from histokit.gene_keys import GeneKey, gene_key
-from histokit.tables import text_lines
+from histokit.core.errors import InputError
+from histokit.core.files import read_json
+from histokit.core.tables import text_lines
+from histokit.data.gene_keys import GeneKey, gene_key
 
 VERSIONED_ID = re.compile(r"(ENS[A-Z]*G\d{6,})\.\d+(_PAR_Y)?")
 TRANSFORMS = ("counts10k-log1p", "log1p", "log2")

@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 from anndata.io import read_elem
 
-from histokit.counts import read_counts
-from histokit.errors import InputError
-from histokit.files import open_hdf5, reading
-from histokit.patches import HEST_MPP
-from histokit.slides import SlideSource, check_spots, read_spots
-from histokit.tables import read_table
+from histokit.core.errors import InputError
+from histokit.core.files import open_hdf5, reading
+from histokit.core.tables import read_table
+from histokit.data.counts import read_counts
+from histokit.data.sources import SlideSource, check_spots, read_spots
+from histokit.extract.patches import HEST_MPP
 
 COHORT_COLUMNS = ("slide_id", "cancer", "patient", "technology", "image", "spots", "counts", "mpp")
 MPP_RANGE = (0.1, 5.0)  # 80x objectives to small pictures of whole sections

@@ -11,7 +11,7 @@ import torch
 from scipy.spatial import cKDTree
 from scipy.stats import norm
 
-from histokit.errors import InputError
+from histokit.core.errors import InputError
 
 REACH = 1.3  # in pitches: between a neighbour and the diagonal, 1.41, of a square array
 BLOCK = 1 << 19  # entries of a dense block, which then stays in the cache

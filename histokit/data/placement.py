@@ -11,8 +11,8 @@ from scipy.ndimage import uniform_filter
 from scipy.spatial import cKDTree
 from skimage.filters import threshold_otsu
 
-from histokit.errors import InputError
-from histokit.technologies import PITCH_UM, technology_kind
+from histokit.core.errors import InputError
+from histokit.data.technologies import PITCH_UM, technology_kind
 
 YES = frozenset("1 1.0 true t yes y ja j".split())
 NO = frozenset(["", *"0 0.0 false f no n nein na nan none".split()])

@@ -16,9 +16,9 @@ import anndata
 import numpy as np
 import pandas as pd
 
-from histokit.errors import InputError
-from histokit.placement import FLAGS, selected_spots
-from histokit.tables import read_table
+from histokit.core.errors import InputError
+from histokit.core.tables import read_table
+from histokit.data.placement import FLAGS, selected_spots
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class SlideSource:
         mpp: microns per level-0 pixel, None where unknown; ``mpp_source`` says where it is from.
         load_spots: reads a table with ``barcode``, ``x``, ``y`` (spot centres, level-0 pixels),
             optionally ``selected`` (spots under tissue), and any further columns.
-        load_counts: reads raw counts as ``histokit.counts.read_counts`` returns them.
+        load_counts: reads raw counts as ``histokit.data.counts.read_counts`` returns them.
         inputs: every file that the slide is read from.
     """
 
@@ -64,7 +64,7 @@ def read_source(
     Raises:
         InputError: no known layout, a slide that the source lacks, or a fault in its table.
     """
-    from histokit.slides_layouts import LAYOUTS
+    from histokit.data.layouts import LAYOUTS
 
     source = Path(source)
     if not source.exists():

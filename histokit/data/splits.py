@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from histokit.errors import InputError
-from histokit.files import file_id
-from histokit.tables import read_table
+from histokit.core.errors import InputError
+from histokit.core.files import file_id
+from histokit.core.tables import read_table
 
 ROLES = ("train", "val", "test")
 

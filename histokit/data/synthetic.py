@@ -1,4 +1,6 @@
-"""A small cohort of H&E-like slides with planted expression: ``python -m histokit.synthetic DIR``.
+"""A small cohort of H&E-like slides with planted expression.
+
+    python -m histokit.data.synthetic --out DIR
 
 Four smooth fields (tumour, immune, stroma, proliferation) shape a slide twice: they steer nuclei
 (density, size, darkness), fibres, glands and stain in the picture, and the mean expression of one
@@ -19,9 +21,9 @@ import scipy.ndimage as ndi
 import scipy.sparse as sp
 from PIL import Image
 
-from histokit.files import atomic_path, make_folder
-from histokit.options import Checked, option, required, run
-from histokit.synthetic_genes import MARKERS, PROGRAMS, background_genes
+from histokit.core.files import atomic_path, make_folder
+from histokit.core.options import Checked, option, required, run
+from histokit.data.synthetic_genes import MARKERS, PROGRAMS, background_genes
 
 PATIENTS = {"IDC": 3, "PRAD": 3, "SKCM": 2}
 FIELDS = tuple(PROGRAMS)
@@ -297,7 +299,7 @@ def _draw_counts(tissue, spots, genes, cancer, rng, patient_rng) -> anndata.AnnD
 
 @dataclass(frozen=True)
 class Options(Checked):
-    """Options of ``python -m histokit.synthetic``."""
+    """Options of ``python -m histokit.data.synthetic``."""
 
     out: str = required("folder to write the cohort into")
     seed: int = option(0, "seed of pixels and counts", least=0)

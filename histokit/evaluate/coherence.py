@@ -13,9 +13,9 @@ import pandas as pd
 import scipy.sparse as sp
 from scipy.stats import wilcoxon
 
-from histokit.evaluate import SlideScore
-from histokit.intervals import ANYWHERE, row_intervals, units_of
-from histokit.summary import CORRELATION, pcc_matrix
+from histokit.evaluate.intervals import ANYWHERE, row_intervals, units_of
+from histokit.evaluate.summary import CORRELATION, pcc_matrix
+from histokit.evaluate.views import SlideScore
 
 LEVELS = 10
 
@@ -64,7 +64,7 @@ def coherence(
 
     Args:
         gene_sets: pathway to genes.
-        pcc: genes x slides, of ``histokit.summary.pcc_matrix``.
+        pcc: genes x slides, of ``histokit.evaluate.summary.pcc_matrix``.
         variance: of each gene, of ``gene_variance``.
         patients: of each slide, empty where unknown.
 

@@ -6,22 +6,22 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from histokit import plots
-from histokit.controls import LABELS, LIBRARY_SIZE
-from histokit.eval_biology import read_biology
-from histokit.eval_duels import duel_sections
-from histokit.eval_run import versions
-from histokit.eval_sections import (
+from histokit.evaluate.folders import whole_folder
+from histokit.evaluate.run import versions
+from histokit.evaluate.summary import compare
+from histokit.evaluate.tables import (
     COMPARISON_TEXT,
     SEEN_GROUPS,
     comparison_notes,
     comparison_rows,
     comparison_verdict,
 )
-from histokit.eval_trust import protocol_comparison
-from histokit.folders import whole_folder
-from histokit.report import Picture, Section, Table, plural, render
-from histokit.summary import compare
+from histokit.evaluate.topics.biology import read_biology
+from histokit.evaluate.topics.duels import duel_sections
+from histokit.evaluate.topics.trust import protocol_comparison
+from histokit.report import plots
+from histokit.report.page import Picture, Section, Table, plural, render
+from histokit.train.controls import LABELS, LIBRARY_SIZE
 
 
 def without_repeats(results: Mapping[str, dict]) -> dict[str, dict]:

@@ -1,7 +1,7 @@
 """Curate gene sets into the benchmark of Gene Pathway Coherence.
 
-    python -m histokit.pathways --gene-sets c5.go.gmt --universe runs/a/folds/C2/genes.csv \
-        --out go.gmt
+    python -m histokit.evaluate.curation --gene-sets c5.go.gmt \
+        --universe runs/a/folds/C2/genes.csv --out go.gmt
 
 Writes the sets that were kept and, beside them, a table of why each other set was not.
 """
@@ -17,9 +17,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from histokit.errors import InputError
-from histokit.files import atomic_path, make_folder
-from histokit.gene_sets import (
+from histokit.core.errors import InputError
+from histokit.core.files import atomic_path, make_folder
+from histokit.core.options import Checked, option, required, run
+from histokit.data.gene_sets import (
     Match,
     is_hallmark,
     load_gene_sets,
@@ -28,7 +29,6 @@ from histokit.gene_sets import (
     rename,
     write_gmt,
 )
-from histokit.options import Checked, option, required, run
 
 KEEP = ("larger", "smaller")
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from histokit.errors import InputError
-from histokit.files import full_disk_named, make_folder, read_json, write_json
+from histokit.core.errors import InputError
+from histokit.core.files import full_disk_named, make_folder, read_json, write_json
 
 MANIFEST = "manifest.json"  # names every file of a folder that whole_folder wrote
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from histokit import ops
-from histokit.reference import merge_moments
+from histokit.ops.reference import merge_moments
 
 
 class StreamingPearson:

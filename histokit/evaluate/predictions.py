@@ -11,10 +11,10 @@ import pandas as pd
 import scipy.sparse as sp
 from PIL import Image
 
-from histokit.cohort import Cohort, Slide
-from histokit.evaluate import Prediction, SlideScore
-from histokit.files import atomic_path
-from histokit.plots import Tissue, spot_diameter
+from histokit.core.files import atomic_path
+from histokit.data.cohort import Cohort, Slide
+from histokit.evaluate.views import Prediction, SlideScore
+from histokit.report.plots import Tissue, spot_diameter
 
 # scanpy draws the tissue under the spots; so many pixels suffice and keep the files small.
 _PICTURE = 800

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
-from histokit.cohort import Cohort
-from histokit.errors import InputError
-from histokit.runs import Run
+from histokit.core.errors import InputError
+from histokit.data.cohort import Cohort
+from histokit.evaluate.runs import Run
 
 HEST_GENES = 50
 STEM_HVGS, STEM_TOP = 2000, 241

@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from histokit.cohort import Cohort
-from histokit.errors import InputError
-from histokit.evaluate import check_run, load_held_out, predict
-from histokit.genes import normalise
-from histokit.metrics import StreamingPearson, mean_or_nan
-from histokit.protocol_genes import choose_genes
-from histokit.runs import Fold, Run
+from histokit.core.errors import InputError
+from histokit.data.cohort import Cohort
+from histokit.data.genes import normalise
+from histokit.evaluate.metrics import StreamingPearson, mean_or_nan
+from histokit.evaluate.protocol_genes import choose_genes
+from histokit.evaluate.runs import Fold, Run
+from histokit.evaluate.views import check_run, load_held_out, predict
 
 _SPOTS = 1024
 
@@ -189,7 +189,7 @@ def score_protocol(
     Args:
         run: a finished run.
         cohort: its slides.
-        protocol: not ``histokit``, whose figures ``histokit.summary.summarise`` gives.
+        protocol: not ``histokit``, whose figures ``histokit.evaluate.summary.summarise`` gives.
         listed: a published gene list in place of the protocol's rule on these slides.
 
     Returns:

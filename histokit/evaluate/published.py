@@ -1,8 +1,8 @@
 """Figures that papers print, as data, and whether a run's figures may stand beside them.
 
-``data/published.csv``: task, model, encoder, metric, value, spread (standard deviation over folds,
-where printed), protocol (of ``histokit.protocols``), source, note. Only ``unverified`` notes mark
-figures that were not read in the authors' own table.
+``published.csv``: task, model, encoder, metric, value, spread (standard deviation over folds,
+where printed), protocol (of ``histokit.evaluate.protocols``), source, note. Only ``unverified``
+notes mark figures that were not read in the authors' own table.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from importlib.resources import files
 import numpy as np
 import pandas as pd
 
-from histokit.errors import InputError
-from histokit.runs import Run
+from histokit.core.errors import InputError
+from histokit.evaluate.runs import Run
 
 
 def _numbered(prefix: str, *numbers: int) -> frozenset[str]:
@@ -36,7 +36,7 @@ TASKS = {
 
 def read_published(task: str | None = None) -> pd.DataFrame:
     """All published figures, or those of one task; raises InputError for an unknown task."""
-    with (files("histokit") / "data" / "published.csv").open(encoding="utf-8") as file:
+    with (files("histokit.evaluate") / "published.csv").open(encoding="utf-8") as file:
         table = pd.read_csv(file, keep_default_na=False, na_values={"value": [""], "spread": [""]})
     if task is None:
         return table
@@ -56,7 +56,7 @@ def beside_published(
         run: the run.
         task: of the published rows.
         protocol: name of the one the run was scored under.
-        figures: of ``histokit.protocols.score_protocol``; may be empty.
+        figures: of ``histokit.evaluate.protocols.score_protocol``; may be empty.
         listed: whether the run was scored on a given gene list and not on one chosen here.
 
     Returns:

@@ -13,42 +13,42 @@ import numpy as np
 import pandas as pd
 
 import histokit
-from histokit.cohort import Cohort
-from histokit.controls import controls_of, open_cohort, outdated
-from histokit.errors import InputError
-from histokit.eval_biology import SignatureScores, check_biology, genes_of, read_biology
-from histokit.eval_biology_sections import biology_sections
-from histokit.eval_embeddings import embedding_sections
-from histokit.eval_pictures import draw_maps, draw_overview
-from histokit.eval_prototypes import prototype_sections
-from histokit.eval_sections import (
-    result_table,
-    run_sections,
-)
-from histokit.eval_trust import (
-    audit_parts,
-    control_parts,
-    control_section,
-    protocol_parts,
-)
-from histokit.evaluate import check_run, score_run
-from histokit.files import make_folder, write_json
-from histokit.folders import check_replaceable, whole_folder
-from histokit.genes import read_gene_list
-from histokit.predictions import read_tissue, write_prediction
-from histokit.progress import progress_bar
-from histokit.protocols import PROTOCOLS, check_protocol
-from histokit.published import read_published
-from histokit.ranks import ALONE, Team
-from histokit.report import patients_sentence, plural, render, unknown_cancers, verdict
-from histokit.runs import Run
-from histokit.summary import (
+from histokit.core.distributed import ALONE, Team
+from histokit.core.errors import InputError
+from histokit.core.files import make_folder, write_json
+from histokit.core.progress import progress_bar
+from histokit.data.cohort import Cohort
+from histokit.data.genes import read_gene_list
+from histokit.evaluate.folders import check_replaceable, whole_folder
+from histokit.evaluate.predictions import read_tissue, write_prediction
+from histokit.evaluate.protocols import PROTOCOLS, check_protocol
+from histokit.evaluate.published import read_published
+from histokit.evaluate.runs import Run
+from histokit.evaluate.summary import (
     check_same_slides,
     gene_table,
     pcc_matrix,
     slide_table,
     summarise,
 )
+from histokit.evaluate.tables import (
+    result_table,
+    run_sections,
+)
+from histokit.evaluate.topics.biology import SignatureScores, check_biology, genes_of, read_biology
+from histokit.evaluate.topics.biology_sections import biology_sections
+from histokit.evaluate.topics.embeddings import embedding_sections
+from histokit.evaluate.topics.maps import draw_maps, draw_overview
+from histokit.evaluate.topics.prototypes import prototype_sections
+from histokit.evaluate.topics.trust import (
+    audit_parts,
+    control_parts,
+    control_section,
+    protocol_parts,
+)
+from histokit.evaluate.views import check_run, score_run
+from histokit.report.page import patients_sentence, plural, render, unknown_cancers, verdict
+from histokit.train.controls import controls_of, open_cohort, outdated
 
 
 @dataclasses.dataclass(frozen=True)

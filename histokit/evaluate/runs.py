@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from histokit.errors import InputError
-from histokit.files import file_id, read_json, reading
-from histokit.splits import ROLES, Split
-from histokit.tables import read_table
+from histokit.core.errors import InputError
+from histokit.core.files import file_id, read_json, reading
+from histokit.core.tables import read_table
+from histokit.data.splits import ROLES, Split
 
 
 def describe_folds(folds: list[Split]) -> dict:

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from histokit.errors import InputError
-from histokit.evaluate import SlideScore
-from histokit.intervals import Interval, mean_interval, units_of
-from histokit.metrics import macro_mean, mean_or_nan
+from histokit.core.errors import InputError
+from histokit.evaluate.intervals import Interval, mean_interval, units_of
+from histokit.evaluate.metrics import macro_mean, mean_or_nan
+from histokit.evaluate.views import SlideScore
 
 METRICS = ("pcc_hvg", "pcc_all", "mse")
 CORRELATION = (-1.0, 1.0)  # what no mean of correlations can leave
@@ -138,7 +138,7 @@ def summarise(slides: pd.DataFrame) -> pd.DataFrame:
         was seen in training, by fold, by cancer. ``micro`` is the mean over slides, ``macro`` the
         mean over cancers of the mean over their slides. ``slides`` and ``patients`` are averaged;
         ``slides_below_floor`` are left out for their few spots. ``low`` and ``high`` are over
-        ``units`` of the kind ``unit`` (see ``histokit.intervals``), NaN where these are too few.
+        ``units`` of the kind ``unit`` (see ``histokit.evaluate.intervals``), NaN where too few.
     """
     groups = [("all", "all", slides)]
     for by in ("patient_seen", "cancer", "fold"):

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from histokit.intervals import FEWEST
-from histokit.report import (
+from histokit.evaluate.intervals import FEWEST
+from histokit.evaluate.summary import METRICS, MIN_SPOTS, pick
+from histokit.report.page import (
     NONE,
     Picture,
     Section,
@@ -19,7 +20,6 @@ from histokit.report import (
     plural,
     with_interval,
 )
-from histokit.summary import METRICS, MIN_SPOTS, pick
 
 SEEN_GROUPS = {
     "yes": "patients also in training",
@@ -179,7 +179,7 @@ def comparison_rows(table: pd.DataFrame, num_hvg: int, title: str) -> Table:
 
 
 def comparison_verdict(rows: pd.DataFrame, transform: str) -> str:
-    """Who is best, and by how much; rows: one block of ``histokit.summary.compare``."""
+    """Who is best, and by how much; rows: one block of ``histokit.evaluate.summary.compare``."""
     best = rows.iloc[0]
     if np.isnan(best["pcc_hvg"]):
         return f"No run on {transform} has a PCC: its predictions are the same in every spot."

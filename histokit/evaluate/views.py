@@ -12,15 +12,15 @@ import scipy.sparse as sp
 import torch
 
 from histokit import ops
-from histokit.cohort import Cohort, Slide
-from histokit.errors import InputError
-from histokit.features import difference
-from histokit.genes import moments, normalise
-from histokit.products import linear
-from histokit.ranks import ALONE, Team
-from histokit.reference import is_constant
-from histokit.runs import Fold, Run
-from histokit.sparse import csr_tensor
+from histokit.core.distributed import ALONE, Team
+from histokit.core.errors import InputError
+from histokit.data.cohort import Cohort, Slide
+from histokit.data.features import difference
+from histokit.data.genes import moments, normalise
+from histokit.data.sparse import csr_tensor
+from histokit.evaluate.runs import Fold, Run
+from histokit.ops.gemm import linear
+from histokit.ops.reference import is_constant
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from histokit.errors import InputError
-from histokit.weights import misfit, read_state_dict
+from histokit.core.errors import InputError
+from histokit.core.weights import misfit, read_state_dict
 
 NAMES = ("efficientnet-lite0", "efficientnet-lite0-random", "hed", "timm:<name>")
 STAGES = 4
@@ -178,7 +178,7 @@ def make_encoder(
     if weights is not None and not name.startswith("timm:"):
         raise InputError(f"--weights goes with timm:<name>; the encoder {name} brings its own")
     if name == "hed":
-        from histokit.hed import HedEncoder
+        from histokit.extract.hed import HedEncoder
 
         if how != {"pool": "last", "views": 1}:
             raise InputError("--pool and --views are of networks; hed has one form")

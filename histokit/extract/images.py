@@ -13,10 +13,10 @@ import numpy as np
 import pyvips
 from PIL import Image
 
-from histokit.errors import InputError
-from histokit.files import unreadable
-from histokit.pixels import GLASS, brightness_scale, to_rgb
-from histokit.tiffs import TiffPicture, is_tiff
+from histokit.core.errors import InputError
+from histokit.core.files import unreadable
+from histokit.extract.pixels import GLASS, brightness_scale, to_rgb
+from histokit.extract.tiffs import TiffPicture, is_tiff
 
 OPENSLIDE_SUFFIXES = {
     ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm"
@@ -62,7 +62,7 @@ class _VipsImage:
         return scale, bool(table[-1, 1] > 0)
 
     def _rgb(self, image: pyvips.Image) -> pyvips.Image:
-        """Eight-bit RGB on white, by the rules of ``histokit.pixels``."""
+        """Eight-bit RGB on white, by the rules of ``histokit.extract.pixels``."""
         if image.interpretation in ("cmyk", "lab"):
             image = image.colourspace("srgb").cast("uchar")
         scale, alpha = self._rule

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from histokit.errors import InputError
-from histokit.files import hdf5_file
-from histokit.images import naming, open_image
-from histokit.pixels import GLASS
+from histokit.core.errors import InputError
+from histokit.core.files import hdf5_file
+from histokit.extract.images import naming, open_image
+from histokit.extract.pixels import GLASS
 
 DARK = 6  # gray levels from black, or from white, that count as such
 HEST_MPP = 0.5  # HEST's stored patches: microns per stored pixel

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from histokit.errors import InputError
+from histokit.core.errors import InputError
 
 GLASS = 255
 

@@ -15,8 +15,8 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from histokit.errors import InputError
-from histokit.pixels import GLASS, brightness_scale, to_rgb
+from histokit.core.errors import InputError
+from histokit.extract.pixels import GLASS, brightness_scale, to_rgb
 
 _CACHE = 64 << 20  # bytes of decoded tiles that are kept
 _SEGMENT = 1 << 30  # bytes of one tile or strip at most

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from histokit.files import atomic_path, read_json, reading, write_json
+from histokit.core.files import atomic_path, read_json, reading, write_json
+from histokit.core.weights import load_weights
 from histokit.models.base import Model, Standardizer
 from histokit.models.baselines import MLP, LinearMap, Mean
 from histokit.models.bpbooster import BPBooster
 from histokit.models.histoprism import HistoPrism
-from histokit.weights import load_weights
 
 CLASSES = {
     "mean": Mean,

@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import nn
 
-from histokit.errors import InputError
+from histokit.core.errors import InputError
 
 
 @dataclasses.dataclass

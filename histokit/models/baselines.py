@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from histokit.models.base import Model
-from histokit.products import Linear, linear
+from histokit.ops.gemm import Linear, linear
 
 
 class Mean(Model):

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from histokit import ops
-from histokit.errors import InputError
+from histokit.core.errors import InputError
 from histokit.models.base import Model
-from histokit.products import Linear, linear
+from histokit.ops.gemm import Linear, linear
 
 ATTENTION = ("prototypes", "literal")
 GATES = ("both", "prototype", "latent", "none")

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from histokit import _dispatch, ops
-from histokit.errors import InputError
+from histokit import ops
+from histokit.core.errors import InputError
+from histokit.core.weights import load_weights, read_state_dict
 from histokit.models.base import Model
-from histokit.products import Linear, linear
-from histokit.weights import load_weights, read_state_dict
+from histokit.ops import dispatch
+from histokit.ops.gemm import Linear, linear
 
 # The authors' order of oncotree codes, the same in both published splits.
 OFFICIAL_CANCERS = (
@@ -171,7 +172,7 @@ class HistoPrism(Model):
     @staticmethod
     def _attend(q, k, v, rate: float):
         """(h, n, d) patches of one slide to each other, with dropout at this rate."""
-        serves = _dispatch.kernels_serve("distance_attention", q)
+        serves = dispatch.kernels_serve("distance_attention", q)
         if q.device.type == "cpu" and (serves or rate > 0):
             # torch's flash attention on the CPU is slower, and has no dropout; this one draws the
             # same mask with and without kernels.

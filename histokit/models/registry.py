@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from histokit.errors import InputError
+from histokit.core.errors import InputError
 
 # "paper": HistoPrism's appendix B; "release": the configuration in the authors' checkpoints, whose
 # 5,000 epochs stretch the warm-up over the first 250.

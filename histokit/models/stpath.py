@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from histokit import ops
-from histokit.errors import InputError
-from histokit.products import Linear
-from histokit.weights import load_weights, read_state_dict
+from histokit.core.errors import InputError
+from histokit.core.weights import load_weights, read_state_dict
+from histokit.ops.gemm import Linear
 
 TECHNOLOGIES = ("<pad>", "Spatial Transcriptomics", "Visium", "Xenium", "Visium HD")
 NUM_ORGANS = 25

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from histokit import _dispatch, reference
-from histokit._dispatch import check_divides, check_float, check_index, check_shape, use
-from histokit._distance import distance_attention
-from histokit._linear import Csr, linear_mse, linear_pearson
+from histokit.ops import dispatch, reference
+from histokit.ops.dispatch import check_divides, check_float, check_index, check_shape, use
+from histokit.ops.distance_attention import distance_attention
+from histokit.ops.linear import Csr, linear_mse, linear_pearson
 
 __all__ = [
     "Csr",
@@ -83,12 +83,12 @@ def cancer_cross_attention(
     check_divides(op, "num_heads", num_heads, dim)
     check_shape(op, "dropout_mask", dropout_mask, (rows, num_heads * tokens), "(N, h T)")
     check_index(op, slide_index, rows, slides, x)
-    with _dispatch.full_precision(x):
-        acc = _dispatch.acc_type(x)
+    with dispatch.full_precision(x):
+        acc = dispatch.acc_type(x)
         context, mask, *weights = (
             None if t is None else t.to(acc) for t in (context, dropout_mask, *params.values())
         )
-        if not _dispatch.kernels_serve(op, x):
+        if not dispatch.kernels_serve(op, x):
             return reference.cancer_cross_attention(
                 x.to(acc), context, *weights, num_heads=num_heads, slide_index=slide_index,
                 dropout_mask=mask, eps=eps,
@@ -147,7 +147,7 @@ def _cca_backward(ctx, grad_y, *_):
     x, prob, mean, rstd, score_weight, value, bias, gamma, slide_index, mask = ctx.saved_tensors
     scored = ctx.tokens > 1
     slides, keys, dim = value.shape
-    with _dispatch.full_precision(x):
+    with dispatch.full_precision(x):
         grad_z, grad_score, (grad_gamma, grad_beta) = (
             torch.ops.histokit.cancer_cross_attention_backward(
                 grad_y, x, prob if scored else None, mean, rstd, value, bias, gamma,
@@ -199,10 +199,10 @@ def prototype_attention(
     check_shape(op, "value", value, (num, width), "(M, L)")
     check_shape(op, "gate", gate, (num,), "(M,)")
     check_divides(op, "num_heads", num_heads, width)
-    with _dispatch.full_precision(query):
-        acc = _dispatch.acc_type(query)
+    with dispatch.full_precision(query):
+        acc = dispatch.acc_type(query)
         key, value, gate = key.to(acc), value.to(acc), gate.to(acc)
-        if not _dispatch.kernels_serve(op, query):
+        if not dispatch.kernels_serve(op, query):
             out = reference.prototype_attention(
                 query.to(acc), key, value, gate, num_heads=num_heads
             )
@@ -264,7 +264,7 @@ def pearson_update(
         expected = (genes,) if mask.ndim == 1 else tuple(pred.shape)
         check_shape(op, "mask", mask, expected, "(G,) or (N, G)")
     check_index(op, slide_index, pred.shape[0], slides, pred)
-    if not _dispatch.kernels_serve(op, pred):
+    if not dispatch.kernels_serve(op, pred):
         reference.pearson_update(state, pred.detach(), target.detach(), mask, slide_index)
         return
     kind = torch.promote_types(pred.dtype, target.dtype)
@@ -281,7 +281,7 @@ def _pearson_fake(state, pred, target, mask, order, offsets):
     return None
 
 
-if _dispatch.HAS_KERNELS:
+if dispatch.HAS_KERNELS:
     for _name, _fake in {
         "cancer_cross_attention": _cca_fake,
         "cancer_cross_attention_backward": _cca_backward_fake,

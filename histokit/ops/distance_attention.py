@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from histokit import _dispatch, reference
-from histokit._dispatch import check_float, check_shape
+from histokit.ops import dispatch, reference
+from histokit.ops.dispatch import check_float, check_shape
 
 
 def distance_attention(
@@ -47,10 +47,10 @@ def distance_attention(
         )
     if dropout > 0 and seed is None:
         seed = reference.draw_seed(q.device)
-    with _dispatch.full_precision(q):
-        acc = _dispatch.acc_type(q)
+    with dispatch.full_precision(q):
+        acc = dispatch.acc_type(q)
         coords, slope = coords.detach().to(acc), slope.to(acc)
-        if not _dispatch.kernels_serve(op, q):
+        if not dispatch.kernels_serve(op, q):
             out = reference.distance_attention(
                 *(t.to(acc) for t in (q, k, v)), coords, slope, dropout=dropout, seed=seed
             )
@@ -90,7 +90,7 @@ def _backward(ctx, grad_out, _):
     return *grads, None, grad_slope.to(inputs[4].dtype) if with_slope else None, None, None
 
 
-if _dispatch.HAS_KERNELS:
+if dispatch.HAS_KERNELS:
     torch.library.register_fake("histokit::distance_attention", _fake)
     torch.library.register_fake("histokit::distance_attention_backward", _backward_fake)
     torch.library.register_autograd("histokit::distance_attention", _backward, setup_context=_setup)

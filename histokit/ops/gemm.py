@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from histokit import _dispatch
+from histokit.ops import dispatch
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available()
 LEAST = 1 << 20  # multiplications; below, a call of oneDNN costs more than it gains
@@ -29,7 +29,7 @@ def _served(x: Tensor, other: Tensor, size: int) -> bool:
         and size >= LEAST
         and x.device.type == other.device.type == "cpu"
         and x.dtype == other.dtype == torch.float32
-        and not _dispatch.is_reference()
+        and not dispatch.is_reference()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )

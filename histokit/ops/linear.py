@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from histokit import _dispatch, reference
-from histokit._dispatch import check_float, check_shape
-from histokit.products import linear, matmul, transposed_matmul
+from histokit.ops import dispatch, reference
+from histokit.ops.dispatch import check_float, check_shape
+from histokit.ops.gemm import linear, matmul, transposed_matmul
 
 GENES = 1024  # genes of a dense target that are centred at a time
 ROWS = 1024  # rows of it, and genes of the weight, that are worked on at a time, in the cache
@@ -94,11 +94,11 @@ def linear_pearson(
     """
     op = "linear_pearson"
     target = _checked(op, hidden, weight, bias, target)
-    acc = _dispatch.acc_type(hidden)
-    with _dispatch.full_precision(hidden):
+    acc = dispatch.acc_type(hidden)
+    with dispatch.full_precision(hidden):
         h, w = hidden.to(acc), weight.to(acc)
         b = None if bias is None else bias.to(acc)
-        if not _dispatch.kernels_serve(op, hidden):
+        if not dispatch.kernels_serve(op, hidden):
             r, mse = reference.linear_pearson(h, w, b, _reference_target(target, acc))
             return r.to(hidden.dtype), mse.to(hidden.dtype)
         mean, centred = _centred(h)
@@ -149,7 +149,7 @@ def _quadratic_setup(ctx, inputs, output):
 
 def _quadratic_backward(ctx, grad):
     weight, gram = ctx.saved_tensors
-    with _dispatch.full_precision(weight):
+    with dispatch.full_precision(weight):
         scaled = weight * grad.to(weight.dtype)[:, None]
         inner = transposed_matmul(scaled, weight)
         return 2 * matmul(scaled, gram.to(weight.dtype)), inner.to(gram.dtype)
@@ -199,7 +199,7 @@ def _dense_setup(ctx, inputs, output):
 
 def _dense_backward(ctx, grad, _):
     target, moments = ctx.saved_tensors
-    with _dispatch.full_precision(grad):
+    with dispatch.full_precision(grad):
         shift = moments[0].to(grad.dtype) @ grad
         return None, matmul(target.to(grad.dtype), grad) - shift
 
@@ -233,11 +233,11 @@ def linear_mse(
             f"{op}: measured must be bool on {hidden.device}, got {measured.dtype} on "
             f"{measured.device}"
         )
-    acc = _dispatch.acc_type(hidden)
-    with _dispatch.full_precision(hidden):
+    acc = dispatch.acc_type(hidden)
+    with dispatch.full_precision(hidden):
         h, w = hidden.to(acc), weight.to(acc)
         b = None if bias is None else bias.to(acc)
-        if not _dispatch.kernels_serve(op, hidden):
+        if not dispatch.kernels_serve(op, hidden):
             loss = reference.linear_mse(h, w, b, _reference_target(target, acc), measured)
             return loss.to(hidden.dtype)
         with_grad = torch.is_grad_enabled() and any(
@@ -411,7 +411,7 @@ def _csr_transpose_cuda(row_offsets, col_index, values, dense, num_cols):
     return out, torch.ops.histokit.csr_moments(offsets, values, row_offsets.shape[0] - 1)
 
 
-if _dispatch.HAS_KERNELS:
+if dispatch.HAS_KERNELS:
     torch.library.register_fake(
         "histokit::csr_matmul",
         lambda row_offsets, col_index, values, dense: dense.new_empty(
@@ -431,5 +431,5 @@ if _dispatch.HAS_KERNELS:
     torch.library.register_autograd(
         "histokit::csr_transpose_matmul", _csr_transpose_backward, setup_context=_csr_setup
     )
-if _dispatch.HAS_CUDA:
+if dispatch.HAS_CUDA:
     torch.library.impl("histokit::csr_transpose_matmul", "CUDA")(_csr_transpose_cuda)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from histokit import ops
 from histokit.models.bpbooster import BPBooster
-from histokit.profiling import Case, Setting, size_of
+from histokit.profile.measure import Case, Setting, size_of
 
 FEATURES, LATENT, PROTOTYPES, HVGS = 1024, 256, 64, 200
 

@@ -16,8 +16,8 @@ from torch import nn
 from histokit import ops
 from histokit.models.histoprism import OFFICIAL_CANCERS, HistoPrism
 from histokit.models.stpath import STPath, STPathLayer, rescale_coords
-from histokit.profile_booster import booster, booster_training
-from histokit.profiling import Case, Setting, seconds_of, size_of
+from histokit.profile.booster import booster, booster_training
+from histokit.profile.measure import Case, Setting, seconds_of, size_of
 
 FEATURES = 1024  # of HistoPrism, from UNI
 WIDTH, LAYERS = 256, 2  # of its encoder

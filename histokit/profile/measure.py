@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from histokit.products import matmul
+from histokit.ops.gemm import matmul
 
 Call = Callable[[], torch.Tensor]
 _HEADROOM = 0.9  # of the free memory that a measured process may take

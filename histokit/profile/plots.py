@@ -9,8 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from histokit.files import atomic_path
-from histokit.plots import COLOURS, STYLE
+from histokit.core.files import atomic_path
+from histokit.report.plots import COLOURS, STYLE
 
 PANELS = (
     ("Time of a call", "seconds", "ms_p50", 1e-3),

@@ -14,9 +14,9 @@ import jinja2
 import pandas as pd
 from PIL import Image
 
-from histokit.files import atomic_path
-from histokit.intervals import FEWEST
-from histokit.summary import MIN_SPOTS, averaged, one_row_a_slide, pick
+from histokit.core.files import atomic_path
+from histokit.evaluate.intervals import FEWEST
+from histokit.evaluate.summary import MIN_SPOTS, averaged, one_row_a_slide, pick
 
 UNITS = {
     "counts10k-log1p": "log(1 + counts per 10,000)",
@@ -168,7 +168,7 @@ def interval_note(unit: str, units: int, given: bool = True) -> str:
     """What the brackets of a table are, or why there are none, in a sentence.
 
     Args:
-        unit: of ``histokit.intervals.Interval``.
+        unit: of ``histokit.evaluate.intervals.Interval``.
         units: how many.
         given: whether there are intervals.
     """
@@ -206,8 +206,8 @@ def verdict(slides: pd.DataFrame, summary: pd.DataFrame, transform: str) -> list
     """The answer in sentences: how well, on what, and why not to trust it further.
 
     Args:
-        slides: of ``histokit.summary.slide_table``.
-        summary: of ``histokit.summary.summarise``.
+        slides: of ``histokit.evaluate.summary.slide_table``.
+        summary: of ``histokit.evaluate.summary.summarise``.
         transform: scale of the targets.
     """
     headline = pick(summary, "pcc_hvg")
@@ -329,7 +329,7 @@ def render(
         configuration: name and value of every option and version.
     """
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("histokit", "."),
+        loader=jinja2.PackageLoader("histokit.report", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

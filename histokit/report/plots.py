@@ -16,8 +16,8 @@ from matplotlib.patches import Patch
 from PIL import Image
 from scipy.spatial import cKDTree
 
-from histokit.files import atomic_path
-from histokit.technologies import SPOT_UM, technology_kind
+from histokit.core.files import atomic_path
+from histokit.data.technologies import SPOT_UM, technology_kind
 
 # Okabe and Ito's colours, told apart with every common colour vision.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")

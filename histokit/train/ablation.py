@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from histokit.errors import InputError
-from histokit.presets import BOOSTER
+from histokit.core.errors import InputError
+from histokit.models.registry import BOOSTER
 
 RANDOM = {"init": "random"}
 PROGRAMS = {"init": "programs"}

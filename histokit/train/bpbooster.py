@@ -10,17 +10,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from histokit import fit, programs
-from histokit.cohort import Cohort
-from histokit.errors import InputError
-from histokit.files import atomic_path, make_folder
-from histokit.gene_sets import load_gene_sets
+from histokit.core.errors import InputError
+from histokit.core.files import atomic_path, make_folder
+from histokit.data.cohort import Cohort
+from histokit.data.gene_sets import load_gene_sets
+from histokit.data.splits import Split
 from histokit.models.base import Standardizer
 from histokit.models.baselines import LinearMap
 from histokit.models.bpbooster import BPBooster
-from histokit.network import tensorboard, write_curves
-from histokit.optimise import Result, Settings, run_epochs
-from histokit.splits import Split
+from histokit.train import gene_programs, ridge
+from histokit.train.network import tensorboard, write_curves
+from histokit.train.trainer import Result, Settings, run_epochs
 
 CHUNK = 1 << 14  # patches embedded at a time, where no gradients are needed
 ALIKE = 1e-3  # deviation of embeddings, relative to their size, that no regression can use
@@ -60,7 +60,7 @@ def fit_bpbooster(
         cohort: of the slides.
         split: the fold.
         cfg: options of run_train.py.
-        folder: of the fold; gets svgs.csv and programs.csv where prototypes begin as programs.
+        folder: of the fold; gets svgs.csv and gene_programs.csv where prototypes begin as programs.
         panel: gene, hvg_rank of the G outputs.
         pooled: spots of the training and then the validation slides: x, y, measured, slide, group.
         standardizer: of the features.
@@ -78,7 +78,7 @@ def fit_bpbooster(
         torch.from_numpy(pooled["y"][:, hvgs].toarray()).to(cfg.device),
         int((pooled["slide"] < len(split.train)).sum()),
     )
-    programs.check_enough_spots(patches.num_train, len(hvgs), "--num-hvgs")
+    gene_programs.check_enough_spots(patches.num_train, len(hvgs), "--num-hvgs")
     arguments = {
         "input_dim": patches.x.shape[1],
         "num_genes": len(panel),
@@ -100,7 +100,7 @@ def fit_bpbooster(
         torch.manual_seed(cfg.seed)
         model = BPBooster(**arguments)
         if found:
-            start = programs.project(found.profiles, cfg.latent_dim, cfg.standardize_programs)
+            start = gene_programs.project(found.profiles, cfg.latent_dim, cfg.standardize_programs)
             model.prototypes.data.copy_(start)
         if cfg.start_at_mean:
             torch.nn.init.zeros_(model.hvg_head.weight)
@@ -143,8 +143,8 @@ def choose_hvgs(panel: pd.DataFrame, measured: np.ndarray, num: int) -> np.ndarr
     return chosen
 
 
-def _gene_programs(cohort: Cohort, split: Split, cfg, folder: Path) -> programs.Programs:
-    found = programs.gene_programs(
+def _gene_programs(cohort: Cohort, split: Split, cfg, folder: Path) -> gene_programs.Programs:
+    found = gene_programs.gene_programs(
         cohort,
         split.train + split.val,
         load_gene_sets(cfg.programs),
@@ -152,7 +152,7 @@ def _gene_programs(cohort: Cohort, split: Split, cfg, folder: Path) -> programs.
         cfg.num_svgs,
         cfg.standardize_programs,
     )
-    for name, table in (("svgs.csv", found.genes), ("programs.csv", found.table())):
+    for name, table in (("svgs.csv", found.genes), ("gene_programs.csv", found.table())):
         with atomic_path(folder / name) as temporary:
             table.to_csv(temporary, index=False, float_format="%.6g")
     return found
@@ -212,7 +212,7 @@ def alpha_on_validation(
     rows = np.arange(len(patches.x))
     split = (rows[: patches.num_train], rows[patches.num_train :])
     spots = (pooled[key] for key in ("y", "measured", "slide"))
-    return fit.choose_alpha(embed(model, patches.x), *spots, [split], by_gene=by_gene)
+    return ridge.choose_alpha(embed(model, patches.x), *spots, [split], by_gene=by_gene)
 
 
 def fit_readout(
@@ -234,15 +234,15 @@ def fit_readout(
     latent = embed(model, x)
     y, measured, slide = (pooled[key] for key in ("y", "measured", "slide"))
     if readout == "ridge-hest":
-        linear, said = fit.fit_ridge_hest(latent, y), "HEST-Bench ridge"
+        linear, said = ridge.fit_ridge_hest(latent, y), "HEST-Bench ridge"
     elif alpha is not None:
-        linear = fit.ridge_at(latent, y, measured, slide, alpha)
-        said = f"{readout}, {fit.in_words(alpha)} by the validation slides"
+        linear = ridge.ridge_at(latent, y, measured, slide, alpha)
+        said = f"{readout}, {ridge.in_words(alpha)} by the validation slides"
     else:
         by_gene = readout == "ridge-by-gene"
         spots = latent, y, measured, slide, pooled["group"]
-        linear, alpha = fit.fit_ridge(*spots, by_gene=by_gene)
-        said = f"{readout}, {fit.in_words(alpha)} by cross-validation"
+        linear, alpha = ridge.fit_ridge(*spots, by_gene=by_gene)
+        said = f"{readout}, {ridge.in_words(alpha)} by cross-validation"
     weight, bias = as_one_layer(linear)
     model.head.weight.data.copy_(weight)
     model.head.bias.data.copy_(bias)

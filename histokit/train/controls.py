@@ -12,12 +12,12 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 
-from histokit.cohort import Cohort, Slide
-from histokit.errors import InputError
-from histokit.genes import moments
+from histokit.core.errors import InputError
+from histokit.data.cohort import Cohort, Slide
+from histokit.data.genes import moments
+from histokit.data.splits import Split
+from histokit.evaluate.runs import Run
 from histokit.models.baselines import LinearMap
-from histokit.runs import Run
-from histokit.splits import Split
 
 SHUFFLED, LIBRARY_SIZE = "shuffled-spots", "library-size"
 LABELS = {SHUFFLED: "shuffled spots", LIBRARY_SIZE: "library size"}

@@ -11,19 +11,20 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 
-from histokit import controls, fit, models
-from histokit.boost import fit_bpbooster
-from histokit.cohort import Cohort, Slide
-from histokit.errors import InputError
-from histokit.files import atomic_path
-from histokit.gene_keys import GeneKey
-from histokit.genes import dispersion, normalise, rank_hvgs, select_panel
+from histokit import models
+from histokit.core.distributed import ALONE, Team
+from histokit.core.errors import InputError
+from histokit.core.files import atomic_path
+from histokit.core.progress import progress_bar
+from histokit.data.cohort import Cohort, Slide
+from histokit.data.gene_keys import GeneKey
+from histokit.data.genes import dispersion, normalise, rank_hvgs, select_panel
+from histokit.data.splits import Split
 from histokit.models.base import Standardizer
-from histokit.network import fit_network
-from histokit.progress import progress_bar
-from histokit.ranks import ALONE, Team
-from histokit.splits import Split
-from histokit.survey import Survey
+from histokit.train import controls, ridge
+from histokit.train.bpbooster import fit_bpbooster
+from histokit.train.network import fit_network
+from histokit.train.spots import Survey
 
 
 def train_fold(
@@ -176,19 +177,19 @@ def _fit_closed_form(
     y, measured, slide = (pooled[key] for key in ("y", "measured", "slide"))
     arguments = {"input_dim": x.shape[1], "num_genes": y.shape[1]}
     if name == "mean":
-        model, said = fit.fit_mean(x, y, measured, slide), "mean"
+        model, said = ridge.fit_mean(x, y, measured, slide), "mean"
     elif name == "ridge-hest":
-        model, said = fit.fit_ridge_hest(x, y), "HEST-Bench ridge"
+        model, said = ridge.fit_ridge_hest(x, y), "HEST-Bench ridge"
     elif name == controls.LIBRARY_SIZE:
         model, said = controls.fit_library_size(x, y, measured, slide), "line on library size"
     else:
         rescale = standardizer.how == "none"
-        components = None if name == "ridge-no-pca" else fit.HEST_COMPONENTS
+        components = None if name == "ridge-no-pca" else ridge.HEST_COMPONENTS
         groups = pooled["group"]
         by_gene = name == "ridge-by-gene"
         how = rescale, components, by_gene
-        model, alpha = fit.fit_ridge(x, y, measured, slide, groups, *how)
-        said = f"{name}, {fit.in_words(alpha)} by cross-validation"
+        model, alpha = ridge.fit_ridge(x, y, measured, slide, groups, *how)
+        said = f"{name}, {ridge.in_words(alpha)} by cross-validation"
     if name != "mean":
         arguments["num_components"] = len(model.components)
     model.standardizer = standardizer

@@ -10,11 +10,11 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 
-from histokit.cohort import Cohort
-from histokit.errors import InputError
-from histokit.gene_sets import rename
-from histokit.genes import normalise, select_panel
-from histokit.moran import morans_i, neighbour_graph
+from histokit.core.errors import InputError
+from histokit.data.cohort import Cohort
+from histokit.data.gene_sets import rename
+from histokit.data.genes import normalise, select_panel
+from histokit.data.moran import morans_i, neighbour_graph
 
 MIN_GENES = 10  # spatially variable genes that make a pathway a program
 

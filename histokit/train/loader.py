@@ -16,11 +16,11 @@ import scipy.sparse as sp
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from histokit.cohort import Cohort
-from histokit.errors import InputError
-from histokit.genes import normalise
+from histokit.core.errors import InputError
+from histokit.data.cohort import Cohort
+from histokit.data.genes import normalise
+from histokit.data.sparse import csr_tensor
 from histokit.models.base import Standardizer
-from histokit.sparse import csr_tensor
 
 
 @dataclasses.dataclass(frozen=True)

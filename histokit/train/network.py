@@ -12,14 +12,14 @@ import pandas as pd
 import torch
 
 from histokit import models
-from histokit.cohort import Cohort
-from histokit.errors import InputError
-from histokit.files import atomic_path, make_folder
+from histokit.core.distributed import ALONE, Team
+from histokit.core.errors import InputError
+from histokit.core.files import atomic_path, make_folder
+from histokit.data.cohort import Cohort
+from histokit.data.splits import Split
 from histokit.models.base import Model, Standardizer
-from histokit.optimise import Settings, train_network
-from histokit.ranks import ALONE, Team
-from histokit.reading import Preparation, SlideReader
-from histokit.splits import Split
+from histokit.train.loader import Preparation, SlideReader
+from histokit.train.trainer import Settings, train_network
 
 
 def fit_network(

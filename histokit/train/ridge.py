@@ -12,7 +12,7 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import GroupKFold
 from sklearn.preprocessing import StandardScaler
 
-from histokit.genes import moments
+from histokit.data.genes import moments
 from histokit.models.baselines import LinearMap, Mean
 
 SEED = 1  # HEST-Bench's

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from histokit.cohort import Slide
-from histokit.genes import detected, moments_of_sums, normalise, power_sums
+from histokit.data.cohort import Slide
+from histokit.data.genes import detected, moments_of_sums, normalise, power_sums
 
 
 class Survey:
@@ -14,7 +14,7 @@ class Survey:
 
     Args:
         num_genes: G.
-        target: scale of the targets, of ``histokit.genes.TRANSFORMS``.
+        target: scale of the targets, of ``histokit.data.genes.TRANSFORMS``.
 
     Attributes:
         detected: (G,) bool, genes seen in at least 10 % of the spots of every slide.

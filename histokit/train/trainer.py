@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 
 from histokit import ops
-from histokit.errors import InputError
-from histokit.files import FULL, atomic_path, unreadable
+from histokit.core.distributed import ALONE, Team
+from histokit.core.errors import InputError
+from histokit.core.files import FULL, atomic_path, unreadable
+from histokit.core.progress import progress_bar
+from histokit.core.stopping import Stopped, noted_signals
 from histokit.models.base import Model
-from histokit.progress import progress_bar
-from histokit.ranks import ALONE, Team
-from histokit.reading import SlideReader, TrainingSlide
-from histokit.stopping import Stopped, noted_signals
+from histokit.train.loader import SlideReader, TrainingSlide
 
 WARM_UP = 0.05  # share of all steps, the authors'
 

@@ -12,9 +12,9 @@ from cohorts import GENES, write_cohort
 
 import run_train
 from histokit import audit
-from histokit.audit_slides import feature_statistics, judge_slides, measure_slides
-from histokit.cohort import Cohort
-from histokit.errors import InputError
+from histokit.audit.slides import feature_statistics, judge_slides, measure_slides
+from histokit.core.errors import InputError
+from histokit.data.cohort import Cohort
 
 SLIDES = {
     "A1": ("IDC", "A", 40),

@@ -2,8 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from histokit.errors import InputError
-from histokit.leakage import (
+from histokit.audit.leaks import (
     cohort_metadata,
     find_leakage,
     image_fingerprint,
@@ -11,7 +10,8 @@ from histokit.leakage import (
     severities,
     unknown_patients,
 )
-from histokit.splits import read_splits
+from histokit.core.errors import InputError
+from histokit.data.splits import read_splits
 
 
 @pytest.fixture

@@ -22,14 +22,17 @@ import run_eval
 import run_extract
 import run_profile
 import run_train
-from histokit import audit, files, options, pathways, ranks, synthetic
-from histokit.cohort import Cohort
-from histokit.errors import InputError
-from histokit.files import atomic_path, folder_lock, remove_leftovers, turn
-from histokit.folders import check_replaceable
+from histokit import audit
+from histokit.core import distributed, files, options
+from histokit.core.distributed import check_device
+from histokit.core.errors import InputError
+from histokit.core.files import atomic_path, folder_lock, remove_leftovers, turn
+from histokit.core.weights import read_state_dict
+from histokit.data import synthetic
+from histokit.data.cohort import Cohort
+from histokit.evaluate import curation
+from histokit.evaluate.folders import check_replaceable
 from histokit.models import HistoPrism
-from histokit.ranks import check_device
-from histokit.weights import read_state_dict
 
 ROOT = Path(run_train.__file__).parent
 REQUIRED = {"data": "d", "model": "mlp", "run": "r"}
@@ -58,7 +61,7 @@ def test_a_number_out_of_range_is_refused_by_the_option_that_takes_it(name, bad)
 @pytest.mark.parametrize(
     ("module", "required"),
     [(run_train, REQUIRED), (run_extract, {"source": "s", "out": "o"}), (run_eval, {"run": ["r"]}),
-     (run_profile, {}), (audit, {}), (pathways, {"gene_sets": ["a"], "out": "o"}),
+     (run_profile, {}), (audit, {}), (curation, {"gene_sets": ["a"], "out": "o"}),
      (synthetic, {"out": "o"})],
 )  # fmt: skip
 def test_every_number_of_every_command_has_limits(module, required):
@@ -99,7 +102,7 @@ def test_a_world_size_that_torchrun_did_not_set_is_one_sentence(monkeypatch, nam
         monkeypatch.setenv(key, "2")
     monkeypatch.delenv(name)
     with pytest.raises(InputError, match=f"WORLD_SIZE is 2 but {name} is None; start several"):
-        ranks.start()
+        distributed.start()
 
 
 @pytest.mark.parametrize(
@@ -428,13 +431,13 @@ def test_safetensors_are_known_by_content(tmp_path):
     ],
 )
 def test_names_of_timm_may_have_a_source_and_arguments(name, expected):
-    from histokit.encoders import _timm_name
+    from histokit.extract.encoders import _timm_name
 
     assert _timm_name(name) == expected
 
 
 def test_layer_scale_is_named_and_can_be_asked_for(tmp_path):
-    from histokit.encoders import import_timm, make_encoder
+    from histokit.extract.encoders import import_timm, make_encoder
 
     timm = import_timm()
     name = "test_vit"
@@ -453,7 +456,7 @@ def test_without_semaphores_slides_are_read_in_this_process(tmp_path, monkeypatc
     from torch.utils.data import DataLoader
 
     from histokit.models.base import Standardizer
-    from histokit.reading import Preparation, SlideReader
+    from histokit.train.loader import Preparation, SlideReader
 
     def refuse(self):
         raise OSError(errno.ENOSYS, "Function not implemented")

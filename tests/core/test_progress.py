@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from histokit import progress
+from histokit.core import progress
 
 
 def work(count=5):

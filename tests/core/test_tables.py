@@ -4,10 +4,10 @@ import gzip
 import h5py
 import pytest
 
-from histokit import tables
-from histokit.errors import InputError
-from histokit.files import open_hdf5, read_json, reading, unreadable
-from histokit.tables import read_table, text_lines
+from histokit.core import tables
+from histokit.core.errors import InputError
+from histokit.core.files import open_hdf5, read_json, reading, unreadable
+from histokit.core.tables import read_table, text_lines
 
 
 def test_every_cell_is_text_without_outer_blanks(tmp_path):

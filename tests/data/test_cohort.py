@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 from cohorts import GENES, write_cohort
 
-from histokit.cohort import Cohort
-from histokit.errors import InputError
+from histokit.core.errors import InputError
+from histokit.data.cohort import Cohort
 
 
 @pytest.fixture

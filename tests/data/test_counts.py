@@ -8,8 +8,8 @@ import pytest
 import scipy.sparse as sp
 from tiny_slides import counts_table
 
-from histokit.counts import read_counts
-from histokit.errors import InputError
+from histokit.core.errors import InputError
+from histokit.data.counts import read_counts
 
 
 def write_10x(path, counts: pd.DataFrame, ids, kinds) -> None:

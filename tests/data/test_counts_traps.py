@@ -11,13 +11,14 @@ import pytest
 import scipy.sparse as sp
 from cohorts import write_cohort
 
-from histokit import counts_hdf5, tables
-from histokit.cohort import Cohort
-from histokit.counts import read_counts
-from histokit.errors import InputError
-from histokit.gene_keys import gene_key, positions
-from histokit.gene_sets import read_gmt, read_universe
-from histokit.genes import read_gene_list, select_panel
+from histokit.core import tables
+from histokit.core.errors import InputError
+from histokit.data import counts_hdf5
+from histokit.data.cohort import Cohort
+from histokit.data.counts import read_counts
+from histokit.data.gene_keys import gene_key, positions
+from histokit.data.gene_sets import read_gmt, read_universe
+from histokit.data.genes import read_gene_list, select_panel
 
 NAMES = ["EPCAM", "KRT8", "CD3E", "COL1A1"]
 IDS = [f"ENSG0000000000{i}" for i in range(4)]

@@ -26,7 +26,7 @@ class Child:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(good, folder)
         here = Path(__file__).parent
-        paths = os.pathsep.join([str(here.parent), str(here)])
+        paths = os.pathsep.join(map(str, (here, *here.parents[:2])))
         self.process = subprocess.Popen(
             [sys.executable, str(here / "fuzz_readers.py"), str(folder)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,

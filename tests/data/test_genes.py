@@ -5,8 +5,8 @@ import pytest
 import scanpy as sc
 import scipy.sparse as sp
 
-from histokit.errors import InputError
-from histokit.genes import (
+from histokit.core.errors import InputError
+from histokit.data.genes import (
     detected,
     dispersion,
     moments,

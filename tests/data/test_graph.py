@@ -6,10 +6,10 @@ from cohorts import write_cohort
 
 import run_eval
 import run_train
-from histokit.cohort import Cohort
-from histokit.errors import InputError
+from histokit.core.errors import InputError
+from histokit.data.cohort import Cohort
+from histokit.data.graph import neighbour_graph, with_neighbours
 from histokit.models.base import Standardizer
-from histokit.neighbors import neighbour_graph, with_neighbours
 
 SQUARE = np.stack(np.divmod(np.arange(25), 5), axis=1) * 200.0
 

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from histokit.errors import InputError
-from histokit.moran import morans_i, neighbour_graph
+from histokit.core.errors import InputError
+from histokit.data.moran import morans_i, neighbour_graph
 
 
 def array(side, hexagonal=False):
@@ -50,7 +50,7 @@ def test_is_the_definition_with_holes_and_a_lonely_spot():
 def test_blocks_change_nothing(monkeypatch):
     graph, y = neighbour_graph(array(8)), expression(64)
     whole = morans_i(y, graph)
-    monkeypatch.setattr("histokit.moran.BLOCK", 64 * 7)
+    monkeypatch.setattr("histokit.data.moran.BLOCK", 64 * 7)
     np.testing.assert_allclose(morans_i(y, graph), whole, rtol=1e-10)
 
 

@@ -9,19 +9,18 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image, ImageDraw
-from test_slides import write_hest
-from tiny_slides import counts_table, spots_table, write_cohort
+from tiny_slides import counts_table, spots_table, write_cohort, write_hest
 
 import run_extract
 import run_train
-from histokit.audit_slides import judge_slides, measure_slides
-from histokit.cohort import Cohort
-from histokit.errors import InputError
-from histokit.gene_keys import as_panel
-from histokit.leakage import alike_patients
-from histokit.placement import fit_array, misfits, on_tissue, selected_spots, tissue_mask
-from histokit.slides import check_spots, read_source
-from histokit.technologies import technology_kind
+from histokit.audit.leaks import alike_patients
+from histokit.audit.slides import judge_slides, measure_slides
+from histokit.core.errors import InputError
+from histokit.data.cohort import Cohort
+from histokit.data.gene_keys import as_panel
+from histokit.data.placement import fit_array, misfits, on_tissue, selected_spots, tissue_mask
+from histokit.data.sources import check_spots, read_source
+from histokit.data.technologies import technology_kind
 
 
 def extract(source, out, **options):
@@ -341,7 +340,7 @@ def test_a_task_of_hest_bench_is_told_apart(tmp_path):
 
 
 def test_real_sections_fit_their_array_and_tissue(real_data):
-    from histokit.patches import image_thumbnail
+    from histokit.extract.patches import image_thumbnail
 
     for slide in read_source(real_data / "her2st", "IDC"):
         picture, scale = image_thumbnail(slide.image, 800)

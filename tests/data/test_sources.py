@@ -1,12 +1,10 @@
-import anndata
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from tiny_slides import SIDE, counts_table, spots_table, write_cohort
+from tiny_slides import SIDE, counts_table, spots_table, write_cohort, write_hest
 
-from histokit.errors import InputError
-from histokit.slides import join_spots, read_source
+from histokit.core.errors import InputError
+from histokit.data.sources import join_spots, read_source
 
 
 def first(folder, **keywords):
@@ -155,31 +153,6 @@ def test_legacy_layout_without_an_image(tmp_path):
     (tmp_path / "ST-imgs" / "AB12.jpg").unlink()
     with pytest.raises(InputError, match="section AB12 has no file"):
         read_source(tmp_path)
-
-
-def write_hest(folder, key="barcode", side=224, spatial=True, patient="1"):
-    (folder / "patches").mkdir(parents=True)
-    (folder / "st").mkdir()
-    rng = np.random.default_rng(0)
-    counts = counts_table()
-    with h5py.File(folder / "patches" / "TENX1.h5", "w") as file:
-        file["img"] = rng.integers(0, 255, (12, side, side, 3), dtype=np.uint8)
-        file["coords"] = np.arange(24).reshape(12, 2) * 100
-        file[key] = np.array([[b.encode()] for b in counts.index])
-    data = anndata.AnnData(counts.astype(np.float32)[::-1])
-    if spatial:
-        data.obsm["spatial"] = np.arange(24).reshape(12, 2)[::-1] * 100.0 + 111.3
-    data.write_h5ad(folder / "st" / "TENX1.h5ad")
-    row = {
-        "id": "TENX1",
-        "oncotree_code": "SKCM",
-        "patient": patient,
-        "dataset_title": "Study",
-        "st_technology": "Xenium",
-        "pixel_size_um_estimated": 0.25,
-    }
-    pd.DataFrame([row]).to_csv(folder / "HEST_v1_1_0.csv", index=False, encoding="utf-8-sig")
-    return counts
 
 
 @pytest.mark.parametrize("key", ["barcode", "barcodes"])

@@ -1,8 +1,8 @@
 import pandas as pd
 import pytest
 
-from histokit.errors import InputError
-from histokit.splits import make_folds
+from histokit.core.errors import InputError
+from histokit.data.splits import make_folds
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from histokit.counts import read_counts
-from histokit.encoders import make_encoder
-from histokit.patches import image_batches
-from histokit.slides import join_spots, read_source
-from histokit.synthetic import PATIENTS, make_cohort
-from histokit.synthetic_genes import MARKERS, PROGRAMS
+from histokit.data.counts import read_counts
+from histokit.data.sources import join_spots, read_source
+from histokit.data.synthetic import PATIENTS, make_cohort
+from histokit.data.synthetic_genes import MARKERS, PROGRAMS
+from histokit.extract.encoders import make_encoder
+from histokit.extract.patches import image_batches
 
 SIZE = 1400
 

@@ -8,8 +8,8 @@ from cohorts import GENES, write_cohort
 
 import run_eval
 import run_train
-from histokit.errors import InputError
-from histokit.signatures import score_signature
+from histokit.core.errors import InputError
+from histokit.evaluate.topics.signatures import score_signature
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from histokit.clusters import ROWS, Block, StreamingPCA, _first_pass, score_clusters
+from histokit.evaluate.topics.clusters import ROWS, Block, StreamingPCA, _first_pass, score_clusters
 
 
 def blocks(signal, slides=9, spots=40, genes=50, cancers="ABC"):

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from scipy.stats import wilcoxon
 
-from histokit.coherence import (
+from histokit.evaluate.coherence import (
     coherence,
     gene_variance,
     level_thresholds,
@@ -14,8 +14,8 @@ from histokit.coherence import (
     slide_intervals,
     win_rate,
 )
-from histokit.evaluate import SlideScore
-from histokit.intervals import row_intervals
+from histokit.evaluate.intervals import row_intervals
+from histokit.evaluate.views import SlideScore
 
 GENES = [f"G{i}" for i in range(40)]
 

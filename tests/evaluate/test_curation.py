@@ -10,9 +10,9 @@ import gseapy
 import pandas as pd
 import pytest
 
-from histokit.errors import InputError
-from histokit.gene_sets import load_gene_sets, read_gmt, read_universe, rename
-from histokit.pathways import curate, curate_for_panel, curate_with_table
+from histokit.core.errors import InputError
+from histokit.data.gene_sets import load_gene_sets, read_gmt, read_universe, rename
+from histokit.evaluate.curation import curate, curate_for_panel, curate_with_table
 
 
 def jaccard(a, b):
@@ -194,8 +194,9 @@ def test_hallmark_is_only_intersected():
 def test_the_command_writes_sets_and_reasons(tmp_path):
     (tmp_path / "go.gmt").write_text("A\tna\tTP53\tERBB2\nB\tna\tTP53\nC\tna\tERBB2\tTP53\n")
     PANEL.to_csv(tmp_path / "genes.csv", index=False)
-    command = [sys.executable, "-m", "histokit.pathways", "--gene-sets", tmp_path / "go.gmt",
-               "--universe", tmp_path / "genes.csv", "--min-size", "2"]  # fmt: skip
+    command = [sys.executable, "-m", "histokit.evaluate.curation",
+               "--gene-sets", tmp_path / "go.gmt", "--universe",
+               tmp_path / "genes.csv", "--min-size", "2"]  # fmt: skip
     done = subprocess.run(
         [*command, "--out", tmp_path / "out.gmt"], capture_output=True, text=True, check=True
     )

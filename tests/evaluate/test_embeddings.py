@@ -6,9 +6,10 @@ from cohorts import write_cohort
 
 import run_eval
 import run_train
-from histokit import eval_embeddings
-from histokit.cohort import Cohort
-from histokit.eval_embeddings import (
+from histokit.data.cohort import Cohort
+from histokit.evaluate.runs import Run
+from histokit.evaluate.topics import embeddings
+from histokit.evaluate.topics.embeddings import (
     CLUSTERS,
     EXPRESSION,
     LEADING,
@@ -22,7 +23,6 @@ from histokit.eval_embeddings import (
     tsne,
     varying_expression,
 )
-from histokit.runs import Run
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_components_are_of_the_training_slides_and_as_the_model_sees_them(evalua
 
 
 def test_large_slides_are_sampled_row_by_row(evaluated, monkeypatch):
-    monkeypatch.setattr(eval_embeddings, "SPOTS", 10)
+    monkeypatch.setattr(embeddings, "SPOTS", 10)
     whole = Cohort(evaluated / "data", "tiny").load("A1")
     part = sample_spots(whole)
     rows = [whole.barcodes.index(b) for b in part.barcodes]

@@ -20,9 +20,9 @@ from scipy.stats import pearsonr
 
 import run_eval
 import run_train
-from histokit.cohort import Cohort
-from histokit.errors import InputError
-from histokit.runs import Run
+from histokit.core.errors import InputError
+from histokit.data.cohort import Cohort
+from histokit.evaluate.runs import Run
 
 SCRIPT = Path(run_eval.__file__)
 MISSING, SILENT = GENES[-1], GENES[3]  # not measured on C1; never detected on D1

@@ -9,7 +9,7 @@ from cohorts import GENES, write_cohort
 
 import run_eval
 import run_train
-from histokit.summary import MIN_SPOTS, averaged
+from histokit.evaluate.summary import MIN_SPOTS, averaged
 
 SLIDES = {name: ("IDC", name, 40) for name in "ABCDEF"} | {"TWO": ("PRAD", "G", 2)}
 

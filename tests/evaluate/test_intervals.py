@@ -1,15 +1,7 @@
 """Intervals cover about as often as they say; benchmarks/interval_coverage.py has longer runs."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-from scipy import stats
-
-from histokit.intervals import mean_interval, row_intervals, units_of
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from interval_coverage import (
     DRAWS,
     of_differences,
@@ -17,6 +9,9 @@ from interval_coverage import (
     of_means,
     of_win_rates,
 )
+from scipy import stats
+
+from histokit.evaluate.intervals import mean_interval, row_intervals, units_of
 
 TRIALS = 8000  # two standard errors of a share of 95 % are half a percent
 SLACK = 0.006

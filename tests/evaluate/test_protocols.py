@@ -16,14 +16,14 @@ from sklearn.preprocessing import StandardScaler
 
 import run_eval
 import run_train
-from histokit.cohort import Cohort
-from histokit.errors import InputError
-from histokit.genes import read_gene_list
-from histokit.protocol_genes import hest_genes, stem_genes
-from histokit.protocols import PROTOCOLS, score_protocol
-from histokit.published import TASKS, beside_published, read_published
-from histokit.runs import Run
-from histokit.splits import read_splits
+from histokit.core.errors import InputError
+from histokit.data.cohort import Cohort
+from histokit.data.genes import read_gene_list
+from histokit.data.splits import read_splits
+from histokit.evaluate.protocol_genes import hest_genes, stem_genes
+from histokit.evaluate.protocols import PROTOCOLS, score_protocol
+from histokit.evaluate.published import TASKS, beside_published, read_published
+from histokit.evaluate.runs import Run
 
 SLIDES = {
     "A1": ("IDC", "A", 300),

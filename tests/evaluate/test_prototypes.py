@@ -6,10 +6,10 @@ from cohorts import GENES, write_cohort
 
 import run_eval
 import run_train
-from histokit.cohort import Cohort
-from histokit.eval_prototypes import fold_table, top_genes
+from histokit.data.cohort import Cohort
+from histokit.evaluate.runs import Run
+from histokit.evaluate.topics.prototypes import fold_table, top_genes
 from histokit.models.bpbooster import BPBooster
-from histokit.runs import Run
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from histokit.errors import InputError
-from histokit.signatures import find_genes, random_genes, read_signature, score_signature
+from histokit.core.errors import InputError
+from histokit.evaluate.topics.signatures import (
+    find_genes,
+    random_genes,
+    read_signature,
+    score_signature,
+)
 
 
 def panel(*genes):

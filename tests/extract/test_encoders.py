@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 from tiny_slides import picture
 
-from histokit.encoders import NetworkEncoder, import_timm, make_encoder
-from histokit.errors import InputError
+from histokit.core.errors import InputError
+from histokit.extract.encoders import NetworkEncoder, import_timm, make_encoder
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +27,8 @@ def test_bundled_weights_recognise_a_photograph(lite0):
     from sklearn.datasets import load_sample_image
     from timm.data import ImageNetInfo
 
-    from histokit.encoders import _bundled_weights, _timm_key
-    from histokit.patches import resample
+    from histokit.extract.encoders import _bundled_weights, _timm_key
+    from histokit.extract.patches import resample
 
     state = torch.load(_bundled_weights(), weights_only=True)
     model = import_timm().create_model("tf_efficientnet_lite0").eval()
@@ -80,7 +80,7 @@ def test_provenance_says_what_was_done(lite0):
 
 def test_hed_follows_the_tissue():
     """More nuclei: more haematoxylin, more blobs; glass has none of either."""
-    from histokit.hed import HedEncoder
+    from histokit.extract.hed import HedEncoder
 
     glass = np.full((224, 224, 3), 245, dtype=np.uint8)
     sparse, dense = (np.full((224, 224, 3), (225, 160, 195), dtype=np.uint8) for _ in range(2))
@@ -189,8 +189,8 @@ def test_bad_names():
 
 def test_unreachable_hub_names_the_page_and_the_option():
     code = (
-        "from histokit.encoders import make_encoder\n"
-        "from histokit.errors import InputError\n"
+        "from histokit.extract.encoders import make_encoder\n"
+        "from histokit.core.errors import InputError\n"
         "try: make_encoder('timm:resnet10t')\n"
         "except InputError as error: print(error)\n"
     )

@@ -12,14 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from test_slides import write_hest
-from tiny_slides import counts_table, picture, spots_table, write_cohort
+from tiny_slides import counts_table, picture, spots_table, write_cohort, write_hest
 
 import run_extract
-from histokit.encoders import make_encoder
-from histokit.errors import InputError
-from histokit.files import folder_lock
-from histokit.patches import resample
+from histokit.core.errors import InputError
+from histokit.core.files import folder_lock
+from histokit.extract.encoders import make_encoder
+from histokit.extract.patches import resample
 
 SCRIPT = Path(run_extract.__file__)
 

@@ -10,11 +10,11 @@ from PIL import Image
 from tiny_slides import picture, write_cohort
 
 import run_extract
-from histokit import images
-from histokit.errors import InputError
-from histokit.images import naming, open_image
-from histokit.patches import PixelStatistics
-from histokit.pixels import brightness_scale
+from histokit.core.errors import InputError
+from histokit.extract import images
+from histokit.extract.images import naming, open_image
+from histokit.extract.patches import PixelStatistics
+from histokit.extract.pixels import brightness_scale
 
 TILED = {"tile": (64, 64), "photometric": "rgb"}
 PIXELS = picture(side=256)

@@ -9,8 +9,8 @@ import pyvips
 from PIL import Image
 from tiny_slides import picture
 
-from histokit.errors import InputError
-from histokit.patches import (
+from histokit.core.errors import InputError
+from histokit.extract.patches import (
     image_batches,
     image_thumbnail,
     open_image,
@@ -116,7 +116,7 @@ def test_full_temporary_folder(tmp_path):
     Image.fromarray(picture(side=512)).save(tmp_path / "a.png")
     code = (
         "import numpy as np, sys\n"
-        "from histokit.patches import image_batches\n"
+        "from histokit.extract.patches import image_batches\n"
         "try: list(image_batches(sys.argv[1], np.full((1, 2), 99.0), [32], 32, 1))\n"
         "except Exception as error: print(type(error).__name__, error)\n"
     )
@@ -171,7 +171,7 @@ def test_stored_patches_are_cropped_to_the_microns_asked_for(tmp_path):
 MEMORY = """
 import sys
 import numpy as np
-from histokit.patches import image_batches
+from histokit.extract.patches import image_batches
 side = int(sys.argv[2])
 centres = np.random.default_rng(0).uniform(300, side - 300, (200, 2))
 for batch in image_batches(sys.argv[1], centres, [160], 224, 16):

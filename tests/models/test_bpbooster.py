@@ -3,10 +3,10 @@ import pytest
 import torch
 
 from histokit import models
-from histokit.boost import as_one_layer
-from histokit.errors import InputError
-from histokit.fit import fit_ridge, fit_ridge_hest
+from histokit.core.errors import InputError
 from histokit.models.bpbooster import BPBooster
+from histokit.train.bpbooster import as_one_layer
+from histokit.train.ridge import fit_ridge, fit_ridge_hest
 
 SIZES = {"input_dim": 12, "num_genes": 7, "latent_dim": 8, "num_prototypes": 5, "num_hvgs": 4}
 SIZES |= {"num_heads": 2}

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from histokit import models
-from histokit.errors import InputError
+from histokit.core.errors import InputError
 from histokit.models import HistoPrism
 from histokit.models.base import Standardizer
 from histokit.models.histoprism import OFFICIAL_CANCERS

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from histokit.errors import InputError
+from histokit.core.errors import InputError
 from histokit.models.stpath import (
     MASK_TOKEN,
     STPath,

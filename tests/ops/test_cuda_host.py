@@ -1,11 +1,11 @@
-"""The CUDA kernels of csrc/cuda, compiled with g++ and run on host threads (tests/cuda_host).
+"""The CUDA kernels of csrc/cuda, compiled with g++ and run on host threads (tests/ops/cuda_host).
 
 Their launchers take CPU tensors here and answer to the same references as the CPU kernels. With a
 sanitizer, which finds a missing barrier as a race and a wild or misaligned access at its line:
 
     CUDA_HOST_SANITIZE=thread LD_PRELOAD=$(gcc -print-file-name=libtsan.so) \\
         TSAN_OPTIONS=ignore_noninstrumented_modules=1:detect_deadlocks=0 \\
-        pytest tests/test_cuda_host.py
+        pytest tests/ops/test_cuda_host.py
 """
 
 import shutil
@@ -17,7 +17,8 @@ from cuda_host.build import DTYPES, Launcher, build, nvcc_check
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from histokit import ops, reference
+from histokit import ops
+from histokit.ops import reference
 
 SMALL = settings(max_examples=15, deadline=None, derandomize=True)
 DTYPE = st.sampled_from(list(DTYPES))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_cuda_host import DTYPE, SMALL, acc, assert_within_budget, unwritten
 
-from histokit import reference
+from histokit.ops import reference
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The tests of the ops, run again over the CUDA kernels on host threads (tests/cuda_host)."""
+"""The tests of the ops, run again over the CUDA kernels on host threads (tests/ops/cuda_host)."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ import sys
 import pytest
 from cuda_host.build import SHIM, build_extension
 
-ROOT = SHIM.parents[1]
+ROOT = SHIM.parents[2]
 CPU_ALONE = (  # what only the CPU kernels check, and how they block their work
     "broken_sparse_matrix",
     "several_blocks",
@@ -26,7 +26,7 @@ CPU_ALONE = (  # what only the CPU kernels check, and how they block their work
 )
 def test_op_tests_hold_for_the_cuda_kernels(op, pytestconfig):
     library = build_extension(pytestconfig.cache.mkdir("cuda_host"))
-    command = [sys.executable, SHIM / "run_op_tests.py", library, f"tests/test_{op}.py"]
+    command = [sys.executable, SHIM / "run_op_tests.py", library, f"tests/ops/test_{op}.py"]
     command += ["-p", "no:cacheprovider", "-k", f"not ({' or '.join(CPU_ALONE)})"]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.profiler import profile
 
 from histokit import ops
-from histokit.products import Linear, linear, matmul, transposed_matmul
+from histokit.ops.gemm import Linear, linear, matmul, transposed_matmul
 
 ONEDNN = "mkldnn::_linear_pointwise"
 

@@ -11,7 +11,8 @@ import torch._dynamo.testing
 from op_checks import needs_kernels
 
 import histokit
-from histokit import _dispatch, ops, reference
+from histokit import ops
+from histokit.ops import dispatch, reference
 
 
 def attention_inputs(rows, dtype=torch.float32, slides=2, tokens=3, dim=8):
@@ -260,7 +261,7 @@ def test_backends_are_chosen_and_restored():
         calls.append(1)
         return original(*arguments, **options)
 
-    reference_before = _dispatch._backend
+    reference_before = dispatch._backend
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ops.reference, "prototype_attention", spy)
         with ops.use("reference"):
@@ -270,7 +271,7 @@ def test_backends_are_chosen_and_restored():
             with ops.use("kernels"):
                 ops.prototype_attention(*arguments, num_heads=2)
             assert len(calls) == 1
-    assert _dispatch._backend == reference_before
+    assert dispatch._backend == reference_before
     torch.testing.assert_close(got, original(*arguments, num_heads=2))
     with pytest.raises(ValueError, match="use: backend must be one of"):
         ops.use("fast")
@@ -304,7 +305,7 @@ assert len(messages) == 1 and "without compiled kernels" in messages[0], message
 def test_import_needs_torch_alone():
     program = """
 import sys
-import histokit, histokit.ops, histokit.reference
+import histokit, histokit.ops, histokit.ops.reference
 heavy = {"scanpy", "squidpy", "timm", "matplotlib", "pandas", "scipy", "h5py", "sklearn", "anndata"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_checks import DEVICES
 
-from histokit import ops, reference
+from histokit import ops
+from histokit.ops import reference
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 

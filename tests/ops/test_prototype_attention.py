@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_checks import DEVICES, check_budget, needs_kernels
 
-from histokit import ops, reference
+from histokit import ops
+from histokit.ops import reference
 
 
 def case(rows, num, heads, head_dim, scale=1.0):

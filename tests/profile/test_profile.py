@@ -11,12 +11,13 @@ import torch
 from op_checks import needs_kernels
 
 import run_profile
-from histokit import ops, profiling
-from histokit.plots_profile import draw_profile
-from histokit.profile_cases import ROWS
-from histokit.profiling import Setting
+from histokit import ops
+from histokit.profile import measure
+from histokit.profile.cases import ROWS
+from histokit.profile.measure import Setting
+from histokit.profile.plots import draw_profile
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TINY = Setting(patches=9, genes=30, device="cpu", dtype=torch.float64)
 
 
@@ -35,7 +36,7 @@ def test_rows_equal_what_they_are_compared_with(name):
 def counted(name, at):
     case = ROWS[name].build(at)
     with torch.no_grad():
-        return profiling.operations(case.call)
+        return measure.operations(case.call)
 
 
 @needs_kernels
@@ -71,14 +72,14 @@ def test_operations_of_bpbooster(form):
     forward = n * wide * width + own + n * width * at.genes
     case = ROWS[f"BP-Booster {form}"].build(at)
     with torch.no_grad():
-        found = profiling.operations(case.call) + case.uncounted
+        found = measure.operations(case.call) + case.uncounted
     assert found == pytest.approx(2 * forward, rel=1e-6)
 
 
 def test_growth_finds_what_is_not_of_the_model():
     exact = {n: 3e-4 * n + 2e-8 * n**2 for n in (1000, 2000, 5000, 10_000, 20_000)}
-    assert profiling.growth(exact, 2e-8) == pytest.approx(dict.fromkeys(exact, 1.0))
-    slow = profiling.growth(exact | {20_000: 2 * exact[20_000]}, 2e-8)
+    assert measure.growth(exact, 2e-8) == pytest.approx(dict.fromkeys(exact, 1.0))
+    slow = measure.growth(exact | {20_000: 2 * exact[20_000]}, 2e-8)
     assert (slow[1000], slow[20_000]) == pytest.approx((1.0, 2.0))
 
 
@@ -90,13 +91,13 @@ def test_operations_of_gradients():
         out = ops.distance_attention(q, k, v, torch.rand(20, 2), torch.ones(2))
         return torch.autograd.grad(out.sum(), [q, k, v])
 
-    assert profiling.operations(step) == (2 + 5) * 2 * 2 * 20**2 * 8
+    assert measure.operations(step) == (2 + 5) * 2 * 2 * 20**2 * 8
 
 
 def test_peak_memory_is_what_a_call_needs():
     program = """
 import torch
-from histokit.profiling import peak_memory
+from histokit.profile.measure import peak_memory
 torch.ones(1000).sum()
 print(peak_memory(lambda: torch.ones(25_000_000).sum(), "cpu"))
 """
@@ -114,7 +115,7 @@ def test_a_row_past_its_time_is_left_out():
 
 
 def test_a_row_past_the_memory_is_left_out():
-    if profiling.free_memory("cpu") > 120:
+    if measure.free_memory("cpu") > 120:
         pytest.skip("here it might fit")
     found = run_profile._measure(run_profile.Options(), "STPath layer as published", 130_000)
     assert found == {"note": "left out: does not fit the memory"}

@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from histokit.eval_sections import result_table, text_table
-from histokit.intervals import row_intervals
-from histokit.report import Picture, Section, Table, number, render, verdict, with_interval
-from histokit.summary import pick, summarise
+from histokit.evaluate.intervals import row_intervals
+from histokit.evaluate.summary import pick, summarise
+from histokit.evaluate.tables import result_table, text_table
+from histokit.report.page import Picture, Section, Table, number, render, verdict, with_interval
 
 
 def slides(**columns):

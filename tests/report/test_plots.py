@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from matplotlib.collections import EllipseCollection
 
-from histokit import plots
+from histokit.report import plots
 
 
 @pytest.fixture

@@ -16,18 +16,18 @@ from sklearn.linear_model import LinearRegression
 
 import run_eval
 import run_train
-from histokit.cohort import Cohort
-from histokit.controls import (
+from histokit.core.errors import InputError
+from histokit.data.cohort import Cohort
+from histokit.data.genes import normalise
+from histokit.evaluate.runs import Run
+from histokit.train.controls import (
     LibrarySizeCohort,
     ShuffledCohort,
     controls_of,
     fit_library_size,
     open_cohort,
 )
-from histokit.errors import InputError
-from histokit.fit import fit_ridge
-from histokit.genes import normalise
-from histokit.runs import Run
+from histokit.train.ridge import fit_ridge
 
 OPTIONS = {"encoder": "tiny", "model": "ridge", "controls": True}
 

@@ -14,15 +14,16 @@ from cohorts import write_cohort
 
 import run_eval
 import run_train
-from histokit import eval_pictures, plots
-from histokit.cohort import Cohort
-from histokit.errors import InputError
-from histokit.evaluate import load_held_out, score_run
-from histokit.features import difference
-from histokit.files import file_id
-from histokit.folders import MANIFEST, check_replaceable, whole_folder
-from histokit.runs import Run
-from histokit.splits import make_folds, read_splits
+from histokit.core.errors import InputError
+from histokit.core.files import file_id
+from histokit.data.cohort import Cohort
+from histokit.data.features import difference
+from histokit.data.splits import make_folds, read_splits
+from histokit.evaluate.folders import MANIFEST, check_replaceable, whole_folder
+from histokit.evaluate.runs import Run
+from histokit.evaluate.topics.maps import draw_maps
+from histokit.evaluate.views import load_held_out, score_run
+from histokit.report import plots
 
 STRANGE = [
     "Study A / Patient 1",
@@ -95,10 +96,10 @@ def test_a_map_is_drawn_with_the_same_model_as_its_score(strange, tmp_path, monk
     monkeypatch.setattr(plots, "gene_maps", lambda t, maps, *rest: seen.append(maps))
     monkeypatch.setattr(plots, "save", lambda figure, path: None)
     mean = pd.Series(np.arange(30.0), index=scores[0].genes["gene"])
-    eval_pictures.draw_maps(run, cohort, scores, pd.DataFrame({"pcc": mean}), tmp_path, 9)
+    draw_maps(run, cohort, scores, pd.DataFrame({"pcc": mean}), tmp_path, 9)
     assert len(seen) == len(STRANGE)
-    for maps in seen:
-        for drawn in maps:
+    for slide_maps in seen:
+        for drawn in slide_maps:
             shown = float(drawn.title.rsplit("PCC ", 1)[1].replace("\u2212", "-"))
             found = np.corrcoef(drawn.measured, drawn.predicted)[0, 1]
             assert shown == pytest.approx(found, abs=0.006)

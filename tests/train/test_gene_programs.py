@@ -8,12 +8,12 @@ import scipy.sparse as sp
 import torch
 from cohorts import GENES, write_cohort
 
-from histokit import programs
-from histokit.cohort import Cohort
-from histokit.errors import InputError
-from histokit.gene_sets import load_gene_sets
-from histokit.genes import normalise
-from histokit.moran import morans_i, neighbour_graph
+from histokit.core.errors import InputError
+from histokit.data.cohort import Cohort
+from histokit.data.gene_sets import load_gene_sets
+from histokit.data.genes import normalise
+from histokit.data.moran import morans_i, neighbour_graph
+from histokit.train import gene_programs
 
 TARGET = "counts10k-log1p"
 SETS = {"FIRST": GENES[:14], "SECOND": [*GENES[10:25], "OTHER"], "SMALL": GENES[:9]}
@@ -26,7 +26,7 @@ def cohort(tmp_path_factory):
 
 def test_genes_are_ranked_by_mean_moran_over_slides(cohort):
     slides = ["A1", "B1", "C1"]
-    genes, y = programs.spatially_variable_genes(cohort, slides, TARGET, 20)
+    genes, y = gene_programs.spatially_variable_genes(cohort, slides, TARGET, 20)
     means = []
     for slide_id in slides:
         slide = cohort.load(slide_id, GENES)
@@ -51,12 +51,14 @@ def test_rare_genes_and_genes_of_some_slides_take_no_part(tmp_path):
     counts[4:, 5] = 0  # GENE5 in 4 of 45 spots
     data.X = sp.csr_matrix(counts)
     data.write_h5ad(path)
-    genes, _ = programs.spatially_variable_genes(Cohort(folder, "tiny"), ["A1", "B1"], TARGET, 30)
+    genes, _ = gene_programs.spatially_variable_genes(
+        Cohort(folder, "tiny"), ["A1", "B1"], TARGET, 30
+    )
     assert set(genes["gene"]) == set(GENES[3:]) - {"GENE5"}
 
 
 def test_programs_have_ten_genes(cohort):
-    found = programs.gene_programs(cohort, ["A1", "B1"], SETS, TARGET, 30)
+    found = gene_programs.gene_programs(cohort, ["A1", "B1"], SETS, TARGET, 30)
     assert list(found.members) == ["FIRST", "SECOND"]
     assert found.members["SECOND"] == GENES[10:25]
     assert found.profiles.shape == (2, 30)
@@ -74,12 +76,12 @@ def test_profiles_are_the_equations():
         activity = [sum(y[n, k] * membership[k, j] for k in range(4)) for n in range(6)]
         weight = 1 / (1 + np.exp(-np.array(activity)))
         expected.append(sum(weight[n] * y[n] for n in range(6)) / weight.sum())
-    np.testing.assert_allclose(programs.profiles(sp.csr_matrix(y), membership), expected)
+    np.testing.assert_allclose(gene_programs.profiles(sp.csr_matrix(y), membership), expected)
 
 
 def test_saturated_sigmoid_gives_equal_profiles_and_standardising_does_not(cohort):
     plain, standard = (
-        programs.gene_programs(cohort, ["A1", "B1"], SETS, TARGET, 30, standardize)
+        gene_programs.gene_programs(cohort, ["A1", "B1"], SETS, TARGET, 30, standardize)
         for standardize in (False, True)
     )
     assert plain.similarity > 0.9999
@@ -92,22 +94,22 @@ def test_saturated_sigmoid_gives_equal_profiles_and_standardising_does_not(cohor
 
 def test_projection_keeps_lengths_and_unit_scales_them():
     profiles = np.random.default_rng(0).random((4, 50))
-    prototypes = programs.project(profiles, 4096)
+    prototypes = gene_programs.project(profiles, 4096)
     assert prototypes.dtype == torch.float32
     ratio = prototypes.square().sum(1).numpy() / 4096 / (profiles**2).mean(1)
     np.testing.assert_allclose(ratio, 1, atol=0.15)
-    assert programs.project(profiles, 64, unit=True).square().mean().item() == pytest.approx(1)
+    assert gene_programs.project(profiles, 64, unit=True).square().mean().item() == pytest.approx(1)
 
 
 def test_no_pathway_large_enough(cohort):
     with pytest.raises(InputError, match="the best of 1, SMALL, has 9: raise --num-svgs"):
-        programs.gene_programs(cohort, ["A1", "B1"], {"SMALL": GENES[:9]}, TARGET, 30)
+        gene_programs.gene_programs(cohort, ["A1", "B1"], {"SMALL": GENES[:9]}, TARGET, 30)
 
 
 def test_fewer_spots_than_genes(tmp_path):
     folder = write_cohort(tmp_path, {"A1": ("IDC", "A", 12), "B1": ("IDC", "B", 9)})
     with pytest.raises(InputError, match=r"have 21 spots, fewer than the 25 genes .* --num-svgs"):
-        programs.gene_programs(Cohort(folder, "tiny"), ["A1", "B1"], SETS, TARGET, 25)
+        gene_programs.gene_programs(Cohort(folder, "tiny"), ["A1", "B1"], SETS, TARGET, 25)
 
 
 @pytest.mark.parametrize("how", ["absent", "nan"])
@@ -121,7 +123,7 @@ def test_slide_without_coordinates_is_named(tmp_path, how):
         del data.obsm["spatial"]
     data.write_h5ad(path)
     with pytest.raises(InputError, match=r"B1.* coordinates"):
-        programs.gene_programs(Cohort(folder, "tiny"), ["A1", "B1"], SETS, TARGET, 30)
+        gene_programs.gene_programs(Cohort(folder, "tiny"), ["A1", "B1"], SETS, TARGET, 30)
 
 
 def test_initialisation_is_fast():
@@ -131,17 +133,17 @@ def test_initialisation_is_fast():
     membership = (rng.random((200, 64)) < 0.1).astype(float)
     start = time.perf_counter()
     morans_i(y, neighbour_graph(centres))
-    programs.project(programs.profiles(y, membership), 256)
+    gene_programs.project(gene_programs.profiles(y, membership), 256)
     assert time.perf_counter() - start < 2
 
 
 @pytest.mark.real
 def test_hallmark_programs_of_real_sections(shared):
-    extracted = Path(__file__).resolve().parents[1] / "work/results/data"
+    extracted = Path(__file__).resolve().parents[2] / "work/results/data"
     if not extracted.is_dir():
         pytest.skip(f"no extracted sections in {extracted}")
     cohort = Cohort(extracted, "efficientnet-lite0")
     sets = load_gene_sets(str(shared / "genesets/h.all.v2025.1.Hs.symbols.gmt"))
-    found = programs.gene_programs(cohort, ["C2", "C3", "C4", "C5"], sets, TARGET)
+    found = gene_programs.gene_programs(cohort, ["C2", "C3", "C4", "C5"], sets, TARGET)
     assert "HALLMARK_EPITHELIAL_MESENCHYMAL_TRANSITION" in found.members
     assert found.similarity > 0.999

@@ -18,11 +18,11 @@ from cohorts import write_cohort
 from safetensors.torch import load_file
 
 import run_train
-from histokit.cohort import Cohort
-from histokit.errors import InputError
+from histokit.core.errors import InputError
+from histokit.data.cohort import Cohort
+from histokit.evaluate.runs import Run
 from histokit.models.base import Standardizer
-from histokit.reading import Preparation, SlideReader
-from histokit.runs import Run
+from histokit.train.loader import Preparation, SlideReader
 
 SCRIPT = Path(run_train.__file__)
 OPTIONS = "--encoder tiny --lr 1e-3 --hidden-dim 16 --feedforward-dim 32".split()

@@ -5,9 +5,9 @@ import pytest
 import torch
 from cohorts import write_cohort
 
-from histokit.cohort import Cohort
-from histokit.genes import detected, normalise
-from histokit.survey import Survey
+from histokit.data.cohort import Cohort
+from histokit.data.genes import detected, normalise
+from histokit.train.spots import Survey
 
 
 @pytest.fixture(scope="module")

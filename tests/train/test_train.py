@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 import run_train
 from histokit import ops
-from histokit.errors import InputError
-from histokit.runs import Run
+from histokit.core.errors import InputError
+from histokit.evaluate.runs import Run
 
 SCRIPT = Path(run_train.__file__)
 SMALL = {"model": "histoprism", "encoder": "tiny", "lr": 1e-3}
@@ -222,7 +222,7 @@ def test_damaged_checkpoint_is_named(data, tmp_path):
 
 
 def test_two_trainings_into_one_folder(data, tmp_path):
-    from histokit.files import folder_lock
+    from histokit.core.files import folder_lock
 
     (tmp_path / "run").mkdir()
     with folder_lock(tmp_path / "run"), pytest.raises(InputError, match="another process"):

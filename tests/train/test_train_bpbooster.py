@@ -15,10 +15,10 @@ from cohorts import GENES, write_cohort
 from safetensors.torch import load_file
 
 import run_train
-from histokit import ablation
-from histokit.errors import InputError
-from histokit.presets import BOOSTER, resolve
-from histokit.runs import Run
+from histokit.core.errors import InputError
+from histokit.evaluate.runs import Run
+from histokit.models.registry import BOOSTER, resolve
+from histokit.train import ablation
 
 SCRIPT = Path(run_train.__file__)
 SMALL = {"model": "bpbooster", "encoder": "tiny", "epochs": 3, "latent_dim": 16, "num_hvgs": 10}
@@ -68,8 +68,8 @@ def test_random_prototypes_train_every_fold(data, tmp_path):
 def test_predictions_beat_the_mean(data, tmp_path, one_fold):
     run = train(data, tmp_path / "run", folds=one_fold, epochs=40, preset="small", batch_size=16)
     fold = run.folds[0]
-    from histokit.cohort import Cohort
-    from histokit.genes import normalise
+    from histokit.data.cohort import Cohort
+    from histokit.data.genes import normalise
 
     slide = Cohort(data, "tiny").load("D1", list(fold.genes.gene))
     truth = normalise(slide.counts, slide.library_size, "counts10k-log1p").toarray()
@@ -166,9 +166,9 @@ def test_validation_slides_choose_the_penalty(data, tmp_path, one_fold, capsys, 
     said = capsys.readouterr().out
     assert "by the validation slides, on 158 spots" in said
     alpha = float(said.split("alpha ")[1].split()[0])
-    from histokit import fit
-    from histokit.cohort import Cohort
-    from histokit.genes import normalise
+    from histokit.data.cohort import Cohort
+    from histokit.data.genes import normalise
+    from histokit.train import ridge
 
     slides = [Cohort(data, "tiny").load(s, GENES) for s in ("A1", "A2", "C1", "B1")]
     model = run.folds[0].load_model()
@@ -178,10 +178,10 @@ def test_validation_slides_choose_the_penalty(data, tmp_path, one_fold, capsys, 
     measured = np.ones((4, 30), bool)
     if not refit:  # else the network that chose it is not the one that is kept
         split = (np.flatnonzero(slide < 3), np.flatnonzero(slide == 3))
-        assert fit.choose_alpha(latent, y, measured, slide, [split]) == pytest.approx(
+        assert ridge.choose_alpha(latent, y, measured, slide, [split]) == pytest.approx(
             alpha, rel=0.01
         )
-    linear = fit.ridge_at(latent, y, measured, slide, alpha)
+    linear = ridge.ridge_at(latent, y, measured, slide, alpha)
     expected = linear(torch.from_numpy(latent), -1)
     own = model.head(torch.from_numpy(latent))
     torch.testing.assert_close(own, expected, rtol=1e-2, atol=1e-2)
@@ -296,10 +296,10 @@ def test_ablation_refuses_what_it_varies(data, tmp_path, pathways):
 
 def test_linear_evaluation_serves_the_readout(data, tmp_path, one_fold):
     from histokit import ops
-    from histokit.sparse import csr_tensor
+    from histokit.data.sparse import csr_tensor
 
     fold = train(data, tmp_path / "run", folds=one_fold, epochs=10).folds[0]
-    from histokit.cohort import Cohort
+    from histokit.data.cohort import Cohort
 
     slide = Cohort(data, "tiny").load("D1", list(fold.genes.gene))
     model = fold.load_model()

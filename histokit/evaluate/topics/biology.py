@@ -9,24 +9,24 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from histokit.coherence import coherence, gene_variance, pathway_by_slide, scores_by_level
-from histokit.cohort import Cohort
-from histokit.errors import InputError
-from histokit.evaluate import SlideScore
-from histokit.files import file_id
-from histokit.gene_sets import Match, is_hallmark, load_gene_sets
-from histokit.metrics import mean_or_nan
-from histokit.pathways import curate_for_panel
-from histokit.ranks import Team
-from histokit.runs import Run
-from histokit.signatures import (
+from histokit.core.distributed import Team
+from histokit.core.errors import InputError
+from histokit.core.files import file_id
+from histokit.data.cohort import Cohort
+from histokit.data.gene_sets import Match, is_hallmark, load_gene_sets
+from histokit.evaluate.coherence import coherence, gene_variance, pathway_by_slide, scores_by_level
+from histokit.evaluate.curation import curate_for_panel
+from histokit.evaluate.metrics import mean_or_nan
+from histokit.evaluate.runs import Run
+from histokit.evaluate.summary import MIN_SPOTS, pcc_matrix, scores_averaged
+from histokit.evaluate.topics.signatures import (
     Signature,
     find_genes,
     random_genes,
     read_signature,
     score_signature,
 )
-from histokit.summary import MIN_SPOTS, pcc_matrix, scores_averaged
+from histokit.evaluate.views import SlideScore
 
 _RANDOM_LISTS = 20  # lists of random genes beside each signature
 
@@ -54,9 +54,9 @@ class Pathways:
     """A collection within a panel: its sets, why others are not there, its scores.
 
     Attributes:
-        table: of ``histokit.coherence.coherence``.
+        table: of ``histokit.evaluate.coherence.coherence``.
         by_slide: pathways x slides.
-        levels: of ``histokit.coherence.scores_by_level``.
+        levels: of ``histokit.evaluate.coherence.scores_by_level``.
     """
 
     name: str
@@ -113,7 +113,7 @@ def _distinct(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def within(collection: Collection, panel: pd.DataFrame):
-    """A collection within a panel, as ``histokit.pathways.curate_for_panel``.
+    """A collection within a panel, as ``histokit.evaluate.curation.curate_for_panel``.
 
     Raises:
         InputError: no gene, or no set, is left.
@@ -126,7 +126,7 @@ def within(collection: Collection, panel: pd.DataFrame):
         raise InputError(
             f"gene sets {collection.name}: none has 50 to 100 genes of the panel of "
             f"{len(panel):,} genes; score them as they are with --no-curate, or choose other sizes "
-            "with python -m histokit.pathways first"
+            "with python -m histokit.evaluate.curation first"
         )
     return kept, reasons, match
 
@@ -206,7 +206,7 @@ def _score_genes(places: np.ndarray, prediction, target, score: SlideScore) -> d
 
 def score_run_clusters(run: Run, cohort: Cohort, folder: Path) -> pd.DataFrame | None:
     """Clusters against cancer types, written to clusters.csv; None where all slides have one."""
-    from histokit.clusters import cancers_tested, predicted_blocks, score_clusters
+    from histokit.evaluate.topics.clusters import cancers_tested, predicted_blocks, score_clusters
 
     if len(set(cancers_tested(run, cohort).values())) < 2:
         return None

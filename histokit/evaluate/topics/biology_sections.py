@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from histokit import plots
-from histokit.coherence import coherence, slide_intervals
-from histokit.cohort import Cohort
-from histokit.eval_biology import (
+from histokit.data.cohort import Cohort
+from histokit.evaluate.coherence import coherence, slide_intervals
+from histokit.evaluate.intervals import mean_interval, units_of
+from histokit.evaluate.metrics import mean_or_nan
+from histokit.evaluate.runs import Run
+from histokit.evaluate.summary import CORRELATION, averaged, one_row_a_slide
+from histokit.evaluate.topics.biology import (
     Biology,
     Genes,
     Pathways,
@@ -18,10 +21,10 @@ from histokit.eval_biology import (
     score_pathways,
     score_run_clusters,
 )
-from histokit.intervals import mean_interval, units_of
-from histokit.metrics import mean_or_nan
-from histokit.plots_pathways import SHOWN, by_level, pathway_dots, signature_bars
-from histokit.report import (
+from histokit.evaluate.topics.pathway_plots import SHOWN, by_level, pathway_dots, signature_bars
+from histokit.evaluate.topics.signatures import Signature, find_genes
+from histokit.report import plots
+from histokit.report.page import (
     NONE,
     Picture,
     Section,
@@ -30,9 +33,6 @@ from histokit.report import (
     number,
     with_interval,
 )
-from histokit.runs import Run
-from histokit.signatures import Signature, find_genes
-from histokit.summary import CORRELATION, averaged, one_row_a_slide
 
 _ENDS = 8  # pathways of either end in a table; the CSV has them all
 PATHWAY_TEXT = (
@@ -70,7 +70,7 @@ def biology_sections(
         cohort: its slides.
         genes: of the run.
         signatures: collected over the test slides.
-        table: of ``histokit.summary.gene_table``.
+        table: of ``histokit.evaluate.summary.gene_table``.
         folder: of the evaluation, gets tables and pictures.
     """
     mean_pcc = mean_or_nan(table["pcc"])
@@ -197,7 +197,7 @@ def signature_section(
         signature: its genes.
         scores: rows of ``SignatureScores.table`` of this signature.
         genes: of the run.
-        table: of ``histokit.summary.gene_table``.
+        table: of ``histokit.evaluate.summary.gene_table``.
         folder: of the evaluation; gets signature_NAME.csv and .png.
     """
     found = find_genes(signature, genes.panel)

@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from histokit.cohort import Cohort
-from histokit.evaluate import check_run, load_held_out
-from histokit.products import linear
-from histokit.runs import Run
+from histokit.data.cohort import Cohort
+from histokit.evaluate.runs import Run
+from histokit.evaluate.views import check_run, load_held_out
+from histokit.ops.gemm import linear
 
 COMPONENTS = 50
 SEEDS = 5

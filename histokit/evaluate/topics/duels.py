@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from histokit import plots
-from histokit.coherence import (
+from histokit.core.files import file_id
+from histokit.evaluate.coherence import (
     WinRate,
     coherence,
     paired,
@@ -19,11 +19,11 @@ from histokit.coherence import (
     slide_intervals,
     win_rate,
 )
-from histokit.eval_biology import Biology, Collection, Genes, within
-from histokit.files import file_id
-from histokit.intervals import ANYWHERE, units_of
-from histokit.plots_pathways import by_level, pathway_scatter
-from histokit.report import Picture, Section, Table, interval_note, with_interval
+from histokit.evaluate.intervals import ANYWHERE, units_of
+from histokit.evaluate.topics.biology import Biology, Collection, Genes, within
+from histokit.evaluate.topics.pathway_plots import by_level, pathway_scatter
+from histokit.report import plots
+from histokit.report.page import Picture, Section, Table, interval_note, with_interval
 
 _DRAWN = 3  # pairs of runs with pictures
 DUEL_TEXT = (

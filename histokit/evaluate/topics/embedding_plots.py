@@ -11,7 +11,7 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from histokit.plots import (
+from histokit.report.plots import (
     COLOURS,
     STYLE,
     Tissue,

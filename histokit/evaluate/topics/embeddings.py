@@ -14,17 +14,19 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.metrics import confusion_matrix, silhouette_score
 
-from histokit import plots
-from histokit.cohort import Cohort, Slide
-from histokit.eval_pictures import picture_path, representative_slides
-from histokit.evaluate import SlideScore, load_held_out
-from histokit.genes import normalise
-from histokit.intervals import Units, mean_interval, units_of
+from histokit.core.progress import progress_bar
+from histokit.data.cohort import Cohort, Slide
+from histokit.data.genes import normalise
+from histokit.evaluate.intervals import Units, mean_interval, units_of
+from histokit.evaluate.predictions import read_tissue
+from histokit.evaluate.runs import Fold, Run
+from histokit.evaluate.summary import MIN_SPOTS, averaged
+from histokit.evaluate.topics.embedding_plots import ClusterMap, cluster_maps
+from histokit.evaluate.topics.maps import picture_path, representative_slides
+from histokit.evaluate.views import SlideScore, load_held_out
 from histokit.models.bpbooster import BPBooster
-from histokit.plots_embeddings import ClusterMap, cluster_maps
-from histokit.predictions import read_tissue
-from histokit.progress import progress_bar
-from histokit.report import (
+from histokit.report import plots
+from histokit.report.page import (
     NONE,
     Picture,
     Section,
@@ -33,8 +35,6 @@ from histokit.report import (
     number,
     with_interval,
 )
-from histokit.runs import Fold, Run
-from histokit.summary import MIN_SPOTS, averaged
 
 CLUSTERS = 6  # the paper gives no number
 PER_CLUSTER = 5  # spots at least, on average: fewer clusters on a slide of few spots

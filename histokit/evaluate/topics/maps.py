@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from histokit import plots
-from histokit.cohort import Cohort
-from histokit.evaluate import SlideScore, load_held_out, predict
-from histokit.files import make_folder
-from histokit.genes import normalise
-from histokit.metrics import mean_or_nan
-from histokit.predictions import read_tissue
-from histokit.progress import progress_bar
-from histokit.report import UNITS, Picture, number
-from histokit.runs import Fold, Run
+from histokit.core.files import make_folder
+from histokit.core.progress import progress_bar
+from histokit.data.cohort import Cohort
+from histokit.data.genes import normalise
+from histokit.evaluate.metrics import mean_or_nan
+from histokit.evaluate.predictions import read_tissue
+from histokit.evaluate.runs import Fold, Run
+from histokit.evaluate.views import SlideScore, load_held_out, predict
+from histokit.report import plots
+from histokit.report.page import UNITS, Picture, number
 
 SEEN = {"yes": "patient also in training", "no": "new patient", "unknown": "patient unknown"}
 

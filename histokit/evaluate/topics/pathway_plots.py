@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from histokit.coherence import LEVELS
-from histokit.plots import INK, PALE, STYLE, new_figure
+from histokit.evaluate.coherence import LEVELS
+from histokit.report.plots import INK, PALE, STYLE, new_figure
 
 SHOWN = 25  # pathways of each end where there are too many to name
 _LEVEL_MAP = matplotlib.colormaps["viridis"].resampled(LEVELS)
@@ -40,7 +40,8 @@ def pathway_dots(table: pd.DataFrame, mean_pcc: float) -> Figure:
     The dashed line is the mean over all genes.
 
     Args:
-        table: of ``histokit.coherence.coherence``; of many pathways the ends are drawn, apart.
+        table: of ``histokit.evaluate.coherence.coherence``; of many pathways the ends are drawn,
+            apart.
         mean_pcc: of all genes.
     """
     table = table.dropna(subset="score").sort_values("score", ascending=False, kind="stable")
@@ -71,7 +72,7 @@ def by_level(values: pd.Series, levels: pd.Series, means: pd.DataFrame, label: s
     Args:
         values: by pathway, a score or a gain.
         levels: by pathway.
-        means: of ``histokit.coherence.scores_by_level``.
+        means: of ``histokit.evaluate.coherence.scores_by_level``.
         label: of the value.
     """
     values = values.dropna()

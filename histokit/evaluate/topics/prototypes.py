@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from histokit import plots
-from histokit.cohort import Cohort, Slide
-from histokit.eval_pictures import picture_path, representative_slides
-from histokit.evaluate import SlideScore, load_held_out
+from histokit.data.cohort import Cohort, Slide
+from histokit.evaluate.predictions import read_tissue
+from histokit.evaluate.runs import Fold, Run
+from histokit.evaluate.topics.maps import picture_path, representative_slides
+from histokit.evaluate.topics.pathway_plots import short_name
+from histokit.evaluate.views import SlideScore, load_held_out
 from histokit.models.bpbooster import BPBooster
-from histokit.plots_pathways import short_name
-from histokit.predictions import read_tissue
-from histokit.report import NONE, Picture, Section, Table, number
-from histokit.runs import Fold, Run
+from histokit.report import plots
+from histokit.report.page import NONE, Picture, Section, Table, number
 
 GENES = 8  # named for a prototype
 ROWS = 10  # prototypes of a fold in the report; the CSV has them all

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from histokit.errors import InputError
-from histokit.files import file_id
-from histokit.genes import read_gene_list
+from histokit.core.errors import InputError
+from histokit.core.files import file_id
+from histokit.data.genes import read_gene_list
 
-SHIPPED = {path.stem: path for path in (Path(__file__).parent / "data").glob("*.txt")}
+SHIPPED = {path.stem: path for path in Path(__file__).parent.glob("*.txt")}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from histokit.controls import LABELS, MEANING, SHUFFLED, draw_of
-from histokit.eval_sections import comparison_rows
-from histokit.protocols import PROTOCOLS, Protocol, score_protocol
-from histokit.published import beside_published
-from histokit.report import NONE, Section, Table, no_interval, number, plural, with_interval
-from histokit.runs import Run
-from histokit.summary import averaged, compare
-from histokit.tables import read_table
+from histokit.core.tables import read_table
+from histokit.evaluate.protocols import PROTOCOLS, Protocol, score_protocol
+from histokit.evaluate.published import beside_published
+from histokit.evaluate.runs import Run
+from histokit.evaluate.summary import averaged, compare
+from histokit.evaluate.tables import comparison_rows
+from histokit.report.page import NONE, Section, Table, no_interval, number, plural, with_interval
+from histokit.train.controls import LABELS, MEANING, SHUFFLED, draw_of
 
 _POOLS = 12  # rows by pool in a report; protocol.csv has all
 _FINDINGS = 30
@@ -28,7 +28,7 @@ def control_parts(
 
     Args:
         name: of the run.
-        result: of ``histokit.eval_run.evaluate``.
+        result: of ``histokit.evaluate.run.evaluate``.
         controls: results of its controls, by name; not empty.
     """
     table = compare({name: result, **controls})

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.cpp_extension import include_paths
 
 SHIM = Path(__file__).resolve().parent
-CSRC = SHIM.parents[1] / "csrc"
+CSRC = SHIM.parents[2] / "csrc"
 SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
 KIND = os.environ.get("CUDA_HOST_SANITIZE")
 SANITIZE = ["-g", f"-fsanitize={KIND}"] if KIND else []

@@ -1,6 +1,6 @@
 """Run op tests with histokit._C replaced by the build of :func:`build_extension`.
 
-python tests/cuda_host/run_op_tests.py LIBRARY [pytest arguments]
+python tests/ops/cuda_host/run_op_tests.py LIBRARY [pytest arguments]
 """
 
 import importlib.machinery
@@ -16,8 +16,8 @@ module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 sys.modules["histokit._C"] = module
 
-from histokit import _linear  # noqa: E402  after the library that it shall find
+from histokit.ops import linear  # noqa: E402  after the library that it shall find
 
 library = torch.library.Library("histokit", "IMPL")
-library.impl("csr_transpose_matmul", _linear._csr_transpose_cuda, "CPU", allow_override=True)
+library.impl("csr_transpose_matmul", linear._csr_transpose_cuda, "CPU", allow_override=True)
 sys.exit(pytest.main(sys.argv[2:]))

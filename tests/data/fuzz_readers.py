@@ -27,8 +27,7 @@ def pristine(folder: Path) -> None:
     from cohorts import GENES, write_cohort
     from PIL import Image
     from safetensors.torch import save_file
-    from test_slides import write_hest
-    from tiny_slides import counts_table, picture
+    from tiny_slides import counts_table, picture, write_hest
     from tiny_slides import write_cohort as write_source
 
     import run_train
@@ -71,7 +70,7 @@ def pristine(folder: Path) -> None:
 
 def image(path):
     """Read an image through: size, a window, a thumbnail."""
-    from histokit.images import naming, open_image
+    from histokit.extract.images import naming, open_image
 
     opened = open_image(path)
     with naming(path):
@@ -81,11 +80,14 @@ def image(path):
 
 def readers(root: Path) -> dict:
     """Reader by name: the file that is mutated, and what reads it."""
-    from histokit import counts, gene_sets, genes, leakage, signatures, splits, weights
-    from histokit.cohort import Cohort
-    from histokit.patches import stored_batches
-    from histokit.runs import Run
-    from histokit.slides import check_spots, read_source, read_spots
+    from histokit.audit import leaks
+    from histokit.core import weights
+    from histokit.data import counts, gene_sets, genes, splits
+    from histokit.data.cohort import Cohort
+    from histokit.data.sources import check_spots, read_source, read_spots
+    from histokit.evaluate.runs import Run
+    from histokit.evaluate.topics import signatures
+    from histokit.extract.patches import stored_batches
 
     def cohort(_):
         found = Cohort(root / "data", "tiny")
@@ -123,7 +125,7 @@ def readers(root: Path) -> dict:
         "features": ("data/features/tiny/A.h5", cohort),
         "expression": ("data/expression/A.h5ad", cohort),
         "splits": ("splits.csv", splits.read_splits),
-        "metadata": ("metadata.csv", leakage.read_metadata),
+        "metadata": ("metadata.csv", leaks.read_metadata),
         "gene list": ("genes.txt", genes.read_gene_list),
         "gene json": ("genes.json", genes.read_gene_list),
         "GMT": ("sets.gmt", gene_sets.read_gmt),
@@ -210,7 +212,7 @@ def mutate_hdf5(path: Path, rng: np.random.Generator) -> None:
 
 def attempt(root: Path, reader: str, seed: int, table: dict) -> str:
     """Mutate one file, read it, put it back."""
-    from histokit.errors import InputError
+    from histokit.core.errors import InputError
 
     name, read = table[reader]
     path, rng = root / name, np.random.default_rng([seed, *reader.encode()])

@@ -13,19 +13,19 @@ import pandas as pd
 from anndata.io import write_elem
 from PIL import Image
 
-from histokit.errors import InputError
-from histokit.features import FEATURE_IDENTITY
-from histokit.files import atomic_path, open_hdf5, read_json, safe_name, turn, write_json
-from histokit.images import open_image
-from histokit.patches import (
+from histokit.core.errors import InputError
+from histokit.core.files import atomic_path, open_hdf5, read_json, safe_name, turn, write_json
+from histokit.core.tables import read_table
+from histokit.data.features import FEATURE_IDENTITY
+from histokit.data.placement import draw_overlay, fit_array, misfits, nearest_pitch, selected_spots
+from histokit.data.sources import SlideSource, check_spots
+from histokit.extract.images import open_image
+from histokit.extract.patches import (
     image_batches,
     image_thumbnail,
     stored_batches,
     stored_thumbnail,
 )
-from histokit.placement import draw_overlay, fit_array, misfits, nearest_pitch, selected_spots
-from histokit.slides import SlideSource, check_spots
-from histokit.tables import read_table
 
 RULES = 2  # of reading; data read by older ones are extracted again
 LARGEST_PX = 8192  # side of a patch; 200 MB of memory while it is resampled

@@ -1,0 +1,1 @@
+"""Slides and counts as they come, and the extracted cohort that a training reads."""

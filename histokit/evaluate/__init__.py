@@ -1,0 +1,1 @@
+"""From trained runs to figures, tables and a report."""

@@ -1,0 +1,1 @@
+"""What a report can ask of a run beyond correlations: one module a topic."""

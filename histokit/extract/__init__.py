@@ -1,0 +1,1 @@
+"""From images to features: patches, encoders, and the files that extraction writes."""

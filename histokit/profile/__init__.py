@@ -1,0 +1,1 @@
+"""Time, memory and operations of the models as published and as they are here."""

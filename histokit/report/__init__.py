@@ -1,0 +1,1 @@
+"""The page and its pictures; knows nothing of models or data."""
