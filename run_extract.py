@@ -69,7 +69,7 @@ def main(cfg: Options) -> None:
     """Extract every slide that is not finished yet."""
     check(cfg)
     from histokit.core import distributed
-    from histokit.data.sources import read_source
+    from histokit.data.layouts import read_source
     from histokit.extract import writer
     from histokit.extract.encoders import make_encoder
 

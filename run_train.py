@@ -217,6 +217,7 @@ def main(cfg: Options) -> None:
     from histokit.core import distributed
     from histokit.core.files import folder_lock, make_folder, remove_leftovers
     from histokit.data.cohort import Cohort, check_alike, refuse_missing
+    from histokit.data.views import LABELS
     from histokit.train import ablation, controls
 
     distributed.check_device(cfg.device)
@@ -254,7 +255,7 @@ def main(cfg: Options) -> None:
             place, note = Path(control.options.run), control.note
             own = control.folds(_folds(cohort, control.options))
             if team.first:
-                print(f"control: {controls.LABELS[note['kind']]}")
+                print(f"control: {LABELS[note['kind']]}")
                 _claim(make_folder(place), control.options, control.cohort, own, note)
             team.wait()
             _train(place, control.options, control.cohort, own, team, key, control.taught)
@@ -329,7 +330,7 @@ def _claim(folder: Path, cfg: Options, cohort, folds: list, control: dict | None
     """Write config.json, or check that the run in the folder is this one."""
     from histokit.core.files import read_json, write_json
     from histokit.data.features import difference, feature_identity
-    from histokit.evaluate.runs import describe_folds
+    from histokit.data.splits import describe_folds
 
     free = {f.name for f in dataclasses.fields(cfg) if f.metadata["group"] in FREE} | {"run"}
     options = dataclasses.asdict(cfg) | {"data": str(Path(cfg.data).resolve())}

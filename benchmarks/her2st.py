@@ -17,12 +17,12 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import run_eval  # noqa: E402
-import run_extract  # noqa: E402
-import run_train  # noqa: E402
-from histokit.core.files import atomic_path  # noqa: E402
-from histokit.core.options import option, required, run  # noqa: E402
-from histokit.evaluate.intervals import mean_interval, units_of  # noqa: E402
+import run_eval
+import run_extract
+import run_train
+from histokit.core.files import atomic_path
+from histokit.core.options import option, required, run
+from histokit.evaluate.intervals import mean_interval, units_of
 
 ENCODERS = ("efficientnet-lite0", "hed", "efficientnet-lite0-random")
 TARGETS = ("counts10k-log1p", "log1p")

@@ -17,11 +17,11 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from her2st import AGAINST, markdown, replace_between, score, with_interval  # noqa: E402
+from her2st import AGAINST, markdown, replace_between, score, with_interval
 
-import run_train  # noqa: E402
-from histokit.core.options import option, required, run  # noqa: E402
-from histokit.train.ablation import VARIANTS  # noqa: E402
+import run_train
+from histokit.core.options import option, required, run
+from histokit.train.ablation import VARIANTS
 
 # Beside the ablation: hyper-parameters for few sections, and the other models.
 BESIDE = {

@@ -16,10 +16,10 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from her2st import markdown, replace_between, row_of, train_and_score  # noqa: E402
+from her2st import markdown, replace_between, row_of, train_and_score
 
-import run_extract  # noqa: E402
-from histokit.core.options import option, required, run  # noqa: E402
+import run_extract
+from histokit.core.options import option, required, run
 
 NET, STAIN = "efficientnet-lite0", "hed"
 SCALES = "112,224,448"

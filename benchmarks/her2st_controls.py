@@ -16,11 +16,12 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from her2st import markdown, replace_between, row_of, train_and_score  # noqa: E402
+from her2st import markdown, replace_between, row_of, train_and_score
 
-from histokit.core.options import option, run  # noqa: E402
-from histokit.evaluate.runs import Run  # noqa: E402
-from histokit.train.controls import LABELS, controls_of  # noqa: E402
+from histokit.core.options import option, run
+from histokit.data.views import LABELS
+from histokit.evaluate.controls import controls_of
+from histokit.evaluate.runs import Run
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,11 +16,11 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from her2st import markdown, replace_between, with_interval  # noqa: E402
+from her2st import markdown, replace_between, with_interval
 
-import run_eval  # noqa: E402
-from histokit.core.options import option, run  # noqa: E402
-from histokit.evaluate.topics.embeddings import NAMES, REFINED  # noqa: E402
+import run_eval
+from histokit.core.options import option, run
+from histokit.evaluate.topics.embeddings import NAMES, REFINED
 
 RUNS = ("random", "programs", "preset small")
 COLUMNS = {

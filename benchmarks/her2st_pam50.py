@@ -20,13 +20,13 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from her2st import markdown, replace_between, train_and_score, with_interval  # noqa: E402
+from her2st import markdown, replace_between, train_and_score, with_interval
 
-from histokit.core.files import atomic_path  # noqa: E402
-from histokit.core.options import option, run  # noqa: E402
-from histokit.evaluate.runs import Run  # noqa: E402
-from histokit.evaluate.topics.signatures import find_genes, read_signature  # noqa: E402
-from histokit.report import plots  # noqa: E402
+from histokit.core.files import atomic_path
+from histokit.core.options import option, run
+from histokit.evaluate.runs import Run
+from histokit.evaluate.topics.signatures import find_genes, read_signature
+from histokit.report import plots
 
 NO_PCA = "ridge-no-pca"
 AGAINST = "PCA, ridge"

@@ -16,11 +16,11 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from her2st import markdown, replace_between  # noqa: E402
+from her2st import markdown, replace_between
 
-import run_eval  # noqa: E402
-from histokit.core.options import option, required, run  # noqa: E402
-from histokit.evaluate.coherence import slide_intervals, win_rate  # noqa: E402
+import run_eval
+from histokit.core.options import option, required, run
+from histokit.evaluate.coherence import slide_intervals, win_rate
 
 MODELS = ("ridge-hest", "ridge", "mlp", "histoprism-paper", "histoprism-small")
 AGAINST = "ridge"

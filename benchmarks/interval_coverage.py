@@ -20,9 +20,9 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from histokit.core.options import option, run  # noqa: E402
-from histokit.evaluate.coherence import win_rate  # noqa: E402
-from histokit.evaluate.intervals import mean_interval, row_intervals, units_of  # noqa: E402
+from histokit.core.options import option, run
+from histokit.evaluate.coherence import win_rate
+from histokit.evaluate.intervals import mean_interval, row_intervals, units_of
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 # All with mean 0 and deviation 1; the number is the skewness.

@@ -31,10 +31,10 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from histokit.core.files import make_folder  # noqa: E402
-from histokit.core.options import option, run  # noqa: E402
-from histokit.core.progress import progress_bar  # noqa: E402
-from histokit.extract.writer import upsert_row, write_expression, write_features  # noqa: E402
+from histokit.core.files import make_folder
+from histokit.core.options import option, run
+from histokit.core.progress import progress_bar
+from histokit.extract.writer import upsert_row, write_expression, write_features
 
 CANCERS = ("IDC", "PRAD")
 PROGRAMS, MAP_SEED = 8, 7

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from histokit.core.files import open_hdf5, reading
 from histokit.core.tables import read_table
 from histokit.data.counts import read_counts
 from histokit.data.sources import SlideSource, check_spots, read_spots
-from histokit.extract.patches import HEST_MPP
 
 COHORT_COLUMNS = ("slide_id", "cancer", "patient", "technology", "image", "spots", "counts", "mpp")
 MPP_RANGE = (0.1, 5.0)  # 80x objectives to small pictures of whole sections
@@ -323,3 +323,45 @@ LAYOUTS = [
     (detect_legacy, read_legacy),
     (detect_hest, read_hest),
 ]
+HEST_MPP = 0.5  # HEST's stored patches: microns per stored pixel
+
+
+def read_source(
+    source: str | os.PathLike,
+    cancer: str = "Unknown",
+    only: Sequence[str] = (),
+    mpp: float | None = None,
+) -> list[SlideSource]:
+    """List the slides of a cohort.csv or of a folder in a known layout.
+
+    Args:
+        source: ``cohort.csv``, the folder that holds it, a legacy ST folder (``ST-imgs``,
+            ``ST-cnts``, ``ST-spotfiles``) or a HEST folder (``patches``, ``st``, metadata table).
+        cancer: OncoTree code for layouts that do not state one.
+        only: ids of the slides wanted; faults of others do not matter then. All by default.
+        mpp: microns per level-0 pixel of every slide, in place of what the source says.
+
+    Raises:
+        InputError: no known layout, a slide that the source lacks, or a fault in its table.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise InputError(f"the source {source} does not exist")
+    for detect, read in LAYOUTS:
+        if detect(source):
+            slides = read(source, cancer, frozenset(only), mpp)
+            if not slides and not only:
+                raise InputError(f"the source {source} holds no slide")
+            lost = [name for name in only if name not in {s.slide_id for s in slides}]
+            if lost:
+                raise InputError(f"--slides: {source} has no slide {lost[0]!r}")
+            return slides
+    if (source / "adata").is_dir() and (source / "patches").is_dir():
+        raise InputError(
+            f"{source} is a task of HEST-Bench (adata, patches), which names neither patients nor "
+            "pixel sizes; give the HEST-1k folder of these slides (patches, st, metadata table)"
+        )
+    raise InputError(
+        f"{source} has no known layout; expected a cohort.csv, a legacy ST folder (ST-imgs, "
+        "ST-cnts, ST-spotfiles) or a HEST folder (patches, st, metadata table)"
+    )

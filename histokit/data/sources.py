@@ -1,13 +1,10 @@
 """Slides of every known layout, read lazily and joined by barcode.
 
-``read_source`` finds out which layout a path has and returns one ``SlideSource`` a slide; spots
-and counts are read when asked for, so a cohort costs the memory of one slide. A further layout is
-one more ``(detect, read)`` pair in ``LAYOUTS``.
+Spots and counts are read when asked for, so a cohort costs the memory of one slide.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,49 +41,6 @@ class SlideSource:
     load_spots: Callable[[], pd.DataFrame]
     load_counts: Callable[[], anndata.AnnData]
     inputs: tuple[Path, ...]
-
-
-def read_source(
-    source: str | os.PathLike,
-    cancer: str = "Unknown",
-    only: Sequence[str] = (),
-    mpp: float | None = None,
-) -> list[SlideSource]:
-    """List the slides of a cohort.csv or of a folder in a known layout.
-
-    Args:
-        source: ``cohort.csv``, the folder that holds it, a legacy ST folder (``ST-imgs``,
-            ``ST-cnts``, ``ST-spotfiles``) or a HEST folder (``patches``, ``st``, metadata table).
-        cancer: OncoTree code for layouts that do not state one.
-        only: ids of the slides wanted; faults of others do not matter then. All by default.
-        mpp: microns per level-0 pixel of every slide, in place of what the source says.
-
-    Raises:
-        InputError: no known layout, a slide that the source lacks, or a fault in its table.
-    """
-    from histokit.data.layouts import LAYOUTS
-
-    source = Path(source)
-    if not source.exists():
-        raise InputError(f"the source {source} does not exist")
-    for detect, read in LAYOUTS:
-        if detect(source):
-            slides = read(source, cancer, frozenset(only), mpp)
-            if not slides and not only:
-                raise InputError(f"the source {source} holds no slide")
-            lost = [name for name in only if name not in {s.slide_id for s in slides}]
-            if lost:
-                raise InputError(f"--slides: {source} has no slide {lost[0]!r}")
-            return slides
-    if (source / "adata").is_dir() and (source / "patches").is_dir():
-        raise InputError(
-            f"{source} is a task of HEST-Bench (adata, patches), which names neither patients nor "
-            "pixel sizes; give the HEST-1k folder of these slides (patches, st, metadata table)"
-        )
-    raise InputError(
-        f"{source} has no known layout; expected a cohort.csv, a legacy ST folder (ST-imgs, "
-        "ST-cnts, ST-spotfiles) or a HEST folder (patches, st, metadata table)"
-    )
 
 
 def read_spots(path: Path, slide_id: str) -> pd.DataFrame:

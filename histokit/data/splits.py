@@ -260,3 +260,14 @@ def _validation(train: pd.DataFrame, fraction: float, seed: int) -> list[str]:
         return []
     held = np.random.default_rng(seed).permutation(names)[: max(1, round(fraction * len(names)))]
     return list(train.index[groups.isin(held)])
+
+
+def describe_folds(folds: list[Split]) -> dict:
+    """What config.json says of folds: their ids, names where these differ, slides by role."""
+    return {
+        "folds": [fold.id for fold in folds],
+        "fold_names": {fold.id: fold.name for fold in folds if fold.id != fold.name},
+        "fold_slides": {
+            fold.id: {role: len(getattr(fold, role)) for role in ROLES} for fold in folds
+        },
+    }

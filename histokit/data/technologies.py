@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
+from scipy.spatial import cKDTree
+
 # By the makers' specification, in um: distance of neighboring spots, and diameter of a spot.
 PITCH_UM = {"visium": 100.0, "spatial transcriptomics": 200.0}
 SPOT_UM = {"visium": 55.0, "spatial transcriptomics": 100.0}
@@ -22,3 +25,17 @@ def technology_kind(name: str) -> str:
     if words in (["st"], ["legacy", "st"]) or ("spatial" in words and "transcriptomics" in words):
         return "spatial transcriptomics"
     return ""
+
+
+def spot_diameter(centres: np.ndarray, technology: str, mpp: float | None) -> float:
+    """Spot diameter in pixels of level 0.
+
+    The array's own size where the technology and mpp are known, else half the distance between
+    neighbouring spots, which is about right for every spot array.
+    """
+    if mpp and technology_kind(technology) in SPOT_UM:
+        return SPOT_UM[technology_kind(technology)] / mpp
+    if len(centres) < 2:
+        return 100.0
+    distance = cKDTree(centres).query(centres, k=2)[0][:, 1]
+    return max(1.0, 0.5 * float(np.median(distance)))

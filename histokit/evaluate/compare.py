@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from histokit.evaluate.folders import whole_folder
-from histokit.evaluate.run import versions
+from histokit.data.views import LABELS, LIBRARY_SIZE
+from histokit.evaluate.folders import versions, whole_folder
 from histokit.evaluate.summary import compare
 from histokit.evaluate.tables import (
     COMPARISON_TEXT,
@@ -19,9 +19,9 @@ from histokit.evaluate.tables import (
 from histokit.evaluate.topics.biology import read_biology
 from histokit.evaluate.topics.duels import duel_sections
 from histokit.evaluate.topics.trust import protocol_comparison
+from histokit.evaluate.verdict import GLOSSARY
 from histokit.report import plots
 from histokit.report.page import Picture, Section, Table, plural, render
-from histokit.train.controls import LABELS, LIBRARY_SIZE
 
 
 def without_repeats(results: Mapping[str, dict]) -> dict[str, dict]:
@@ -66,5 +66,6 @@ def compare_runs(results: Mapping[str, dict], out: Path, cfg) -> list[Table]:
             [*said, *comparison_notes(results)],
             [Section("Results", COMPARISON_TEXT, tables, pictures), *duels, *more],
             {"evaluation": dataclasses.asdict(cfg), "versions": versions()},
+            GLOSSARY,
         )
     return tables + [table for section in more for table in section.tables]

@@ -8,8 +8,10 @@ import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
+import histokit
 from histokit.core.errors import InputError
 from histokit.core.files import full_disk_named, make_folder, read_json, write_json
 
@@ -118,3 +120,9 @@ def _is_alive(process: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def versions() -> dict:
+    """Of what shapes a figure."""
+    names = ("torch", "numpy", "pandas", "anndata", "matplotlib")
+    return {"histokit": histokit.__version__} | {name: version(name) for name in names}

@@ -13,8 +13,9 @@ from PIL import Image
 
 from histokit.core.files import atomic_path
 from histokit.data.cohort import Cohort, Slide
+from histokit.data.technologies import spot_diameter
 from histokit.evaluate.views import Prediction, SlideScore
-from histokit.report.plots import Tissue, spot_diameter
+from histokit.report.plots import Tissue
 
 # scanpy draws the tissue under the spots; so many pixels suffice and keep the files small.
 _PICTURE = 800

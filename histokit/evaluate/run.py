@@ -6,20 +6,19 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-import histokit
 from histokit.core.distributed import ALONE, Team
 from histokit.core.errors import InputError
 from histokit.core.files import make_folder, write_json
 from histokit.core.progress import progress_bar
 from histokit.data.cohort import Cohort
 from histokit.data.genes import read_gene_list
-from histokit.evaluate.folders import check_replaceable, whole_folder
+from histokit.evaluate.controls import controls_of, open_cohort, outdated
+from histokit.evaluate.folders import check_replaceable, versions, whole_folder
 from histokit.evaluate.predictions import read_tissue, write_prediction
 from histokit.evaluate.protocols import PROTOCOLS, check_protocol
 from histokit.evaluate.published import read_published
@@ -46,9 +45,9 @@ from histokit.evaluate.topics.trust import (
     control_section,
     protocol_parts,
 )
+from histokit.evaluate.verdict import GLOSSARY, patients_sentence, unknown_cancers, verdict
 from histokit.evaluate.views import check_run, score_run
-from histokit.report.page import patients_sentence, plural, render, unknown_cancers, verdict
-from histokit.train.controls import controls_of, open_cohort, outdated
+from histokit.report.page import plural, render
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,6 +220,7 @@ def evaluate(job: Job, cfg, controls: Mapping[str, dict], team: Team = ALONE) ->
                 "features": job.cohort.provenance(job.tests[0]),
                 "versions": versions(),
             },
+            GLOSSARY,
         )
     return result
 
@@ -266,12 +266,6 @@ def _knobs(job: Job, cfg) -> dict:
         "target": job.run.config["options"]["target"],
         "model": job.run.config["options"]["model"],
     }
-
-
-def versions() -> dict:
-    """Of what shapes a figure."""
-    names = ("torch", "numpy", "pandas", "anndata", "matplotlib")
-    return {"histokit": histokit.__version__} | {name: version(name) for name in names}
 
 
 def _training(run: Run) -> dict:

@@ -10,18 +10,7 @@ import pandas as pd
 from histokit.core.errors import InputError
 from histokit.core.files import file_id, read_json, reading
 from histokit.core.tables import read_table
-from histokit.data.splits import ROLES, Split
-
-
-def describe_folds(folds: list[Split]) -> dict:
-    """What config.json says of folds: their ids, names where these differ, slides by role."""
-    return {
-        "folds": [fold.id for fold in folds],
-        "fold_names": {fold.id: fold.name for fold in folds if fold.id != fold.name},
-        "fold_slides": {
-            fold.id: {role: len(getattr(fold, role)) for role in ROLES} for fold in folds
-        },
-    }
+from histokit.data.splits import ROLES
 
 
 class Fold:

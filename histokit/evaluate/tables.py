@@ -9,17 +9,8 @@ import pandas as pd
 
 from histokit.evaluate.intervals import FEWEST
 from histokit.evaluate.summary import METRICS, MIN_SPOTS, pick
-from histokit.report.page import (
-    NONE,
-    Picture,
-    Section,
-    Table,
-    interval_note,
-    number,
-    over_units,
-    plural,
-    with_interval,
-)
+from histokit.evaluate.verdict import interval_note, over_units, with_interval
+from histokit.report.page import NONE, Picture, Section, Table, number, plural
 
 SEEN_GROUPS = {
     "yes": "patients also in training",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.metadata
 import logging
 import os
 import re
@@ -22,33 +21,11 @@ from torch import nn
 
 from histokit.core.errors import InputError
 from histokit.core.weights import misfit, read_state_dict
+from histokit.extract.base import Encoder, versions
 
 NAMES = ("efficientnet-lite0", "efficientnet-lite0-random", "hed", "timm:<name>")
 STAGES = 4
 RANDOM_SEED = 0
-
-
-class Encoder:
-    """Patches to embeddings.
-
-    Attributes:
-        name: as on the command line; ``dim`` of an embedding; ``size`` of its input in pixels.
-    """
-
-    name: str
-    dim: int
-    size: int
-
-    def encode(self, patches: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
-        """Patches uint8 (B, size, size, 3) -> embeddings float32 (B, dim).
-
-        An embedding depends on its own patch alone, to float32 rounding.
-        """
-        raise NotImplementedError
-
-    def provenance(self) -> dict:
-        """What has to agree for two features to be comparable, and the versions that made them."""
-        raise NotImplementedError
 
 
 class NetworkEncoder(Encoder):
@@ -154,11 +131,6 @@ def _pooling(model: nn.Module) -> str:
     """How timm's model makes one vector of a map: ``avg``, ``token``, ..."""
     pool = getattr(model, "global_pool", "none")
     return str(getattr(pool, "pool_type", None) or pool)
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """Installed versions by package name."""
-    return {package: importlib.metadata.version(package) for package in packages}
 
 
 def make_encoder(

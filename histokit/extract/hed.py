@@ -16,7 +16,7 @@ from PIL import Image
 from skimage.color import rgb2hed
 from skimage.feature import graycomatrix, graycoprops
 
-from histokit.extract.encoders import Encoder, versions
+from histokit.extract.base import Encoder, versions
 
 WORKING_SIZE = 112
 PERCENTILES = (5, 25, 50, 75, 95)

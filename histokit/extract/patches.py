@@ -15,11 +15,11 @@ from PIL import Image
 
 from histokit.core.errors import InputError
 from histokit.core.files import hdf5_file
+from histokit.data.layouts import HEST_MPP
 from histokit.extract.images import naming, open_image
 from histokit.extract.pixels import GLASS
 
 DARK = 6  # gray levels from black, or from white, that count as such
-HEST_MPP = 0.5  # HEST's stored patches: microns per stored pixel
 
 
 class PixelStatistics:

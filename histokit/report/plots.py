@@ -14,10 +14,8 @@ from matplotlib.collections import EllipseCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
-from scipy.spatial import cKDTree
 
 from histokit.core.files import atomic_path
-from histokit.data.technologies import SPOT_UM, technology_kind
 
 # Okabe and Ito's colours, told apart with every common colour vision.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
@@ -62,20 +60,6 @@ class GeneMap:
     title: str
     measured: np.ndarray
     predicted: np.ndarray
-
-
-def spot_diameter(centres: np.ndarray, technology: str, mpp: float | None) -> float:
-    """Spot diameter in pixels of level 0.
-
-    The array's own size where the technology and mpp are known, else half the distance between
-    neighbouring spots, which is about right for every spot array.
-    """
-    if mpp and technology_kind(technology) in SPOT_UM:
-        return SPOT_UM[technology_kind(technology)] / mpp
-    if len(centres) < 2:
-        return 100.0
-    distance = cKDTree(centres).query(centres, k=2)[0][:, 1]
-    return max(1.0, 0.5 * float(np.median(distance)))
 
 
 def save(figure: Figure, path: Path) -> None:

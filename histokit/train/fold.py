@@ -20,8 +20,9 @@ from histokit.data.cohort import Cohort, Slide
 from histokit.data.gene_keys import GeneKey
 from histokit.data.genes import dispersion, normalise, rank_hvgs, select_panel
 from histokit.data.splits import Split
+from histokit.data.views import LIBRARY_SIZE
 from histokit.models.base import Standardizer
-from histokit.train import controls, ridge
+from histokit.train import ridge
 from histokit.train.bpbooster import fit_bpbooster
 from histokit.train.network import fit_network
 from histokit.train.spots import Survey
@@ -180,8 +181,8 @@ def _fit_closed_form(
         model, said = ridge.fit_mean(x, y, measured, slide), "mean"
     elif name == "ridge-hest":
         model, said = ridge.fit_ridge_hest(x, y), "HEST-Bench ridge"
-    elif name == controls.LIBRARY_SIZE:
-        model, said = controls.fit_library_size(x, y, measured, slide), "line on library size"
+    elif name == LIBRARY_SIZE:
+        model, said = ridge.fit_library_size(x, y, measured, slide), "line on library size"
     else:
         rescale = standardizer.how == "none"
         components = None if name == "ridge-no-pca" else ridge.HEST_COMPONENTS

@@ -208,3 +208,42 @@ def _linear_map(scaler, pca, weight: np.ndarray, bias: np.ndarray) -> LinearMap:
     }
     model.load_state_dict({k: torch.tensor(v, dtype=torch.float32) for k, v in values.items()})
     return model
+
+
+def fit_library_size(
+    x: np.ndarray, y: sp.csr_matrix, measured: np.ndarray, slide: np.ndarray
+) -> LinearMap:
+    """Least-squares line of each gene on x over the training spots that measured it.
+
+    Args:
+        x: (N, 1) log library size.
+        y: (N, G) CSR targets.
+        measured: (S, G) bool, the genes that each slide measured.
+        slide: (N,) int, the slide of each spot.
+    """
+    x = x[:, 0].astype(np.float64)
+    centre = x.mean()
+    x = x - centre
+    mean_y = moments(y, measured, slide)[0]
+    count, sum_x, sum_xx = (
+        np.bincount(slide, weights, minlength=len(measured)) @ measured
+        for weights in (np.ones_like(x), x, x * x)
+    )
+    count = np.maximum(count, 1)
+    mean_x = sum_x / count
+    covariance = y.T @ x / count - mean_x * mean_y
+    variance = sum_xx / count - mean_x**2
+    slope = np.divide(covariance, variance, out=np.zeros_like(mean_y), where=variance > 1e-12)
+    model = LinearMap(1, 1, y.shape[1])
+    values = {
+        "mean": [centre],
+        "scale": [1.0],
+        "components": [[1.0]],
+        "offset": [0.0],
+        "head.weight": slope[:, None],
+        "head.bias": mean_y - slope * mean_x,
+    }
+    model.load_state_dict(
+        {name: torch.tensor(value, dtype=torch.float32) for name, value in values.items()}
+    )
+    return model

@@ -84,7 +84,8 @@ def readers(root: Path) -> dict:
     from histokit.core import weights
     from histokit.data import counts, gene_sets, genes, splits
     from histokit.data.cohort import Cohort
-    from histokit.data.sources import check_spots, read_source, read_spots
+    from histokit.data.layouts import read_source
+    from histokit.data.sources import check_spots, read_spots
     from histokit.evaluate.runs import Run
     from histokit.evaluate.topics import signatures
     from histokit.extract.patches import stored_batches

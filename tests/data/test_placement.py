@@ -18,8 +18,9 @@ from histokit.audit.slides import judge_slides, measure_slides
 from histokit.core.errors import InputError
 from histokit.data.cohort import Cohort
 from histokit.data.gene_keys import as_panel
+from histokit.data.layouts import read_source
 from histokit.data.placement import fit_array, misfits, on_tissue, selected_spots, tissue_mask
-from histokit.data.sources import check_spots, read_source
+from histokit.data.sources import check_spots
 from histokit.data.technologies import technology_kind
 
 

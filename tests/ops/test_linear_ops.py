@@ -109,8 +109,8 @@ def test_linear_mse(rows, genes, dim, with_bias, density, form, dtype, device, m
 @pytest.mark.parametrize("name", ["linear_pearson", "linear_mse"])
 @pytest.mark.parametrize("form", ["dense", "csr"])
 def test_in_several_blocks(name, form, monkeypatch):
-    monkeypatch.setattr("histokit.ops.linear.ROWS", 7)
-    monkeypatch.setattr("histokit.ops.linear.GENES", 11)
+    monkeypatch.setattr("histokit.ops.targets.ROWS", 7)
+    monkeypatch.setattr("histokit.ops.targets.GENES", 11)
     data = case(20, 40, 5)
     check_against_reference(name, *data, form, torch.float32, "cpu")
 

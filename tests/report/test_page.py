@@ -9,7 +9,8 @@ from PIL import Image
 from histokit.evaluate.intervals import row_intervals
 from histokit.evaluate.summary import pick, summarise
 from histokit.evaluate.tables import result_table, text_table
-from histokit.report.page import Picture, Section, Table, number, render, verdict, with_interval
+from histokit.evaluate.verdict import GLOSSARY, verdict, with_interval
+from histokit.report.page import Picture, Section, Table, number, render
 
 
 def slides(**columns):
@@ -132,7 +133,15 @@ def test_report_is_one_file_with_everything_in_it(tmp_path):
         )
     ]
     path = tmp_path / "report.html"
-    render(path, "Title & all", "subtitle", ["Well."], sections, {"a": {"b": [1, 2]}, "c": None})
+    render(
+        path,
+        "Title & all",
+        "subtitle",
+        ["Well."],
+        sections,
+        {"a": {"b": [1, 2]}, "c": None},
+        GLOSSARY,
+    )
     html = path.read_text()
     assert "<script" not in html
     assert not re.search(r"""(src|href)=["'](?!data:)""", html)

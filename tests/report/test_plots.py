@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 from matplotlib.collections import EllipseCollection
 
+from histokit.data.technologies import spot_diameter
 from histokit.report import plots
 
 
@@ -77,7 +78,7 @@ def test_measured_and_predicted_share_one_scale_and_one_colour_bar(tissue):
 )
 def test_spot_diameter_is_the_arrays_or_half_the_pitch(technology, mpp, expected):
     grid = np.stack(np.meshgrid(np.arange(5), np.arange(5)), -1).reshape(-1, 2) * 100.0
-    assert plots.spot_diameter(grid, technology, mpp) == pytest.approx(expected)
+    assert spot_diameter(grid, technology, mpp) == pytest.approx(expected)
 
 
 def test_a_single_spot_can_be_drawn(tissue, tmp_path):

@@ -19,15 +19,10 @@ import run_train
 from histokit.core.errors import InputError
 from histokit.data.cohort import Cohort
 from histokit.data.genes import normalise
+from histokit.data.views import LibrarySizeCohort, ShuffledCohort
+from histokit.evaluate.controls import controls_of, open_cohort
 from histokit.evaluate.runs import Run
-from histokit.train.controls import (
-    LibrarySizeCohort,
-    ShuffledCohort,
-    controls_of,
-    fit_library_size,
-    open_cohort,
-)
-from histokit.train.ridge import fit_ridge
+from histokit.train.ridge import fit_library_size, fit_ridge
 
 OPTIONS = {"encoder": "tiny", "model": "ridge", "controls": True}
 

@@ -23,16 +23,9 @@ from histokit.evaluate.topics.biology import (
 )
 from histokit.evaluate.topics.pathway_plots import SHOWN, by_level, pathway_dots, signature_bars
 from histokit.evaluate.topics.signatures import Signature, find_genes
+from histokit.evaluate.verdict import interval_note, with_interval
 from histokit.report import plots
-from histokit.report.page import (
-    NONE,
-    Picture,
-    Section,
-    Table,
-    interval_note,
-    number,
-    with_interval,
-)
+from histokit.report.page import NONE, Picture, Section, Table, number
 
 _ENDS = 8  # pathways of either end in a table; the CSV has them all
 PATHWAY_TEXT = (

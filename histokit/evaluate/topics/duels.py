@@ -22,8 +22,9 @@ from histokit.evaluate.coherence import (
 from histokit.evaluate.intervals import ANYWHERE, units_of
 from histokit.evaluate.topics.biology import Biology, Collection, Genes, within
 from histokit.evaluate.topics.pathway_plots import by_level, pathway_scatter
+from histokit.evaluate.verdict import interval_note, with_interval
 from histokit.report import plots
-from histokit.report.page import Picture, Section, Table, interval_note, with_interval
+from histokit.report.page import Picture, Section, Table
 
 _DRAWN = 3  # pairs of runs with pictures
 DUEL_TEXT = (

@@ -23,18 +23,11 @@ from histokit.evaluate.runs import Fold, Run
 from histokit.evaluate.summary import MIN_SPOTS, averaged
 from histokit.evaluate.topics.embedding_plots import ClusterMap, cluster_maps
 from histokit.evaluate.topics.maps import picture_path, representative_slides
+from histokit.evaluate.verdict import interval_note, with_interval
 from histokit.evaluate.views import SlideScore, load_held_out
 from histokit.models.bpbooster import BPBooster
 from histokit.report import plots
-from histokit.report.page import (
-    NONE,
-    Picture,
-    Section,
-    Table,
-    interval_note,
-    number,
-    with_interval,
-)
+from histokit.report.page import NONE, Picture, Section, Table, number
 
 CLUSTERS = 6  # the paper gives no number
 PER_CLUSTER = 5  # spots at least, on average: fewer clusters on a slide of few spots

@@ -15,9 +15,10 @@ from histokit.data.genes import normalise
 from histokit.evaluate.metrics import mean_or_nan
 from histokit.evaluate.predictions import read_tissue
 from histokit.evaluate.runs import Fold, Run
+from histokit.evaluate.verdict import UNITS
 from histokit.evaluate.views import SlideScore, load_held_out, predict
 from histokit.report import plots
-from histokit.report.page import UNITS, Picture, number
+from histokit.report.page import Picture, number
 
 SEEN = {"yes": "patient also in training", "no": "new patient", "unknown": "patient unknown"}
 

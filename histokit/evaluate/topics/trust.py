@@ -9,13 +9,15 @@ from pathlib import Path
 import pandas as pd
 
 from histokit.core.tables import read_table
+from histokit.data.views import LABELS, SHUFFLED, draw_of
+from histokit.evaluate.controls import MEANING
 from histokit.evaluate.protocols import PROTOCOLS, Protocol, score_protocol
 from histokit.evaluate.published import beside_published
 from histokit.evaluate.runs import Run
 from histokit.evaluate.summary import averaged, compare
 from histokit.evaluate.tables import comparison_rows
-from histokit.report.page import NONE, Section, Table, no_interval, number, plural, with_interval
-from histokit.train.controls import LABELS, MEANING, SHUFFLED, draw_of
+from histokit.evaluate.verdict import no_interval, with_interval
+from histokit.report.page import NONE, Section, Table, number, plural
 
 _POOLS = 12  # rows by pool in a report; protocol.csv has all
 _FINDINGS = 30

@@ -1,0 +1,197 @@
+"""Dense and sparse targets of linear_pearson and linear_mse: their checks and products.
+
+Both ops need, with ``Hc = H - mean(H)``, only ``Hc^T Hc`` (d, d), ``Y^T Hc`` (G, d), the moments of
+Y, and small dense products. Sparse targets go through the CSR kernels, dense ones through GEMM in
+blocks of genes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from histokit.ops import dispatch
+from histokit.ops.dispatch import check_float, check_shape
+from histokit.ops.gemm import matmul, transposed_matmul
+
+GENES = 1024  # genes of a dense target that are centred at a time
+ROWS = 1024  # rows of it, and genes of the weight, that are worked on at a time, in the cache
+
+
+class Csr(NamedTuple):
+    """A sparse (N, G) target as plain tensors, for ``torch.compile``, which takes no sparse ones.
+
+    row_offsets (N + 1,) and col_index (nnz,) of one type, int32 or int64; columns ascend in a row.
+    """
+
+    row_offsets: Tensor
+    col_index: Tensor
+    values: Tensor
+    num_cols: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, G)."""
+        return self.row_offsets.shape[0] - 1, self.num_cols
+
+    def to_sparse(self) -> Tensor:
+        """The same as a ``torch.sparse_csr`` tensor."""
+        return torch.sparse_csr_tensor(*self[:3], size=self.shape, check_invariants=False)
+
+
+def check_target(op: str, hidden, weight, bias, target) -> Tensor | Csr:
+    """Check the arguments that both ops share; a sparse tensor comes back as a Csr."""
+    if isinstance(target, Tensor) and target.layout == torch.sparse_csr:
+        check_shape(op, "target", target, (None, None), "(N, G)")
+        target = Csr(target.crow_indices(), target.col_indices(), target.values(), target.shape[1])
+    sparse = isinstance(target, Csr)
+    if not sparse and target.layout != torch.strided:
+        raise ValueError(f"{op}: target must be dense or sparse CSR, got {target.layout}")
+    values = target.values if sparse else target
+    check_float(op, hidden=hidden, weight=weight, bias=bias, target=values)
+    check_shape(op, "hidden", hidden, (None, None), "(N, d)")
+    check_shape(op, "weight", weight, (None, hidden.shape[1]), "(G, d)")
+    rows, genes = hidden.shape[0], weight.shape[0]
+    check_shape(op, "bias", bias, (genes,), "(G,)")
+    if tuple(target.shape) != (rows, genes):
+        raise ValueError(
+            f"{op}: target must be (N, G) = ({rows}, {genes}), got {tuple(target.shape)}"
+        )
+    if sparse and (target.col_index.dtype != target.row_offsets.dtype):
+        raise ValueError(
+            f"{op}: target's indices must have one type, got {target.row_offsets.dtype} and "
+            f"{target.col_index.dtype}"
+        )
+    return target
+
+
+def reference_target(target: Tensor | Csr, dtype: torch.dtype) -> Tensor:
+    """The target as the reference takes it."""
+    return (target.to_sparse() if isinstance(target, Csr) else target).to(dtype)
+
+
+def centered(hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and hidden minus it (N, d); twice, so that the rest sums to zero to rounding."""
+    mean = hidden.mean(0)
+    centred = hidden - mean
+    rest = centred.mean(0)
+    return mean + rest, centred.sub_(rest) if not centred.requires_grad else centred - rest
+
+
+def transposed_product(target: Tensor | Csr, centred: Tensor) -> tuple[Tensor, Tensor]:
+    """target^T centred (G, d), and moments of the target (2, G) float64: mean and squares."""
+    if isinstance(target, Csr):
+        return torch.ops.histokit.csr_transpose_matmul(
+            target.row_offsets, target.col_index, target.values.to(centred.dtype), centred,
+            target.num_cols,
+        )  # fmt: skip
+    return torch.ops.histokit.dense_transpose_matmul(target, centred)
+
+
+@torch.library.custom_op("histokit::dense_transpose_matmul", mutates_args=())
+def dense_transpose_matmul(target: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
+    """(target - mean)^T dense (G, d) and the moments of target (2, G) float64.
+
+    By blocks of genes and rows: each is centred, summed and multiplied while it is in the cache.
+    The rounding of the mean is found on the way; it does not change the product, for the columns
+    of dense sum to zero.
+    """
+    rows, genes = target.shape
+    out = dense.new_zeros(genes, dense.shape[1])
+    moments = dense.new_zeros(2, genes, dtype=torch.float64)
+    for first in range(0, genes if rows else 0, GENES):
+        block = slice(first, first + GENES)
+        mean = target[:, block].mean(0, dtype=dense.dtype)
+        rest = torch.zeros_like(moments[0, block])
+        for some, own in zip(target[:, block].split(ROWS), dense.split(ROWS), strict=True):
+            centred = some.to(dense.dtype) - mean
+            rest += centred.sum(0)
+            out[block] += transposed_matmul(centred, own)
+            moments[1, block] += centred.square_().sum(0)
+        rest /= rows
+        moments[0, block] = mean + rest
+        moments[1, block] -= rows * rest.square()
+    return out, moments
+
+
+@dense_transpose_matmul.register_fake
+def _(target, dense):
+    genes = target.shape[1]
+    return (
+        dense.new_empty(genes, dense.shape[1]),
+        dense.new_empty(2, genes, dtype=torch.float64),
+    )
+
+
+def _dense_setup(ctx, inputs, output):
+    ctx.save_for_backward(inputs[0], output[1])
+
+
+def _dense_backward(ctx, grad, _):
+    target, moments = ctx.saved_tensors
+    with dispatch.full_precision(grad):
+        shift = moments[0].to(grad.dtype) @ grad
+        return None, matmul(target.to(grad.dtype), grad) - shift
+
+
+dense_transpose_matmul.register_autograd(_dense_backward, setup_context=_dense_setup)
+
+
+def _csr_matmul_backward(ctx, grad):
+    genes, row_offsets, col_index, values = ctx.genes, *ctx.saved_tensors
+    op = torch.ops.histokit.csr_transpose_matmul
+    return None, None, None, op(row_offsets, col_index, values, grad, genes)[0]
+
+
+def _csr_setup(ctx, inputs, output):
+    ctx.genes = inputs[3].shape[0]
+    ctx.save_for_backward(*inputs[:3])
+
+
+def _csr_transpose_backward(ctx, grad, _):
+    grad_dense = torch.ops.histokit.csr_matmul(*ctx.saved_tensors, grad)
+    return None, None, None, grad_dense, None
+
+
+def _csr_transpose_fake(row_offsets, col_index, values, dense, num_cols):
+    return (
+        dense.new_empty(num_cols, dense.shape[1]),
+        dense.new_empty(2, num_cols, dtype=torch.float64),
+    )
+
+
+def _csr_transpose_cuda(row_offsets, col_index, values, dense, num_cols):
+    """Sort the entries by column, stably, and use the row kernels on what results."""
+    rows = torch.arange(row_offsets.shape[0] - 1, device=values.device)
+    rows = rows.repeat_interleave(row_offsets.diff(), output_size=values.shape[0])
+    columns, order = col_index.sort(stable=True)
+    offsets = torch.searchsorted(columns, torch.arange(num_cols + 1, device=values.device))
+    values = values[order]
+    out = torch.ops.histokit.csr_matmul(offsets, rows[order], values, dense)
+    return out, torch.ops.histokit.csr_moments(offsets, values, row_offsets.shape[0] - 1)
+
+
+if dispatch.HAS_KERNELS:
+    torch.library.register_fake(
+        "histokit::csr_matmul",
+        lambda row_offsets, col_index, values, dense: dense.new_empty(
+            row_offsets.shape[0] - 1, dense.shape[1]
+        ),
+    )
+    torch.library.register_fake("histokit::csr_transpose_matmul", _csr_transpose_fake)
+    torch.library.register_fake(
+        "histokit::csr_moments",
+        lambda row_offsets, values, num_cols: values.new_empty(
+            2, row_offsets.shape[0] - 1, dtype=torch.float64
+        ),
+    )
+    torch.library.register_autograd(
+        "histokit::csr_matmul", _csr_matmul_backward, setup_context=_csr_setup
+    )
+    torch.library.register_autograd(
+        "histokit::csr_transpose_matmul", _csr_transpose_backward, setup_context=_csr_setup
+    )
+if dispatch.HAS_CUDA:
+    torch.library.impl("histokit::csr_transpose_matmul", "CUDA")(_csr_transpose_cuda)
