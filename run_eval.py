@@ -8,90 +8,46 @@ Each run gets RUN/eval; several runs are also set side by side in one more folde
 
 from __future__ import annotations
 
-import dataclasses
+from contextlib import nullcontext
 
-from histokit.core.options import Checked, option, required, run
-
-
-@dataclasses.dataclass(frozen=True)
-class Options(Checked):
-    """Options of an evaluation."""
-
-    run: list[str] = required("folders that run_train.py wrote")
-    data: str | None = option(
-        None, "folder that run_extract.py wrote", shown="the one a run was trained on"
-    )
-    out: str | None = option(
-        None,
-        "folder of the evaluation of one run, or of the comparison of several",
-        shown="RUN/eval, or comparison beside the first run",
-    )
-    num_hvg: int = option(
-        50, "genes of the headline PCC, most variable on training slides first", least=1
-    )
-    hvg_file: str | None = option(None, "file with one gene a line that replaces that choice")
-    protocol: str = option(
-        "histokit",
-        "also score as a paper does: hest-bench, histoprism, stpath or stem-topk, which fix "
-        "target, genes, pooling and what is undefined; --hvg-file replaces its genes",
-        choices=("histokit", "hest-bench", "histoprism", "stpath", "stem-topk"),
-    )
-    published: str | None = option(
-        None, "set published figures of this task beside, such as IDC, and say which compare"
-    )
-    gene_sets: list[str] = option(
-        [],
-        "pathways to score: GMT files, plain or gzipped, or names of libraries for gseapy",
-        shown="none",
-    )
-    curate: bool = option(
-        True,
-        "take of each file sets of 50 to 100 genes of the panel that overlap little, as GPC does; "
-        "Hallmark is never filtered; other limits: python -m histokit.evaluate.curation",
-    )
-    signature: list[str] = option(
-        [], "signatures to score: files with one gene a line, or pam50", shown="none"
-    )
-    clusters: bool = option(
-        False, "compare clusters of predicted expression with the cancer types (AMI, ARI)"
-    )
-    predictions: bool = option(True, "write predicted expression as .h5ad")
-    predict_genes: str = option(
-        "hvg",
-        "genes in those files: hvg, those of the headline PCC, or all, 8 bytes a spot and gene",
-        choices=("hvg", "all"),
-    )
-    pictures: bool = option(True, "draw expression on tissue")
-    max_pictures: int = option(6, "slides drawn at most, one a fold", least=0)
+from histokit.core.options import run
+from histokit.evaluate.options import Options
 
 
 def main(cfg: Options) -> None:
     """Evaluate each run, then compare them."""
     from histokit.core import distributed
-    from histokit.evaluate import compare
-    from histokit.evaluate import run as stage
-    from histokit.evaluate.tables import text_table
+    from histokit.core.progress import progress_bar
+    from histokit.evaluate import report
+    from histokit.evaluate.folders import whole_folder
+    from histokit.evaluate.views import Views
 
     team = distributed.start()
-    jobs = stage.prepare(cfg)
+    questions, jobs = report.prepare(cfg)
     team.wait()  # nothing is written before every rank has found the runs in order
     results = {}
     for job in jobs:
-        controls = {name: results[name] for name in job.controls}
-        results[job.name] = stage.evaluate(job, cfg, controls, team)
-        if not team.first:
-            continue
-        if len(cfg.run) == 1 and not job.control:
-            print(text_table(results[job.name]["table"]))
-            if controls:
-                print(f"\n{text_table(results[job.name]['controls'])}\n")
-        print(f"wrote the evaluation of {job.run.folder} to {job.out}, see {job.out}/report.html")
+        views = Views(job.run, job.cohort, cfg.num_hvg, questions.listed)
+        with whole_folder(job.out) if team.first else nullcontext() as folder:
+            folder = team.gather(folder)[0]
+            topics = report.topics(job, cfg, questions, views, results, folder, team)
+            scores = []
+            bar = progress_bar(total=len(team.share(views.work)), desc=job.name, unit="slide")
+            with bar:
+                for view in views.of(team):  # every test slide: read, predicted and scored once
+                    for topic in topics:
+                        topic.add(view)
+                    scores.append(view.score)
+                    bar.update()
+            scores = team.gather_shares(scores)
+            for topic in topics:
+                topic.gather(team, scores)
+            if team.first:
+                results[job.name] = report.write(job, cfg, questions, views, topics, scores, folder)
+        if team.first:
+            report.tell(results[job.name], alone=len(cfg.run) == 1)
     if len(cfg.run) > 1 and team.first:
-        results = compare.without_repeats(results)
-        out = stage.comparison_folder(cfg)
-        for table in compare.compare_runs(results, out, cfg):
-            print(f"{table.title}\n{text_table(table)}\n")
-        print(f"wrote the comparison of {len(cfg.run)} runs to {out}, see {out}/report.html")
+        report.compare(results, questions, cfg)
     team.wait()
 
 

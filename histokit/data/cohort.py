@@ -138,7 +138,14 @@ class Cohort:
             var = _read_var(file)
         return var.loc[var["measured"], ["gene_id", "symbol"]]
 
-    def load(self, slide_id: str, genes: pd.DataFrame | Sequence[str] | None = None) -> Slide:
+    def load(
+        self,
+        slide_id: str,
+        genes: pd.DataFrame | Sequence[str] | None = None,
+        *,
+        features: bool = True,
+        counts: bool = True,
+    ) -> Slide:
         """Read one slide.
 
         Args:
@@ -147,26 +154,35 @@ class Cohort:
                 order; all genes of the slide by default. They are found as
                 ``histokit.data.gene_keys.positions`` says; one that the slide did not measure is an
                 empty column with ``measured`` false.
+            features: without them the slide has none, (N, 0), and no file of them is opened; rows
+                are all spots of the expression file.
+            counts: without them the slide has none, (N, 0), its library sizes are NaN, and the
+                matrix is not read.
 
         Raises:
             InputError: a file is missing or damaged, or features are not finite.
         """
-        parts = [_read_features(path) for path in self.feature_files(slide_id)]
-        path, barcodes = self.feature_files(slide_id)[0], parts[0][1]
-        counts, obs_names, centres, var = self._expression(slide_id)
+        paths = self.feature_files(slide_id)
+        parts = [_read_features(path) for path in paths] if features else []
+        matrix, obs_names, centres, var = self._expression(slide_id, counts)
+        path, barcodes = (paths[0], parts[0][1]) if parts else ("", list(obs_names))
         rows = pd.Index(obs_names).get_indexer(barcodes)
         if (rows < 0).any():
             raise InputError(
                 f"barcode {barcodes[int(np.argmax(rows < 0))]} of {path} has no expression; "
                 "extract the slide again"
             )
-        counts = counts[rows]
-        library_size = np.asarray(counts[:, var["measured"].to_numpy()].sum(axis=1)).ravel()
+        if counts:
+            matrix = matrix[rows]
+            library_size = np.asarray(matrix[:, var["measured"].to_numpy()].sum(axis=1)).ravel()
+        else:
+            matrix, library_size = sp.csr_matrix((len(rows), 0)), np.full(len(rows), np.nan)
+            var, genes = var.iloc[:0], None
         columns = np.arange(len(var))
         if genes is not None:
             panel = genes if isinstance(genes, pd.DataFrame) else as_panel(genes)
             columns = positions(var, panel)
-        features = []
+        joined = [torch.empty(len(barcodes), 0)] if not parts else []
         for values, own in parts:
             order = pd.Index(own).get_indexer(barcodes)
             if (order < 0).any() or len(own) != len(barcodes):
@@ -175,7 +191,7 @@ class Cohort:
                     "it again with each"
                 )
             values = torch.from_numpy(values[order].astype(np.float32))
-            features.append(with_neighbours(values, centres[rows], self.neighbors))
+            joined.append(with_neighbours(values, centres[rows], self.neighbors))
         row = self.slides.loc[slide_id]
         return Slide(
             slide_id=slide_id,
@@ -183,14 +199,14 @@ class Cohort:
             patient=row["patient"],
             barcodes=barcodes,
             centres=centres[rows],
-            features=torch.cat(features, dim=1),
-            counts=_take_columns(counts, columns),
+            features=torch.cat(joined, dim=1),
+            counts=_take_columns(matrix, columns),
             library_size=library_size,
             measured=(columns >= 0) & var["measured"].to_numpy()[columns],
         )
 
-    def _expression(self, slide_id: str):
-
+    def _expression(self, slide_id: str, whole: bool):
+        """Counts (None unless ``whole``), barcodes, centres and genes of a slide."""
         path = self._expression_file(slide_id)
         with open_hdf5(path, *EXPRESSION) as file:
             if "obsm/spatial" not in file:
@@ -199,14 +215,14 @@ class Cohort:
                     "extract the slide again"
                 )
             names, var = row_names(file["obs"], path), _read_var(file)
-            counts = read_matrix(file["X"], (len(names), len(var)), path)
+            counts = read_matrix(file["X"], (len(names), len(var)), path) if whole else None
             centres = np.asarray(file["obsm/spatial"][:], dtype=np.float64)
             if centres.shape != (len(names), 2) or not np.isfinite(centres).all():
                 raise InputError(
                     f"{path} holds coordinates {centres.shape} of {len(names)} spots; extract the "
                     "slide again"
                 )
-            if len(set(names)) < len(names) or (counts.nnz and counts.data.min() < 0):
+            if len(set(names)) < len(names) or (whole and counts.nnz and counts.data.min() < 0):
                 raise InputError(
                     f"{path} holds repeated barcodes or negative counts; extract the slide again"
                 )

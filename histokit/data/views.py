@@ -38,10 +38,10 @@ class ShuffledCohort(Cohort):
         self.members, self.seed = list(members), list(seed)
         self._dealt: tuple[list[str], dict] = ([], {})
 
-    def load(self, slide_id: str, genes: list[str] | None = None) -> Slide:
+    def load(self, slide_id: str, genes=None, *, features=True, counts=True) -> Slide:
         """As Cohort.load, a member with counts and library sizes of other spots."""
-        slide = super().load(slide_id, genes)
-        if slide_id not in self.members:
+        slide = super().load(slide_id, genes, features=features, counts=counts)
+        if slide_id not in self.members or not counts:
             return slide
         if genes is None:
             genes = list(self.gene_table(slide_id).index)
@@ -75,9 +75,9 @@ class LibrarySizeCohort(Cohort):
     def __init__(self, cohort: Cohort):
         vars(self).update(vars(cohort))
 
-    def load(self, slide_id: str, genes: list[str] | None = None) -> Slide:
+    def load(self, slide_id: str, genes=None, *, features=True, counts=True) -> Slide:
         """As Cohort.load, with library sizes in place of features."""
-        slide = super().load(slide_id, genes)
+        slide = super().load(slide_id, genes, features=features)
         x = np.log1p(slide.library_size).astype(np.float32)[:, None]
         return dataclasses.replace(slide, features=torch.from_numpy(x))
 

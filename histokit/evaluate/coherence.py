@@ -14,8 +14,8 @@ import scipy.sparse as sp
 from scipy.stats import wilcoxon
 
 from histokit.evaluate.intervals import ANYWHERE, row_intervals, units_of
+from histokit.evaluate.scores import SlideScore
 from histokit.evaluate.summary import CORRELATION, pcc_matrix
-from histokit.evaluate.views import SlideScore
 
 LEVELS = 10
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 
 from histokit.core.errors import InputError
@@ -46,19 +47,22 @@ def hest_genes(cohort: Cohort, slides: list[str], num_genes: int = HEST_GENES) -
     import anndata
     import scanpy
 
-    kept = None
+    kept, parts = None, []
     for slide_id in slides:
-        slide, names = _own_genes(cohort, slide_id)
-        enough = slide.counts.getnnz(axis=0) >= np.ceil(0.1 * slide.counts.shape[0])
+        names = list(cohort.gene_table(slide_id).index)
+        counts = cohort.load(slide_id, names, features=False).counts
+        enough = counts.getnnz(axis=0) >= np.ceil(0.1 * counts.shape[0])
         own = {name for name, keep in zip(names, enough, strict=True) if keep}
         kept = [n for n in (names if kept is None else kept) if n in own]
+        parts.append((pd.Index(kept), counts[:, pd.Index(names).get_indexer(kept)]))
     kept = [name for name in kept if not any(word in name for word in _CONTROLS)]
     if len(kept) < 3:
         raise InputError(
             f"only {len(kept)} genes are detected in 10 % of the spots of each of the "
             f"{len(slides)} slides; give a gene list with --hvg-file"
         )
-    data = anndata.AnnData(sp.vstack([cohort.load(s, kept).counts for s in slides], format="csr"))
+    own = [counts[:, names.get_indexer(kept)] for names, counts in parts]
+    data = anndata.AnnData(sp.vstack(own, format="csr"))
     data.var_names = kept
     scanpy.pp.log1p(data)
     scanpy.pp.highly_variable_genes(data, n_top_genes=min(num_genes, len(kept)))
@@ -85,7 +89,7 @@ def stem_genes(
         common = [name for name in common if name in own]
     union = {}
     for slide_id in slides:
-        slide = cohort.load(slide_id, common)
+        slide = cohort.load(slide_id, common, features=False)
         data = anndata.AnnData(slide.counts.copy())
         data.var_names = common
         data = data[:, slide.counts.getnnz(axis=0) > 0].copy()
@@ -94,16 +98,10 @@ def stem_genes(
         scanpy.pp.highly_variable_genes(data, n_top_genes=min(num_hvgs, data.n_vars))
         union |= dict.fromkeys(data.var_names[data.var["highly_variable"]])
     kept = [name for name in union if not name.startswith(_PREFIXES)]
-    counts = sp.vstack([cohort.load(s, kept).counts for s in slides], format="csc")
+    counts = sp.vstack([cohort.load(s, kept, features=False).counts for s in slides], format="csc")
     mean = np.asarray(counts.mean(axis=0, dtype=np.float64)).ravel()
     square = np.asarray(counts.multiply(counts).mean(axis=0, dtype=np.float64)).ravel()
     both = np.zeros(len(kept), int)
     for values in (mean, square - mean**2):
         both[np.argsort(-values, kind="stable")[:top]] += 1
     return [name for name, votes in zip(kept, both, strict=True) if votes == 2]
-
-
-def _own_genes(cohort: Cohort, slide_id: str):
-    """A slide with the genes it measured, and their names."""
-    names = list(cohort.gene_table(slide_id).index)
-    return cohort.load(slide_id, names), names

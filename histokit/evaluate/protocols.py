@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import torch
 
+from histokit.core.distributed import Team
 from histokit.core.errors import InputError
 from histokit.data.cohort import Cohort
-from histokit.data.genes import normalise
 from histokit.evaluate.metrics import StreamingPearson, mean_or_nan
 from histokit.evaluate.protocol_genes import choose_genes
 from histokit.evaluate.runs import Fold, Run
-from histokit.evaluate.views import check_run, load_held_out, predict
+from histokit.evaluate.views import SlideView, Views
 
 _SPOTS = 1024
 
@@ -149,6 +149,16 @@ REGRESSORS = {
 }
 
 
+@dataclasses.dataclass
+class Pool:
+    """Moments of one pool of spots, as they grow; ``chosen`` as of ``Unit``, missing (G,) bool."""
+
+    moments: StreamingPearson
+    missing: np.ndarray
+    chosen: np.ndarray
+    cancer: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Unit:
     """Correlations of one pool of spots.
@@ -181,64 +191,114 @@ def check_protocol(run: Run, protocol: Protocol) -> None:
         )
 
 
+class ProtocolScores:
+    """The correlations of a run under a protocol, collected slide by slide.
+
+    Args:
+        run: a finished run.
+        protocol: not ``histokit``, whose figures ``histokit.evaluate.summary.summarize`` gives.
+        lists: of ``histokit.evaluate.protocol_genes.choose_genes``.
+        listed: how many genes a given list has that replaces the protocol's rule; 0 for the rule.
+
+    Raises:
+        InputError: as ``check_protocol``.
+    """
+
+    def __init__(
+        self, run: Run, protocol: Protocol, lists: Mapping[str, list[str]], listed: int = 0
+    ):
+        check_protocol(run, protocol)
+        self.run, self.protocol, self.lists, self.listed = run, protocol, lists, listed
+        self.pools: dict[tuple[str, str], Pool] = {}
+
+    def add(self, view: SlideView) -> None:
+        """Add a slide's spots to their pool."""
+        fold, slide, protocol = view.fold, view.slide, self.protocol
+        names = {"slide": slide.slide_id, "fold": fold.name, "cancer": slide.cancer}
+        chosen = _positions(fold, protocol, self.lists, slide.cancer)
+        if protocol.name == "histoprism":
+            columns = np.arange(len(fold.genes))
+            flags = np.isin(columns, chosen)
+        else:
+            columns, flags = chosen, np.ones(len(chosen), bool)
+        # a slide tested in several folds counts once in each
+        key = (fold.name if protocol.pooling == "slide" else "", names[protocol.pooling])
+        if key not in self.pools:
+            missing = np.zeros(len(columns), bool)
+            moments = StreamingPearson(len(columns))
+            self.pools[key] = Pool(moments, missing, flags, slide.cancer)
+        pool = self.pools[key]
+        pool.missing |= ~slide.measured[columns]
+        target = view.target[:, columns]
+        prediction = view.prediction[:, torch.from_numpy(columns)]
+        for start in range(0, len(prediction), _SPOTS):
+            rows = slice(start, start + _SPOTS)
+            pool.moments.update(prediction[rows], torch.from_numpy(target[rows].toarray()))
+
+    def gather(self, team: Team) -> None:
+        """Join the pools of all ranks, in the order of the run's folds and slides."""
+        if team.size == 1:
+            return
+        joined: dict[tuple[str, str], Pool] = {}
+        for pools in team.gather(self.pools):
+            for key, pool in pools.items():
+                if key not in joined:
+                    joined[key] = pool
+                    continue
+                joined[key].moments.merge(pool.moments)
+                joined[key].missing |= pool.missing
+        self.pools = dict(sorted(joined.items(), key=lambda item: self._place(item[0])))
+
+    def _place(self, key: tuple[str, str]) -> int:
+        """Where a pool's first slide stands among the run's test slides."""
+        fold_name, name = key
+        tests = [
+            (fold.name, slide_id, fold.cancer(slide_id))
+            for fold in self.run.folds
+            for slide_id in fold.split.loc[fold.split["split"] == "test", "slide_id"]
+        ]
+        return next(
+            i for i, (fold, slide_id, cancer) in enumerate(tests)
+            if fold_name in ("", fold) and name in (fold, slide_id, cancer)
+        )  # fmt: skip
+
+    def table(self) -> pd.DataFrame:
+        """One row a figure.
+
+        figure, group (all, or the fold, slide or cancer), value, deviation, genes,
+        genes_undefined, pools (how many pools of spots), and every knob.
+        """
+        units = []
+        for (_, name), pool in self.pools.items():
+            pcc, mse = pool.moments.compute()[0].numpy(), pool.moments.mse()[0].numpy()
+            pcc, mse = np.where(pool.missing, np.nan, pcc), np.where(pool.missing, np.nan, mse)
+            units.append(Unit(name, pool.cancer, pool.chosen, pcc, mse))
+        options = self.run.config["options"]
+        knobs = self.protocol.knobs() | {"target": options["target"]}
+        if self.listed:
+            knobs["gene_rule"] = f"a list of {self.listed} genes"
+        regressor = REGRESSORS.get(options["model"], "a network with a linear head")
+        knobs |= {"model": options["model"], "regressor": regressor}
+        columns = ["figure", "group", "value", "deviation", "genes", "genes_undefined", "pools"]
+        return pd.DataFrame(_figures(self.protocol, units), columns=columns).assign(**knobs)
+
+
 def score_protocol(
     run: Run, cohort: Cohort, protocol: Protocol, listed: list[str] | None = None
 ) -> pd.DataFrame:
-    """The figures of a run under a protocol, one pass over its test slides.
+    """The figures of a run under a protocol, as ``ProtocolScores.table``.
 
     Args:
         run: a finished run.
         cohort: its slides.
-        protocol: not ``histokit``, whose figures ``histokit.evaluate.summary.summarise`` gives.
+        protocol: not ``histokit``.
         listed: a published gene list in place of the protocol's rule on these slides.
-
-    Returns:
-        One row a figure: figure, group (all, or the fold, slide or cancer), value, deviation,
-        genes, genes_undefined, pools (how many pools of spots), and every knob.
     """
-    check_protocol(run, protocol)
-    units = _units(run, cohort, protocol, choose_genes(run, cohort, protocol.name, listed))
-    rows = _figures(protocol, units)
-    knobs = protocol.knobs() | {"target": run.config["options"]["target"]}
-    if listed is not None:
-        knobs["gene_rule"] = f"a list of {len(listed)} genes"
-    model = run.config["options"]["model"]
-    knobs |= {"model": model, "regressor": REGRESSORS.get(model, "a network with a linear head")}
-    columns = ["figure", "group", "value", "deviation", "genes", "genes_undefined", "pools"]
-    return pd.DataFrame(rows, columns=columns).assign(**knobs)
-
-
-def _units(run: Run, cohort: Cohort, protocol: Protocol, lists: Mapping) -> list[Unit]:
-    pools: dict[tuple, tuple] = {}
-    for fold, test in check_run(run, cohort):
-        model, genes = fold.load_model(), list(fold.genes["gene"])
-        for slide_id in test:
-            slide = load_held_out(fold, cohort, slide_id, fold.genes)
-            chosen = _positions(fold, protocol, lists, slide.cancer)
-            name = {"slide": slide_id, "fold": fold.name, "cancer": slide.cancer}[protocol.pooling]
-            if protocol.name == "histoprism":
-                columns, flags = np.arange(len(genes)), np.isin(np.arange(len(genes)), chosen)
-            else:
-                columns, flags = chosen, np.ones(len(chosen), bool)
-            # a slide tested in several folds counts once in each
-            pool = (fold.name if protocol.pooling == "slide" else "", name)
-            if pool not in pools:
-                missing = np.zeros(len(columns), bool)
-                pools[pool] = (StreamingPearson(len(columns)), missing, flags, slide.cancer)
-            moments, missing, *_ = pools[pool]
-            target = normalise(slide.counts, slide.library_size, run.config["options"]["target"])
-            target = target[:, columns]
-            prediction = predict(run, fold, model, slide)[:, torch.from_numpy(columns)]
-            missing |= ~slide.measured[columns]
-            for start in range(0, len(prediction), _SPOTS):
-                rows = slice(start, start + _SPOTS)
-                moments.update(prediction[rows], torch.from_numpy(target[rows].toarray()))
-    units = []
-    for (_, name), (moments, missing, flags, cancer) in pools.items():
-        pcc, mse = moments.compute()[0].numpy(), moments.mse()[0].numpy()
-        pcc, mse = np.where(missing, np.nan, pcc), np.where(missing, np.nan, mse)
-        units.append(Unit(name, cancer, flags, pcc, mse))
-    return units
+    lists = choose_genes(run, cohort, protocol.name, listed)
+    scores = ProtocolScores(run, protocol, lists, len(listed or ()))
+    for view in Views(run, cohort).of():
+        scores.add(view)
+    return scores.table()
 
 
 def _positions(fold: Fold, protocol: Protocol, lists: Mapping, cancer: str) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ import pandas as pd
 from histokit.core.errors import InputError
 from histokit.evaluate.intervals import Interval, mean_interval, units_of
 from histokit.evaluate.metrics import macro_mean, mean_or_nan
-from histokit.evaluate.views import SlideScore
+from histokit.evaluate.scores import SlideScore
 
 METRICS = ("pcc_hvg", "pcc_all", "mse")
 CORRELATION = (-1.0, 1.0)  # what no mean of correlations can leave
@@ -127,7 +127,7 @@ def one_row_a_slide(slides: pd.DataFrame) -> pd.DataFrame:
     return slides.groupby("slide_id", sort=False).agg(rule).reset_index()
 
 
-def summarise(slides: pd.DataFrame) -> pd.DataFrame:
+def summarize(slides: pd.DataFrame) -> pd.DataFrame:
     """Averages over slides with 95 % intervals.
 
     Args:
@@ -199,64 +199,3 @@ def check_same_slides(tested: dict[str, set[str]]) -> None:
                 f"{first} and {other} cannot be compared, their test slides differ: "
                 f"{'; '.join(differences)}; train both on the same folds"
             )
-
-
-def compare(runs: Mapping[str, Mapping]) -> pd.DataFrame:
-    """Runs on the same slides, those of one target together: figures of others say nothing here.
-
-    Args:
-        runs: by name, ``slides`` (of ``slide_table``), ``summary``, ``model``, ``encoder``,
-            ``transform``.
-
-    Returns:
-        Blocks by transform and group of slides (all; by whether the patient was seen, where all
-        runs agree on that), one row a run, best PCC first; ``difference`` is to the first row of
-        the block, paired by slide.
-    """
-    groups = [("all", "all")]
-    seen = [_by_slide(run["slides"], "patient_seen").sort_index() for run in runs.values()]
-    if all(other.equals(seen[0]) for other in seen) and seen[0].nunique() > 1:
-        groups += [("patient_seen", name) for name in seen[0].unique()]
-    rows = []
-    for transform in dict.fromkeys(run["transform"] for run in runs.values()):
-        alike = {name: run for name, run in runs.items() if run["transform"] == transform}
-        for by, group in groups:
-            members = seen[0].index if by == "all" else seen[0].index[seen[0] == group]
-            rows += _block(alike, by, group, members)
-    columns = ["difference", "difference_low", "difference_high"]
-    return pd.DataFrame(rows, columns=list(dict.fromkeys([*rows[0], *columns])))
-
-
-def _block(runs: Mapping, by: str, group: str, slides: pd.Index) -> list[dict]:
-    block = [_compared(name, run, by, group) for name, run in runs.items()]
-    # Controls come last: nobody chooses one, however high it scores.
-    block.sort(
-        key=lambda row: (
-            bool(runs[row["run"]].get("control")),
-            -np.nan_to_num(row["pcc_hvg"], nan=-2),
-        )
-    )
-    values = {name: _by_slide(run["slides"], "pcc_hvg")[slides] for name, run in runs.items()}
-    units = units_of(_by_slide(next(iter(runs.values()))["slides"], "patient")[slides])
-    for row in block[1:]:
-        paired = (values[row["run"]] - values[block[0]["run"]]).to_numpy()
-        row["difference"] = mean_or_nan(paired)
-        found = mean_interval(paired, units)
-        row["difference_low"], row["difference_high"] = found.low, found.high
-    return block
-
-
-def _by_slide(slides: pd.DataFrame, column: str) -> pd.Series:
-    return one_row_a_slide(averaged(slides)).set_index("slide_id")[column]
-
-
-def _compared(name: str, run: Mapping, by: str, group: str) -> dict:
-    row = {"by": by, "group": group, "run": name, "unit": "", "units": 0}
-    row |= {key: run[key] for key in ("model", "encoder", "transform")}
-    for metric in METRICS:
-        result = pick(run["summary"], metric, by, group)
-        row |= {key: result[key] for key in ("slides", "patients", "slides_below_floor")}
-        row |= {metric: result["value"], f"{metric}_low": result["low"]}
-        row[f"{metric}_high"] = result["high"]
-        row |= {"unit": result["unit"], "units": max(row["units"], result["units"])}
-    return row

@@ -9,7 +9,7 @@ import pandas as pd
 
 from histokit.evaluate.intervals import FEWEST
 from histokit.evaluate.summary import METRICS, MIN_SPOTS, pick
-from histokit.evaluate.verdict import interval_note, over_units, with_interval
+from histokit.evaluate.verdict import over_units, with_interval
 from histokit.report.page import NONE, Picture, Section, Table, number, plural
 
 SEEN_GROUPS = {
@@ -19,11 +19,6 @@ SEEN_GROUPS = {
 }
 _FOLDS = 12  # with more folds, a row each would bury the rest; summary.csv has them all
 _GENES = 10
-COMPARISON_TEXT = (
-    "Each figure is a mean over slides with its 95 % interval. “To best” is the difference in the "
-    "PCC of the highly variable genes to the first row, paired by slide, with an interval over the "
-    "same patients: where it holds 0, these slides do not tell the two runs apart."
-)
 
 
 def headings(num_hvg: int) -> list[str]:
@@ -31,7 +26,8 @@ def headings(num_hvg: int) -> list[str]:
     return [f"PCC, top {num_hvg} HVGs", "PCC, all genes", "MSE"]
 
 
-def _figures(row: Mapping) -> list[str]:
+def figure_cells(row: Mapping) -> list[str]:
+    """The three figures of a row, each with its interval."""
     return [
         with_interval(
             row[metric], row[f"{metric}_low"], row[f"{metric}_high"], 3 if metric == "mse" else 2
@@ -52,7 +48,7 @@ def _averages(summary: pd.DataFrame, by: str, group: str, average: str = "micro"
     if all(np.isnan(result["low"]) for result in results.values()):
         over = f"none: {over}"
     counts = [int(fullest["slides"]), int(fullest["patients"]) or NONE]
-    return [*counts, *_figures(figures), over]
+    return [*counts, *figure_cells(figures), over]
 
 
 def result_table(summary: pd.DataFrame, num_hvg: int) -> Table:
@@ -127,116 +123,26 @@ def gene_rows(genes: pd.DataFrame) -> list[Table]:
     return [best, worst] if len(scored) > _GENES else [best]
 
 
-def run_sections(
-    slides: pd.DataFrame,
-    genes: pd.DataFrame,
-    summary: pd.DataFrame,
-    overview: Sequence[Picture],
-    maps: Sequence[Picture],
-) -> list[Section]:
-    """The report of one run."""
-    num_hvg = int(slides["hvgs"].max())
-    sections = [Section("Results", tables=[result_table(summary, num_hvg)], pictures=overview)]
-    if maps:
-        text = (
-            "Best, median and worst of the highly variable genes by their mean PCC over all test "
-            "slides, on slides that stand in the middle of their fold."
-            if overview
-            else "The most variable genes; none has a correlation by which to choose."
-        )
-        sections.append(Section("On the tissue", text, pictures=maps))
-    sections.append(Section("Slides", tables=slide_rows(slides, num_hvg)))
-    tables = gene_rows(genes)
-    if tables:
+def map_sections(maps: Sequence[Picture], genes: pd.DataFrame) -> list[Section]:
+    """The pictures of tissue, and how their genes were chosen; nothing without pictures."""
+    if not maps:
+        return []
+    text = (
+        "The most variable genes; none has a correlation by which to choose."
+        if genes["pcc"].isna().all()
+        else "Best, median and worst of the highly variable genes by their mean PCC over all test "
+        "slides, on slides that stand in the middle of their fold."
+    )
+    return [Section("On the tissue", text, pictures=maps)]
+
+
+def detail_sections(slides: pd.DataFrame, genes: pd.DataFrame) -> list[Section]:
+    """Every test slide, and the best and the worst of the highly variable genes."""
+    sections = [Section("Slides", tables=slide_rows(slides, int(slides["hvgs"].max())))]
+    if tables := gene_rows(genes):
         text = "Highly variable genes only; genes.csv holds every gene."
         sections.append(Section("Genes", text, tables))
     return sections
-
-
-def comparison_rows(table: pd.DataFrame, num_hvg: int, title: str) -> Table:
-    """Runs of one group of slides, best first."""
-    columns = ["run", "model", "encoder", *headings(num_hvg), "to best"]
-    rows = []
-    for row in table.to_dict("records"):
-        gap = with_interval(*(row[f"difference{end}"] for end in ("", "_low", "_high")))
-        rows.append([row["run"], row["model"], row["encoder"], *_figures(row), gap])
-    first = table.sort_values("units", kind="stable").iloc[-1]
-    given = table[[f"{metric}_low" for metric in METRICS]].notna().any(axis=None)
-    note = interval_note(first["unit"], int(first["units"]), given)
-    left = int(first["slides_below_floor"])
-    if left:
-        note += f" {plural(left, 'slide')} of fewer than {MIN_SPOTS} spots left out."
-    return Table(title, columns, rows, note, text_columns=3)
-
-
-def comparison_verdict(rows: pd.DataFrame, transform: str) -> str:
-    """Who is best, and by how much; rows: one block of ``histokit.evaluate.summary.compare``."""
-    best = rows.iloc[0]
-    if np.isnan(best["pcc_hvg"]):
-        return f"No run on {transform} has a PCC: its predictions are the same in every spot."
-    figure = with_interval(*best[["pcc_hvg", "pcc_hvg_low", "pcc_hvg_high"]])
-    over = over_units(best["unit"], int(best["units"]))
-    figure += f" (no interval: {over})" if np.isnan(best["pcc_hvg_low"]) else f" (over {over})"
-    said = f"On {transform}, {best['run']} reaches the highest mean PCC, {figure}"
-    following = rows.iloc[1:].dropna(subset="difference")
-    if following.empty:
-        return f"{said}."
-    second = following.iloc[0]
-    gap = with_interval(
-        *(-second[name] for name in ("difference", "difference_high", "difference_low"))
-    )
-    said += f", and leads {second['run']} by {gap}"
-    if np.isnan(second["difference_low"]):
-        return f"{said}: {over} cannot tell the two apart."
-    if second["difference_high"] >= 0:
-        return f"{said}: these slides do not tell the two apart."
-    return f"{said}."
-
-
-def comparison_notes(runs: Mapping[str, dict]) -> list[str]:
-    """What keeps rows of a comparison from being compared, in sentences."""
-    notes = []
-    if len({run["transform"] for run in runs.values()}) > 1:
-        notes.append(
-            "The runs have different targets and are ranked apart. MSE must not be compared across "
-            "them; PCC on raw counts is higher for every model, because it holds the number of "
-            "molecules caught."
-        )
-    scored = [tuple(run["slides"].sort_values("slide_id")["hvgs_scored"]) for run in runs.values()]
-    if len({counts for counts in scored if any(counts)}) > 1:
-        notes.append(
-            "Not every run could be scored on the same genes: a gene that a model predicts the "
-            "same everywhere is left out of its mean, which flatters it; see slides.csv of each."
-        )
-    notes += _caveats(runs)
-    first = next(iter(runs.values()))
-    for key, sentence in (
-        (
-            "hvg_sets",
-            "The runs score different highly variable genes, so read their PCC with care.",
-        ),
-        ("panel", "The runs predict different genes, so PCC of all genes and MSE differ by that."),
-        (
-            "training",
-            "The runs were trained on different slides for the same test slides, so not only the "
-            "models differ.",
-        ),
-    ):
-        if any(run[key] != first[key] for run in runs.values()):
-            notes.append(sentence)
-    return notes
-
-
-def _caveats(runs: Mapping[str, dict]) -> list[str]:
-    """What the report of each run warns of, once where several runs share it."""
-    said: dict[str, list[str]] = {}
-    for name, run in runs.items():
-        for sentence in filter(None, run["caveats"]):
-            said.setdefault(sentence, []).append(name)
-    return [
-        sentence if len(names) == len(runs) else f"{', '.join(names)}: {sentence}"
-        for sentence, names in said.items()
-    ]
 
 
 def text_table(table: Table) -> str:

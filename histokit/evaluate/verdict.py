@@ -146,7 +146,7 @@ def verdict(slides: pd.DataFrame, summary: pd.DataFrame, transform: str) -> list
 
     Args:
         slides: of ``histokit.evaluate.summary.slide_table``.
-        summary: of ``histokit.evaluate.summary.summarise``.
+        summary: of ``histokit.evaluate.summary.summarize``.
         transform: scale of the targets.
     """
     headline = pick(summary, "pcc_hvg")

@@ -1,63 +1,25 @@
-"""Score the test slides of a run, one slide in memory at a time."""
+"""The test slides of a run under the models that held them out, one in memory at a time."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-import torch
 
-from histokit import ops
 from histokit.core.distributed import ALONE, Team
 from histokit.core.errors import InputError
 from histokit.data.cohort import Cohort, Slide
 from histokit.data.features import difference
-from histokit.data.genes import moments, normalise
-from histokit.data.sparse import csr_tensor
+from histokit.data.genes import normalise
 from histokit.evaluate.runs import Fold, Run
-from histokit.ops.gemm import linear
-from histokit.ops.reference import is_constant
+from histokit.evaluate.scores import Prediction, SlideScore, choose_hvgs, score_slide
+from histokit.models.base import Model
 
-
-@dataclasses.dataclass(frozen=True)
-class SlideScore:
-    """One test slide under the model of one fold; arrays are (G,) in the order of ``genes``.
-
-    Attributes:
-        patient_seen: ``yes`` where another slide of the patient trained or validated the model,
-            ``no``, or ``unknown`` where the slide names no patient.
-        cancer_known: whether the model was trained on the slide's cancer, where it is told one.
-        genes: the fold's gene table.
-        hvg: the genes of the headline PCC.
-        measured: whether the slide measured the gene.
-        constant_target: measured, but the same in every spot.
-        constant_pred: predicted the same in every spot.
-        pcc: Pearson correlation over the slide's spots, NaN where it does not exist.
-        mse: mean squared error, NaN where not measured.
-        variance: of the target, NaN where not measured.
-        target_mean: of the target, NaN where not measured.
-    """
-
-    fold: str
-    slide_id: str
-    cancer: str
-    patient: str
-    patient_seen: str
-    num_spots: int
-    cancer_known: bool
-    genes: pd.DataFrame
-    hvg: np.ndarray
-    measured: np.ndarray
-    constant_target: np.ndarray
-    constant_pred: np.ndarray
-    pcc: np.ndarray
-    mse: np.ndarray
-    variance: np.ndarray
-    target_mean: np.ndarray
+_KEPT = 1 << 30  # bytes of models that stay in memory during an evaluation
 
 
 def check_run(run: Run, cohort: Cohort) -> list[tuple[Fold, list[str]]]:
@@ -103,57 +65,6 @@ def check_features(run: Run, cohort: Cohort, slide_id: str) -> None:
         )
 
 
-def choose_hvgs(fold: Fold, num_hvg: int, listed: list[str] | None = None) -> np.ndarray:
-    """The genes of the headline PCC: a list, or the most variable of the fold's training slides.
-
-    Args:
-        fold: its gene table ranks genes by training slides only.
-        num_hvg: how many; fewer where fewer genes have a rank.
-        listed: gene names, Ensembl ids or symbols that replace the ranking.
-
-    Returns:
-        (G,) bool in the order of the model's outputs.
-    """
-    genes = fold.genes
-    if listed is None:
-        chosen = (genes["hvg_rank"] <= num_hvg).to_numpy()
-        fix = "name the genes with --hvg-file"
-    else:
-        chosen = genes[["gene", "gene_id", "symbol"]].isin(listed).any(axis=1).to_numpy()
-        fix = "the list and the panel must use the same kind of name"
-        print(f"fold {fold.name}: {chosen.sum()} of the {len(listed)} listed genes are predicted")
-    if not chosen.any():
-        raise InputError(f"no gene of fold {fold.name} is among the genes to score; {fix}")
-    return chosen
-
-
-def patient_seen(split: pd.DataFrame, slide_id: str) -> str:
-    """Whether the slide's patient also trained or validated the fold: yes, no or unknown."""
-    patient = split.loc[split["slide_id"] == slide_id, "patient"].iloc[0]
-    if not patient:
-        return "unknown"
-    return "yes" if patient in set(split.loc[split["split"] != "test", "patient"]) else "no"
-
-
-class Prediction:
-    """A slide's predictions through a linear head: the (N, G) matrix is never formed.
-
-    ``prediction[:, genes]`` computes those columns, float32.
-    """
-
-    def __init__(self, hidden: torch.Tensor, head: torch.nn.Linear):
-        self.hidden, self.head = hidden, head
-        self.shape = (len(hidden), head.out_features)
-
-    @torch.inference_mode()
-    def __getitem__(self, key: tuple[slice, object]) -> torch.Tensor:
-        rows, genes = key
-        weight, bias = self.head.weight[genes], self.head.bias[genes]
-        if weight.ndim == 1:  # one gene
-            return self.hidden[rows] @ weight + bias
-        return linear(self.hidden[rows], weight, bias)
-
-
 def load_held_out(
     fold: Fold, cohort: Cohort, slide_id: str, genes: pd.DataFrame | Sequence[str] | None = None
 ) -> Slide:
@@ -187,87 +98,111 @@ def predict(run: Run, fold: Fold, model, slide: Slide) -> Prediction:
     return prediction
 
 
-def score_slide(
-    fold: Fold,
-    hvg: np.ndarray,
-    slide: Slide,
-    prediction: Prediction,
-    target: sp.csr_matrix,
-    cancer_known: bool = True,
-) -> SlideScore:
-    """Correlate and compare in closed form; target: (N, G) CSR float32."""
-    head, spots = prediction.head, target.shape[0]
-    with torch.inference_mode():
-        pcc, mse = ops.linear_pearson(prediction.hidden, head.weight, head.bias, csr_tensor(target))
-    mean, variance = moments(target, np.ones((1, target.shape[1])), np.zeros(spots, int))
-    squares, centre = torch.from_numpy(variance * spots), torch.from_numpy(mean)
-    constant = is_constant(squares, centre, spots, torch.float32).numpy()
-    pcc = np.where(slide.measured & ~constant, pcc.double().numpy(), np.nan)
-    mse, variance, mean = (
-        np.where(slide.measured, values, np.nan)
-        for values in (mse.double().numpy(), variance, mean)
-    )
-    return SlideScore(
-        fold=fold.name,
-        slide_id=slide.slide_id,
-        cancer=slide.cancer,
-        patient=slide.patient,
-        patient_seen=patient_seen(fold.split, slide.slide_id),
-        num_spots=spots,
-        cancer_known=cancer_known,
-        genes=fold.genes,
-        hvg=hvg,
-        measured=slide.measured,
-        constant_target=slide.measured & constant,
-        constant_pred=slide.measured & ~constant & np.isnan(pcc),
-        pcc=pcc,
-        mse=mse,
-        variance=variance,
-        target_mean=mean,
-    )
+@dataclasses.dataclass(frozen=True)
+class SlideView:
+    """A test slide under the model of a fold that held it out: read, predicted and scored once.
+
+    Attributes:
+        model: of the fold, in evaluation mode.
+        slide: with the counts of the fold's genes.
+        prediction: (N, G), computed where it is sliced.
+        target: (N, G) CSR float32, the measured expression on the scale of the training.
+    """
+
+    fold: Fold
+    model: Model
+    slide: Slide
+    prediction: Prediction
+    target: sp.csr_matrix
+    score: SlideScore
 
 
-def score_run(
-    run: Run,
-    cohort: Cohort,
-    num_hvg: int = 50,
-    listed: list[str] | None = None,
-    keep: Callable | None = None,
-    progress: Callable | None = None,
-    team: Team = ALONE,
-) -> list[SlideScore]:
-    """Score every test slide of every fold, each rank of the team its share.
+class Views:
+    """The test slides of a run, each under the model that held it out.
+
+    Folds that follow each other and test the same slides are gone through together, so that a slide
+    is read once for all of them. Models stay in memory up to ``_KEPT`` bytes.
 
     Args:
         run: a finished run.
         cohort: its slides.
         num_hvg: size of the headline gene list.
         listed: genes that replace the training slides' most variable ones.
-        keep: called with (fold, slide, prediction, target, score) while they are in memory.
-        progress: called without arguments after each slide.
-        team: the processes that score together; every one gets all scores.
+
+    Raises:
+        InputError: as ``check_run``.
     """
-    work = [(fold, slide_id) for fold, test in check_run(run, cohort) for slide_id in test]
-    scores = []
-    for fold, own in groupby(team.share(work), key=lambda item: item[0]):
-        model = fold.load_model()
-        hvg = choose_hvgs(fold, num_hvg, listed)
-        for _, slide_id in own:
-            slide = load_held_out(fold, cohort, slide_id, fold.genes)
-            if not slide.measured.any():
-                own = cohort.gene_table(slide_id).index
-                raise InputError(
-                    f"slide {slide_id} measured none of the {len(fold.genes):,} genes of fold "
-                    f"{fold.name}: it names genes such as {own[0] if len(own) else 'none'}, the "
-                    f"model {fold.genes['gene'].iloc[0]}; both need the same kind of name"
-                )
-            prediction = predict(run, fold, model, slide)
-            target = normalise(slide.counts, slide.library_size, run.config["options"]["target"])
-            known = model.knows_cancer(slide.cancer)
-            score = score_slide(fold, hvg, slide, prediction, target, known)
-            scores.append(score)
-            if keep is not None:
-                keep(fold, slide, prediction, target, score)
-            if progress is not None:
-                progress()
-    return team.gather_shares(scores)
+
+    def __init__(
+        self, run: Run, cohort: Cohort, num_hvg: int = 50, listed: list[str] | None = None
+    ):
+        self.run, self.cohort, self.num_hvg, self.listed = run, cohort, num_hvg, listed
+        self.work = [
+            (fold, slide_id)
+            for tests, group in groupby(check_run(run, cohort), key=lambda item: item[1])
+            for folds in [[fold for fold, _ in group]]
+            for slide_id in tests
+            for fold in folds
+        ]
+        self._models: dict[str, Model] = {}
+        self._hvgs: dict[str, np.ndarray] = {}
+        self._read: tuple[str, pd.DataFrame, Slide] | None = None
+
+    def of(self, team: Team = ALONE) -> Iterator[SlideView]:
+        """The views of this rank's share of the slides, one in memory at a time."""
+        for fold, slide_id in team.share(self.work):
+            yield self.again(fold, slide_id)
+
+    def again(self, fold: Fold, slide_id: str) -> SlideView:
+        """The view of one slide.
+
+        Raises:
+            InputError: the slide measured none of the fold's genes, or as ``predict``.
+        """
+        slide, model = self._slide(fold, slide_id), self.model(fold)
+        prediction = predict(self.run, fold, model, slide)
+        target = normalise(slide.counts, slide.library_size, self.run.config["options"]["target"])
+        known = model.knows_cancer(slide.cancer)
+        score = score_slide(fold, self._hvg(fold), slide, prediction, target, known)
+        return SlideView(fold, model, slide, prediction, target, score)
+
+    def model(self, fold: Fold) -> Model:
+        """The model of a fold, loaded once while it is kept."""
+        if fold.id not in self._models:
+            self._models[fold.id] = fold.load_model()
+            while len(self._models) > 1 and sum(map(_size, self._models.values())) > _KEPT:
+                del self._models[next(iter(self._models))]
+        return self._models[fold.id]
+
+    def _hvg(self, fold: Fold) -> np.ndarray:
+        if fold.id not in self._hvgs:
+            self._hvgs[fold.id] = choose_hvgs(fold, self.num_hvg, self.listed)
+        return self._hvgs[fold.id]
+
+    def _slide(self, fold: Fold, slide_id: str) -> Slide:
+        """A slide with the genes of a fold, the last one read or a new one."""
+        genes = fold.genes[["gene", "gene_id", "symbol"]]
+        if self._read and self._read[0] == slide_id and self._read[1].equals(genes):
+            fold.check_held_out(slide_id)
+            return dataclasses.replace(self._read[2], cancer=fold.cancer(slide_id))
+        slide = load_held_out(fold, self.cohort, slide_id, fold.genes)
+        if not slide.measured.any():
+            own = self.cohort.gene_table(slide_id).index
+            raise InputError(
+                f"slide {slide_id} measured none of the {len(fold.genes):,} genes of fold "
+                f"{fold.name}: it names genes such as {own[0] if len(own) else 'none'}, the "
+                f"model {fold.genes['gene'].iloc[0]}; both need the same kind of name"
+            )
+        self._read = (slide_id, genes, slide)
+        return slide
+
+
+def _size(model: Model) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def score_run(
+    run: Run, cohort: Cohort, num_hvg: int = 50, listed: list[str] | None = None
+) -> list[SlideScore]:
+    """Scores of every test slide of a run; arguments as of ``Views``."""
+    return [view.score for view in Views(run, cohort, num_hvg, listed).of()]

@@ -15,7 +15,7 @@ from histokit.evaluate.coherence import (
     win_rate,
 )
 from histokit.evaluate.intervals import row_intervals
-from histokit.evaluate.views import SlideScore
+from histokit.evaluate.scores import SlideScore
 
 GENES = [f"G{i}" for i in range(40)]
 

@@ -188,8 +188,8 @@ class SilentCohort(Cohort):
     def __init__(self, cohort):
         vars(self).update(vars(cohort))
 
-    def load(self, slide_id, genes=None):
-        slide = super().load(slide_id, genes)
+    def load(self, slide_id, genes=None, **parts):
+        slide = super().load(slide_id, genes, **parts)
         counts = slide.counts.toarray()
         counts[:, GENES.index(SILENT)] = 0
         return dataclasses.replace(slide, counts=type(slide.counts)(counts))

@@ -6,9 +6,11 @@ from cohorts import GENES, write_cohort
 
 import run_eval
 import run_train
+from histokit.core.distributed import ALONE
 from histokit.data.cohort import Cohort
 from histokit.evaluate.runs import Run
-from histokit.evaluate.topics.prototypes import fold_table, top_genes
+from histokit.evaluate.topics.prototypes import PrototypeTopic, top_genes
+from histokit.evaluate.views import Views
 from histokit.models.bpbooster import BPBooster
 
 
@@ -72,7 +74,11 @@ def test_literal_attention_raises_no_genes(runs):
 def test_attention_is_of_the_test_patches(runs):
     run, cohort = Run(runs / "random"), Cohort(runs / "data", "tiny")
     fold = run.folds[0]
-    table = fold_table(fold, cohort, ["A1", "A2"])
+    topic, views = PrototypeTopic(), Views(run, cohort)
+    for view in views.of():
+        topic.add(view)
+    topic.gather(ALONE, [views.again(fold, name).score for name in ("A1", "A2")])
+    table = topic.tables[fold.name]
     model = fold.load_model()
     x = torch.cat([cohort.load(s).features for s in ("A1", "A2")])
     weights = model.attention_weights(x)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from histokit.evaluate.intervals import row_intervals
-from histokit.evaluate.summary import pick, summarise
+from histokit.evaluate.summary import pick, summarize
 from histokit.evaluate.tables import result_table, text_table
 from histokit.evaluate.verdict import GLOSSARY, verdict, with_interval
 from histokit.report.page import Picture, Section, Table, number, render
@@ -34,7 +34,7 @@ def slides(**columns):
 
 
 def said(frame, transform="counts10k-log1p"):
-    return " ".join(verdict(frame, summarise(frame), transform))
+    return " ".join(verdict(frame, summarize(frame), transform))
 
 
 def test_verdict_gives_the_answer_and_separates_new_patients():
@@ -77,7 +77,7 @@ def test_a_slide_of_two_spots_is_named_and_in_no_average():
         "but in no average: C." in text
     )
     assert "0.300 on the scale" in text
-    summary = summarise(frame)
+    summary = summarize(frame)
     assert pick(summary, "pcc_hvg")["slides_below_floor"] == 1
     assert pick(summary, "pcc_hvg", "cancer", "IDC")["value"] == pytest.approx(0.4)
     shown = text_table(result_table(summary, 50))

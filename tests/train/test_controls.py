@@ -103,7 +103,7 @@ class DealtWithinSlides(Cohort):
     def __init__(self, cohort):
         vars(self).update(vars(cohort))
 
-    def load(self, slide_id, genes=None):
+    def load(self, slide_id, genes=None, **parts):
         slide = super().load(slide_id, genes)
         order = np.random.default_rng(len(slide_id)).permutation(len(slide.barcodes))
         sizes = slide.library_size[order]

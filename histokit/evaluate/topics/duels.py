@@ -20,8 +20,8 @@ from histokit.evaluate.coherence import (
     win_rate,
 )
 from histokit.evaluate.intervals import ANYWHERE, units_of
-from histokit.evaluate.topics.biology import Biology, Collection, Genes, within
 from histokit.evaluate.topics.pathway_plots import by_level, pathway_scatter
+from histokit.evaluate.topics.pathways import Collection, PathwayGenes
 from histokit.evaluate.verdict import interval_note, with_interval
 from histokit.report import plots
 from histokit.report.page import Picture, Section, Table
@@ -56,12 +56,15 @@ class Duel:
 
 
 def compare_pathways(
-    collection: Collection, names: tuple[str, str], runs: tuple[Genes, Genes], transform: str
+    collection: Collection,
+    names: tuple[str, str],
+    runs: tuple[PathwayGenes, PathwayGenes],
+    transform: str,
 ) -> Duel | None:
     """Compare two runs pathway by pathway; None where no pathway is scored in both."""
     pcc, pcc_other = paired(runs[0].pcc, runs[1].pcc)
     panel = runs[0].panel[runs[0].panel["gene"].isin(pcc.index)]
-    kept, _, _ = within(collection, panel)
+    kept, _, _ = collection.within(panel)
     by_slide, other = pathway_by_slide(kept, pcc)[0], pathway_by_slide(kept, pcc_other)[0]
     gains = by_slide - other
     if gains.isna().all(axis=None):
@@ -79,12 +82,15 @@ def compare_pathways(
 
 
 def duel_sections(
-    biology: Biology, runs: Mapping[str, Genes], order: Mapping[str, Sequence[str]], folder: Path
+    collections: Sequence[Collection],
+    runs: Mapping[str, PathwayGenes],
+    order: Mapping[str, Sequence[str]],
+    folder: Path,
 ) -> list[Section]:
     """The best run against each other one, collection by collection; empty without a pair.
 
     Args:
-        biology: its collections.
+        collections: the gene sets.
         runs: by name.
         order: names of the runs on each target, best first.
         folder: of the comparison; gets pathways.csv and pictures.
@@ -92,7 +98,7 @@ def duel_sections(
     duels = [
         duel
         for transform, names in order.items()
-        for collection in biology.collections
+        for collection in collections
         for duel in _duels(collection, names, runs, transform)
     ]
     if not duels:
@@ -110,7 +116,7 @@ def duel_sections(
     given = any(not np.isnan(duel.wins.gain_low) for duel in duels)
     note = interval_note(units.name, len(set(units.labels)), given)
     tables = [Table("", columns, rows, note, text_columns=4)]
-    pictures = [picture for duel in duels[: _DRAWN * len(biology.collections)]
+    pictures = [picture for duel in duels[: _DRAWN * len(collections)]
                 for picture in _duel_pictures(duel, folder)]  # fmt: skip
     return [Section("Pathway by pathway", DUEL_TEXT, tables, pictures)]
 

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.metrics import confusion_matrix, silhouette_score
 
-from histokit.core.progress import progress_bar
+from histokit.core.distributed import Team
 from histokit.data.cohort import Cohort, Slide
 from histokit.data.genes import normalise
+from histokit.evaluate.evaluation import Evaluation
 from histokit.evaluate.intervals import Units, mean_interval, units_of
-from histokit.evaluate.predictions import read_tissue
 from histokit.evaluate.runs import Fold, Run
+from histokit.evaluate.scores import SlideScore
 from histokit.evaluate.summary import MIN_SPOTS, averaged
+from histokit.evaluate.topics.base import Part, Topic
 from histokit.evaluate.topics.embedding_plots import ClusterMap, cluster_maps
-from histokit.evaluate.topics.maps import picture_path, representative_slides
+from histokit.evaluate.topics.maps import picture_path
+from histokit.evaluate.topics.predictions import read_tissue
 from histokit.evaluate.verdict import interval_note, with_interval
-from histokit.evaluate.views import SlideScore, load_held_out
+from histokit.evaluate.views import SlideView
 from histokit.models.bpbooster import BPBooster
 from histokit.report import plots
 from histokit.report.page import NONE, Picture, Section, Table, number
@@ -34,6 +38,7 @@ PER_CLUSTER = 5  # spots at least, on average: fewer clusters on a slide of few 
 SPOTS = 2000  # of a test slide; silhouettes take the square of them
 PCA_SPOTS = 20_000  # of all training slides of a fold
 PERPLEXITY = 30
+KEPT = 1 << 30  # bytes of features
 SEED = 0
 FEW = 10  # principal components that show what squeezing alone does
 RAW, COMPONENTS, LEADING, REFINED = "raw", "PCA", f"PCA-{FEW}", "refined"
@@ -71,38 +76,70 @@ class Clustering:
     silhouette: float
 
 
-def embedding_sections(
-    run: Run, cohort: Cohort, scores: Sequence[SlideScore], folder: Path, pictures: int
-) -> list[Section]:
-    """Report how the embeddings of every test slide of a run of BP-Booster cluster.
+class EmbeddingTopic(Topic):
+    """How the embeddings of every test slide of a run of BP-Booster cluster."""
 
-    Args:
-        run: the run.
-        cohort: its slides.
-        scores: of its test slides.
-        folder: of the evaluation; gets embeddings.csv and pictures.
-        pictures: slides drawn at most.
-    """
-    target = run.config["options"]["target"]
-    chosen = representative_slides(scores, pictures)
-    shown, rows, drawn = {(s.fold, s.slide_id) for s in chosen}, [], []
-    for fold in run.folds:
-        own = [score for score in scores if score.fold == fold.name]
-        model = fold.load_model()
-        pca = training_pca(model, cohort, fold) if own else None
-        for score in progress_bar(own, desc=f"fold {fold.name}: embeddings", unit="slide"):
-            genes = score.genes[score.hvg]
-            slide = sample_spots(load_held_out(fold, cohort, score.slide_id, genes))
-            expression = varying_expression(slide, target)
-            found = cluster_all(embeddings_of(model, pca, slide, expression))
-            few = score.num_spots < MIN_SPOTS
-            which = {"fold": fold.name, "slide_id": slide.slide_id, "patient": score.patient}
-            rows += [which | {"below_floor": few} | row for row in describe(found, expression)]
-            if (fold.name, slide.slide_id) in shown:
-                drawn.append(draw(fold, cohort, slide, found, folder))
-    table = pd.DataFrame(rows)
-    table.to_csv(folder / "embeddings.csv", index=False, float_format="%.6g")
-    return [Section("Embeddings", TEXT, [summary_table(table)], drawn)]
+    def __init__(self, run: Run, cohort: Cohort):
+        self.target, self.cohort = run.config["options"]["target"], cohort
+        self.rows: list[dict] = []
+        self.pictures: list[Picture] = []
+        self._pca: dict[str, PCA] = {}
+        self._features: dict[str, torch.Tensor] = {}  # of slides seen, up to KEPT bytes
+
+    def add(self, view: SlideView) -> None:
+        """Cluster a slide."""
+        _, found, expression = self._clustered(view)
+        score = view.score
+        which = {"fold": score.fold, "slide_id": score.slide_id, "patient": score.patient}
+        which["below_floor"] = score.num_spots < MIN_SPOTS
+        self.rows += [which | row for row in describe(found, expression)]
+
+    def gather(self, team: Team, scores: Sequence[SlideScore]) -> None:
+        """Take over the rows of all ranks, in the order of the scores."""
+        order = {(score.fold, score.slide_id): i for i, score in enumerate(scores)}
+        rows = [row for part in team.gather(self.rows) for row in part]
+        self.rows = sorted(rows, key=lambda row: order[row["fold"], row["slide_id"]])
+
+    def show(self, view: SlideView, evaluation: Evaluation) -> None:
+        """Draw a slide's clusters."""
+        slide, found, _ = self._clustered(view)
+        self.pictures.append(draw(view.fold, self.cohort, slide, found, evaluation.folder))
+
+    def finish(self, evaluation: Evaluation) -> Part:
+        """The means over slides, and embeddings.csv."""
+        table = pd.DataFrame(self.rows)
+        table.to_csv(evaluation.folder / "embeddings.csv", index=False, float_format="%.6g")
+        section = Section("Embeddings", TEXT, [summary_table(table)], self.pictures)
+        return Part(sections=[section])
+
+    def _clustered(self, view: SlideView) -> tuple[Slide, dict[str, Clustering], np.ndarray]:
+        """Some spots of a slide, their clusters in each embedding, and their expression."""
+        fold = view.fold
+        self._keep(view.slide.slide_id, view.slide.features)
+        if fold.id not in self._pca:
+            self._pca[fold.id] = training_pca(view.model, self._read, fold)
+        slide = sample_spots(only_genes(view.slide, view.score.hvg))
+        expression = varying_expression(slide, self.target)
+        embeddings = embeddings_of(view.model, self._pca[fold.id], slide, expression)
+        return slide, cluster_all(embeddings), expression
+
+    def _read(self, slide_id: str) -> torch.Tensor:
+        """Features of a training slide; folds share slides, so they are kept where they fit."""
+        if slide_id in self._features:
+            return self._features[slide_id]
+        return self._keep(slide_id, self.cohort.load(slide_id, counts=False).features)
+
+    def _keep(self, slide_id: str, features: torch.Tensor) -> torch.Tensor:
+        held = sum(x.nbytes for x in self._features.values())
+        if held + features.nbytes <= KEPT:
+            self._features[slide_id] = features
+        return features
+
+
+def only_genes(slide: Slide, chosen: np.ndarray) -> Slide:
+    """A slide with the counts of some of its genes; chosen: (G,) bool."""
+    counts, measured = slide.counts[:, np.flatnonzero(chosen)], slide.measured[chosen]
+    return dataclasses.replace(slide, counts=counts, measured=measured)
 
 
 def sample_spots(slide: Slide) -> Slide:
@@ -121,14 +158,20 @@ def sample_spots(slide: Slide) -> Slide:
     )
 
 
-def training_pca(model: BPBooster, cohort: Cohort, fold: Fold) -> PCA:
-    """Principal components of a fold's training patches, as many as refined dimensions."""
+def training_pca(model: BPBooster, read: Callable[[str], torch.Tensor], fold: Fold) -> PCA:
+    """Principal components of a fold's training patches, as many as refined dimensions.
+
+    Args:
+        model: of the fold.
+        read: gives the features (N, D) of a slide.
+        fold: its training and validation slides take part.
+    """
     split = fold.split
     members = list(split.loc[split["split"] != "test", "slide_id"])
     rng, each = np.random.default_rng(SEED), -(-PCA_SPOTS // len(members))
     parts = []
     for slide_id in members:
-        x = model.standardizer(cohort.load(slide_id, []).features)
+        x = model.standardizer(read(slide_id))
         parts.append(x[rng.permutation(len(x))[:each]].numpy())
     x = np.concatenate(parts)
     dimensions = model.prototypes.shape[1]

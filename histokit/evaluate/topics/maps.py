@@ -9,18 +9,18 @@ import numpy as np
 import pandas as pd
 
 from histokit.core.files import make_folder
-from histokit.core.progress import progress_bar
 from histokit.data.cohort import Cohort
-from histokit.data.genes import normalise
+from histokit.evaluate.evaluation import Evaluation
 from histokit.evaluate.metrics import mean_or_nan
-from histokit.evaluate.predictions import read_tissue
-from histokit.evaluate.runs import Fold, Run
+from histokit.evaluate.runs import Fold
+from histokit.evaluate.scores import SlideScore
+from histokit.evaluate.tables import SEEN_GROUPS, detail_sections, map_sections
+from histokit.evaluate.topics.base import Part, Topic
+from histokit.evaluate.topics.predictions import read_tissue
 from histokit.evaluate.verdict import UNITS
-from histokit.evaluate.views import SlideScore, load_held_out, predict
+from histokit.evaluate.views import SlideView
 from histokit.report import plots
-from histokit.report.page import Picture, number
-
-SEEN = {"yes": "patient also in training", "no": "new patient", "unknown": "patient unknown"}
+from histokit.report.page import Picture, Section, number
 
 
 def representative_slides(scores: Sequence[SlideScore], limit: int) -> list[SlideScore]:
@@ -62,41 +62,74 @@ def telling_genes(score: SlideScore, mean_pcc: pd.Series) -> dict[str, int]:
     return {f"{name} of {len(scored)}": scored[place] for place, name in names.items()}
 
 
-def draw_maps(
-    run: Run, cohort: Cohort, scores: Sequence[SlideScore], genes: pd.DataFrame, folder: Path,
-    limit: int,
-) -> list[Picture]:  # fmt: skip
-    """Tissue, measured and predicted expression of representative slides, one file a slide."""
-    folds = {fold.name: fold for fold in run.folds}
-    transform = run.config["options"]["target"]
-    pictures = []
-    for score in progress_bar(representative_slides(scores, limit), desc="pictures"):
-        chosen = telling_genes(score, genes["pcc"])
-        if not chosen:
-            continue
-        fold = folds[score.fold]
-        slide = load_held_out(fold, cohort, score.slide_id, score.genes)
-        prediction = predict(run, fold, fold.load_model(), slide)
-        target = normalise(slide.counts, slide.library_size, transform).tocsc()
-        maps = []
-        for label, index in chosen.items():
-            name = score.genes["symbol"].iloc[index] or score.genes["gene"].iloc[index]
-            title = f"{name}  ·  {label}  ·  PCC {number(float(score.pcc[index]))}"
-            measured = target[:, [index]].toarray().ravel()
-            maps.append(plots.GeneMap(title, measured, prediction[:, index].numpy()))
-        patient = f"patient {score.patient}, " if score.patient else ""
-        title = f"{score.slide_id}   ({patient}{score.cancer or 'no cancer code'})"
-        figure = plots.gene_maps(read_tissue(cohort, slide), maps, title, UNITS[transform])
-        path = picture_path(folder, "maps", fold, score.slide_id)
-        plots.save(figure, path)
-        headline = number(mean_or_nan(score.pcc[score.hvg]))
-        caption = (
-            f"Slide {score.slide_id}, fold {score.fold}, {SEEN[score.patient_seen]}; mean PCC of "
-            f"its highly variable genes {headline}. Measured and predicted share one colour scale; "
-            "spots have their size on the tissue."
-        )
-        pictures.append(Picture(path, caption))
-    return pictures
+class ResultTopic(Topic):
+    """The figures of the run: its first table, and an overview in pictures."""
+
+    def finish(self, evaluation: Evaluation) -> Part:
+        """Means over slides and the spread over slides and genes."""
+        overview = draw_overview(evaluation.slides, evaluation.genes, evaluation.folder)
+        return Part(sections=[Section("Results", tables=[evaluation.table], pictures=overview)])
+
+
+class MapTopic(Topic):
+    """Tissue, measured and predicted expression of a few slides, one file a slide."""
+
+    def __init__(self):
+        self.pictures: list[Picture] = []
+
+    def show(self, view: SlideView, evaluation: Evaluation) -> None:
+        """Draw a slide."""
+        picture = draw_map(view, evaluation.genes["pcc"], evaluation.job.cohort, evaluation.target,
+                           evaluation.folder)  # fmt: skip
+        self.pictures += [picture] if picture else []
+
+    def finish(self, evaluation: Evaluation) -> Part:
+        """The pictures, where there are any."""
+        return Part(sections=map_sections(self.pictures, evaluation.genes))
+
+
+class DetailTopic(Topic):
+    """Every test slide, and the best and the worst genes."""
+
+    def finish(self, evaluation: Evaluation) -> Part:
+        """Their tables."""
+        return Part(sections=detail_sections(evaluation.slides, evaluation.genes))
+
+
+def draw_map(
+    view: SlideView, mean_pcc: pd.Series, cohort: Cohort, target: str, folder: Path
+) -> Picture | None:
+    """Draw measured and predicted expression of a slide; None where no gene can be shown.
+
+    Args:
+        view: the slide.
+        mean_pcc: by gene name, over the run's test slides.
+        cohort: the cohort that holds its picture.
+        target: scale of the targets.
+        folder: of the evaluation.
+    """
+    score, fold, slide = view.score, view.fold, view.slide
+    chosen = telling_genes(score, mean_pcc)
+    if not chosen:
+        return None
+    measured, maps = view.target.tocsc(), []
+    for label, index in chosen.items():
+        name = score.genes["symbol"].iloc[index] or score.genes["gene"].iloc[index]
+        title = f"{name}  ·  {label}  ·  PCC {number(float(score.pcc[index]))}"
+        own = measured[:, [index]].toarray().ravel()
+        maps.append(plots.GeneMap(title, own, view.prediction[:, index].numpy()))
+    patient = f"patient {score.patient}, " if score.patient else ""
+    title = f"{score.slide_id}   ({patient}{score.cancer or 'no cancer code'})"
+    figure = plots.gene_maps(read_tissue(cohort, slide), maps, title, UNITS[target])
+    path = picture_path(folder, "maps", fold, score.slide_id)
+    plots.save(figure, path)
+    headline = number(mean_or_nan(score.pcc[score.hvg]))
+    caption = (
+        f"Slide {score.slide_id}, fold {score.fold}, {SEEN_GROUPS[score.patient_seen]}; mean PCC "
+        f"of its highly variable genes {headline}. Measured and predicted share one colour scale; "
+        "spots have their size on the tissue."
+    )
+    return Picture(path, caption)
 
 
 def picture_path(folder: Path, kind: str, fold: Fold, slide_id: str) -> Path:

@@ -9,12 +9,15 @@ import numpy as np
 import pandas as pd
 import torch
 
+from histokit.core.distributed import Team
 from histokit.data.cohort import Cohort, Slide
-from histokit.evaluate.predictions import read_tissue
-from histokit.evaluate.runs import Fold, Run
-from histokit.evaluate.topics.maps import picture_path, representative_slides
+from histokit.evaluate.evaluation import Evaluation
+from histokit.evaluate.scores import SlideScore
+from histokit.evaluate.topics.base import Part, Topic
+from histokit.evaluate.topics.maps import picture_path
 from histokit.evaluate.topics.pathway_plots import short_name
-from histokit.evaluate.views import SlideScore, load_held_out
+from histokit.evaluate.topics.predictions import read_tissue
+from histokit.evaluate.views import SlideView
 from histokit.models.bpbooster import BPBooster
 from histokit.report import plots
 from histokit.report.page import NONE, Picture, Section, Table, number
@@ -41,52 +44,75 @@ LITERAL = (
 )
 
 
-def prototype_sections(
-    run: Run, cohort: Cohort, scores: Sequence[SlideScore], folder: Path, pictures: int
-) -> list[Section]:
-    """Report the prototypes of every fold of a run of BP-Booster.
+class PrototypeTopic(Topic):
+    """The prototypes of every fold of a run of BP-Booster, over its test slides."""
 
-    Args:
-        run: the run.
-        cohort: its slides.
-        scores: of its test slides.
-        folder: of the evaluation; gets prototypes.csv and pictures.
-        pictures: slides drawn at most.
-    """
-    folds = {fold.name: fold for fold in run.folds}
-    tables = {
-        name: fold_table(fold, cohort, [s.slide_id for s in scores if s.fold == name])
-        for name, fold in folds.items()
-        if any(s.fold == name for s in scores)
-    }
-    table = pd.concat(tables.values(), keys=tables, names=["fold"]).reset_index("fold")
-    table.to_csv(folder / "prototypes.csv", index=False, float_format="%.6g")
-    drawn = representative_slides(scores, pictures)
-    maps = [draw_attention(folds[s.fold], cohort, s, tables[s.fold], folder) for s in drawn]
-    text = TEXT + (NAMED if table["program"].ne("").any() else "")
-    text += LITERAL if run.config["options"]["attention"] == "literal" else ""
-    return [Section("Prototypes", text, [_report(n, t) for n, t in tables.items()], maps)]
+    def __init__(self):
+        self.weights: dict[tuple[str, str], torch.Tensor] = {}  # (N, M) by fold and slide
+        self.learnt: dict[str, pd.DataFrame] = {}  # by fold: prototype, program, gate, raises
+        self.tables: dict[str, pd.DataFrame] = {}
+        self.pictures: list[Picture] = []
+
+    def add(self, view: SlideView) -> None:
+        """Keep a slide's attention."""
+        fold = view.fold
+        self.weights[fold.name, view.slide.slide_id] = attention(view.model, view.slide)
+        if fold.name not in self.learnt:
+            self.learnt[fold.name] = learnt_table(view.model, fold.genes)
+
+    def gather(self, team: Team, scores: Sequence[SlideScore]) -> None:
+        """Tables of the folds, from what all ranks have seen."""
+        for weights, learnt in team.gather((self.weights, self.learnt)):
+            self.weights |= weights
+            self.learnt |= learnt
+        for fold in dict.fromkeys(score.fold for score in scores):
+            own = [self.weights[s.fold, s.slide_id] for s in scores if s.fold == fold]
+            self.tables[fold] = fold_table(self.learnt[fold], torch.cat(own))
+
+    def show(self, view: SlideView, evaluation: Evaluation) -> None:
+        """Draw a slide's attention to the prototypes that tell its fold's patches apart most."""
+        weights = self.weights[view.fold.name, view.slide.slide_id]
+        table, cohort = self.tables[view.fold.name], evaluation.job.cohort
+        self.pictures.append(draw_attention(view, cohort, weights, table, evaluation.folder))
+
+    def finish(self, evaluation: Evaluation) -> Part:
+        """A table a fold, and prototypes.csv."""
+        table = pd.concat(self.tables.values(), keys=self.tables, names=["fold"])
+        table = table.reset_index("fold")
+        table.to_csv(evaluation.folder / "prototypes.csv", index=False, float_format="%.6g")
+        text = TEXT + (NAMED if table["program"].ne("").any() else "")
+        literal = evaluation.job.run.config["options"]["attention"] == "literal"
+        text += LITERAL if literal else ""
+        tables = [_report(name, table) for name, table in self.tables.items()]
+        return Part(sections=[Section("Prototypes", text, tables, self.pictures)])
 
 
-def fold_table(fold: Fold, cohort: Cohort, slides: Sequence[str]) -> pd.DataFrame:
-    """Prototypes of a fold over its test slides, what tells patches apart most first.
-
-    Returns:
-        prototype, program (empty where it started random), gate, attention, varies, raises.
-    """
-    model = fold.load_model()
-    weights = torch.cat([attention(model, load_held_out(fold, cohort, s, [])) for s in slides])
+def learnt_table(model: BPBooster, genes: pd.DataFrame) -> pd.DataFrame:
+    """prototype, program (empty where it started random), gate, raises: what a fold has learnt."""
     gate = model.prototype_gate.detach().numpy()
-    table = pd.DataFrame(
+    return pd.DataFrame(
         {
             "prototype": np.arange(len(gate)),
             "program": model.prototype_names or "",
             "gate": gate,
-            "attention": weights.mean(0).numpy(),
-            "varies": weights.std(0, correction=0).numpy(),
-            "raises": top_genes(model, fold.genes),
+            "raises": top_genes(model, genes),
         }
     )
+
+
+def fold_table(learnt: pd.DataFrame, weights: torch.Tensor) -> pd.DataFrame:
+    """Prototypes of a fold over its test slides, what tells patches apart most first.
+
+    Args:
+        learnt: of ``learnt_table``.
+        weights: (N, M) attention of all test patches.
+
+    Returns:
+        prototype, program, gate, attention, varies, raises.
+    """
+    table = learnt.assign(
+        attention=weights.mean(0).numpy(), varies=weights.std(0, correction=0).numpy()
+    )[["prototype", "program", "gate", "attention", "varies", "raises"]]
     order = (-table["gate"] * table["varies"]).argsort(kind="stable")
     return table.iloc[order].reset_index(drop=True)
 
@@ -112,20 +138,19 @@ def top_genes(model: BPBooster, genes: pd.DataFrame) -> list[str]:
 
 
 def draw_attention(
-    fold: Fold, cohort: Cohort, score: SlideScore, table: pd.DataFrame, folder: Path
+    view: SlideView, cohort: Cohort, weights: torch.Tensor, table: pd.DataFrame, folder: Path
 ) -> Picture:
-    """Draw a slide's attention to the prototypes that tell its fold's patches apart most."""
-    slide = load_held_out(fold, cohort, score.slide_id, [])
-    weights = attention(fold.load_model(), slide)
+    """Draw a slide's attention (N, M) to the first prototypes of its fold's table."""
+    slide_id, fold = view.slide.slide_id, view.fold
     maps = {
         f"{_name(row)}, gate {number(float(row.gate))}": weights[:, row.prototype].numpy()
         for row in table.head(MAPS).itertuples()
     }
-    figure = plots.spot_maps(read_tissue(cohort, slide), maps, f"{score.slide_id}: attention")
-    path = picture_path(folder, "prototypes", fold, score.slide_id)
+    figure = plots.spot_maps(read_tissue(cohort, view.slide), maps, f"{slide_id}: attention")
+    path = picture_path(folder, "prototypes", fold, slide_id)
     plots.save(figure, path)
     caption = (
-        f"Slide {score.slide_id}, fold {score.fold}: attention to the {len(maps)} prototypes that "
+        f"Slide {slide_id}, fold {fold.name}: attention to the {len(maps)} prototypes that "
         "tell its patches apart most; each map has its own colour scale."
     )
     return Picture(path, caption)

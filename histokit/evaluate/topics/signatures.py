@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from histokit.core.distributed import Team
 from histokit.core.errors import InputError
 from histokit.core.files import file_id
 from histokit.data.genes import read_gene_list
+from histokit.evaluate.coherence import (
+    coherence,
+)
+from histokit.evaluate.evaluation import Evaluation
+from histokit.evaluate.intervals import mean_interval, units_of
+from histokit.evaluate.metrics import mean_or_nan
+from histokit.evaluate.scores import SlideScore
+from histokit.evaluate.summary import (
+    CORRELATION,
+    MIN_SPOTS,
+    averaged,
+    one_row_a_slide,
+)
+from histokit.evaluate.topics.base import Part, Topic
+from histokit.evaluate.topics.pathway_plots import signature_bars
+from histokit.evaluate.topics.pathways import PathwayGenes, genes_of
+from histokit.evaluate.verdict import interval_note, with_interval
+from histokit.evaluate.views import SlideView
+from histokit.report import plots
+from histokit.report.page import Picture, Section, Table, number
 
 SHIPPED = {path.stem: path for path in Path(__file__).parent.glob("*.txt")}
 
@@ -48,6 +70,15 @@ def read_signature(source: str) -> Signature:
         twice = names[names.duplicated()][0]
         raise InputError(f"the signature {path} names {twice} twice; list each gene once")
     return Signature(file_id(path.stem), genes)
+
+
+def read_signatures(sources: Sequence[str]) -> list[Signature]:
+    """Read signatures; raises InputError for the first that is wrong or named twice."""
+    signatures = [read_signature(source) for source in sources]
+    names = [signature.name for signature in signatures]
+    if len(set(names)) < len(names):
+        raise InputError(f"--signature names {max(names, key=names.count)} twice; give it once")
+    return signatures
 
 
 def find_genes(signature: Signature, genes: pd.DataFrame) -> pd.Series:
@@ -139,3 +170,129 @@ def random_genes(places: np.ndarray, variance: np.ndarray, num_lists: int) -> li
                 taken.add(int(rng.choice(pool)))
         lists.append(np.array(sorted(taken), dtype=int))
     return lists
+
+
+_RANDOM_LISTS = 20  # lists of random genes beside each signature
+
+
+class SignatureTopic(Topic):
+    """Scores of signatures on every test slide."""
+
+    def __init__(self, signatures: Sequence[Signature]):
+        self.signatures = signatures
+        self.rows: list[dict] = []
+        self._places: dict[tuple[str, str], np.ndarray] = {}
+
+    def add(self, view: SlideView) -> None:
+        """Score a slide."""
+        fold, slide, score = view.fold, view.slide, view.score
+        prediction, target = view.prediction, view.target
+        for signature in self.signatures:
+            key = (fold.name, signature.name)
+            if key not in self._places:
+                self._places[key] = find_genes(signature, score.genes).to_numpy()
+            places = self._places[key]
+            row = {"signature": signature.name, "fold": fold.name, "slide_id": slide.slide_id}
+            row |= {"patient": score.patient, "below_floor": score.num_spots < MIN_SPOTS}
+            row |= _score_genes(places, prediction, target, score)
+            draws = random_genes(places, score.variance, _RANDOM_LISTS)
+            null = [_score_genes(draw, prediction, target, score)["pcc"] for draw in draws]
+            self.rows.append(row | {"random_pcc": mean_or_nan(null)})
+
+    def gather(self, team: Team, scores: Sequence[SlideScore]) -> None:
+        """Take over the rows of all ranks, in the order of the scores."""
+        order = {(score.fold, score.slide_id): i for i, score in enumerate(scores)}
+        rows = [row for part in team.gather(self.rows) for row in part]
+        self.rows = sorted(rows, key=lambda row: order[row["fold"], row["slide_id"]])
+
+    def table(self) -> pd.DataFrame:
+        """One row a signature, fold and slide; ``random_pcc`` is that of genes as variable."""
+        columns = ["signature", "fold", "slide_id", "patient", "below_floor", "pcc", "genes"]
+        columns.append("random_pcc")
+        return pd.DataFrame(self.rows, columns=columns)
+
+    def finish(self, evaluation: Evaluation) -> Part:
+        """A section a signature."""
+        rows, folder = self.table(), evaluation.folder
+        if not self.signatures:
+            return Part()
+        rows.to_csv(folder / "signatures.csv", index=False, float_format="%.6g")
+        genes, sections = genes_of(evaluation.scores), []
+        for signature in self.signatures:
+            own = rows[rows["signature"] == signature.name]
+            sections.append(signature_section(signature, own, genes, evaluation.genes, folder))
+        return Part(sections=sections)
+
+
+def _score_genes(places: np.ndarray, prediction, target, score: SlideScore) -> dict:
+    measured = target[:, places].toarray().astype(float)
+    measured[:, ~score.measured[places]] = np.nan
+    return score_signature(prediction[:, places].numpy(), measured)
+
+
+def signature_section(
+    signature: Signature,
+    scores: pd.DataFrame,
+    genes: PathwayGenes,
+    table: pd.DataFrame,
+    folder: Path,
+) -> Section:
+    """Per-gene PCC and the score of one signature.
+
+    Args:
+        signature: its genes.
+        scores: rows of ``SignatureScores.table`` of this signature.
+        genes: of the run.
+        table: of ``histokit.evaluate.summary.gene_table``.
+        folder: of the evaluation; gets signature_NAME.csv and .png.
+    """
+    found = find_genes(signature, genes.panel)
+    places = genes.panel["gene"].iloc[found.to_numpy()]
+    own = table.loc[places].reset_index()
+    own.index = found.index.rename("name")
+    own.to_csv(folder / f"signature_{signature.name}.csv", float_format="%.6g")
+    slides = one_row_a_slide(averaged(scores))
+    value, units = mean_or_nan(slides["pcc"]), units_of(slides["patient"])
+    interval = mean_interval(slides["pcc"].to_numpy(dtype=float), units, bounds=CORRELATION)
+    random = mean_or_nan(slides["random_pcc"])
+    mean = _coherence_of(signature.name, places, genes)
+    everything = mean_or_nan(table["pcc"])
+    rows = [
+        ["signature score", with_interval(value, interval.low, interval.high)],
+        ["score of random genes as variable", number(random)],
+        ["mean PCC of its genes", with_interval(mean.score, mean.low, mean.high)],
+        ["mean PCC of all genes", number(everything)],
+    ]
+    missing = [entry[0] for entry in signature.genes if entry[0] not in found]
+    note = f"{len(found)} of {len(signature.genes)} genes are in the panel"
+    note += f"; missing: {', '.join(missing)}. " if missing else ". "
+    note += interval_note(interval.unit, interval.units, not np.isnan(interval.low))
+    columns = ["slide", "fold", "PCC of the score", "random genes", "genes in it"]
+    by_slide = [
+        [s.slide_id, s.fold, float(s.pcc), float(s.random_pcc), int(s.genes)]
+        for s in scores.itertuples()
+    ]
+    tables = [
+        Table("", ["", "PCC"], rows, note),
+        Table("By slide", columns, by_slide, text_columns=2),
+    ]
+    text = (
+        "The signature's score at a spot is the mean z-score of its genes over the slide's spots, "
+        "predicted and measured in the same way; its PCC is their correlation on a slide, then the "
+        "mean over slides. What single genes have in common adds up in a score and their noise "
+        "averages out, so it lies far above the mean PCC of the genes, for any genes: the score of "
+        "random genes of the same number and variance is what to compare with. Only what lies "
+        "above it is owed to this signature."
+    )
+    pictures = []
+    if own["pcc"].notna().any():
+        path = folder / f"signature_{signature.name}.png"
+        plots.save(signature_bars(own, value, random, everything), path)
+        caption = "Each gene: PCC, mean over test slides, and the span of its slides."
+        pictures.append(Picture(path, caption, 90))
+    return Section(f"Signature: {signature.name}", text, tables, pictures)
+
+
+def _coherence_of(name: str, places: pd.Series, genes: PathwayGenes) -> pd.Series:
+    """The mean PCC of a signature's genes and its interval, as those of a pathway."""
+    return coherence({name: list(places)}, genes.pcc, genes.variance, genes.patients).iloc[0]

@@ -8,17 +8,39 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 from PIL import Image
 
-from histokit.core.files import atomic_path
+from histokit.core.files import atomic_path, make_folder
 from histokit.data.cohort import Cohort, Slide
 from histokit.data.technologies import spot_diameter
-from histokit.evaluate.views import Prediction, SlideScore
+from histokit.evaluate.topics.base import Topic
+from histokit.evaluate.views import SlideView
 from histokit.report.plots import Tissue
 
 # scanpy draws the tissue under the spots; so many pixels suffice and keep the files small.
 _PICTURE = 800
+
+
+class PredictionTopic(Topic):
+    """Predicted expression of every test slide, one .h5ad each.
+
+    Args:
+        folder: of the evaluation.
+        cohort: its slides.
+        provenance: what is stored beside every prediction.
+        whole: write every gene, not only those of the headline PCC.
+    """
+
+    def __init__(self, folder: Path, cohort: Cohort, provenance: dict, whole: bool):
+        self.folder, self.cohort, self.provenance, self.whole = folder, cohort, provenance, whole
+
+    def add(self, view: SlideView) -> None:
+        """Write a slide's prediction."""
+        fold, slide_id = view.fold, view.slide.slide_id
+        path = make_folder(self.folder / "predictions" / fold.id) / f"{slide_id}.h5ad"
+        about = self.provenance | {"fold": fold.name, "slide_id": slide_id}
+        chosen = np.ones_like(view.score.hvg) if self.whole else view.score.hvg
+        write_prediction(path, view, read_tissue(self.cohort, view.slide), about, chosen)
 
 
 def read_tissue(cohort: Cohort, slide: Slide) -> Tissue:
@@ -38,14 +60,7 @@ def read_tissue(cohort: Cohort, slide: Slide) -> Tissue:
 
 
 def write_prediction(
-    path: Path,
-    slide: Slide,
-    prediction: Prediction,
-    target: sp.csr_matrix,
-    score: SlideScore,
-    tissue: Tissue,
-    provenance: dict,
-    chosen: np.ndarray,
+    path: Path, view: SlideView, tissue: Tissue, provenance: dict, chosen: np.ndarray
 ) -> None:
     """Write one slide's prediction.
 
@@ -55,14 +70,12 @@ def write_prediction(
 
     Args:
         path: the .h5ad.
-        slide: its barcodes and coordinates.
-        prediction: of the slide.
-        target: (N, G) CSR float32.
-        score: of the same slide.
-        tissue: of the same slide.
+        view: the slide.
+        tissue: its picture.
         provenance: run, model, encoder, transform and the like, stored in ``uns["histokit"]``.
         chosen: (G,) bool, genes to write.
     """
+    slide, score, prediction, target = view.slide, view.score, view.prediction, view.target
     var = score.genes.set_index("gene")[["gene_id", "symbol"]]
     var = var.assign(hvg=score.hvg, measured=score.measured, pcc=score.pcc, mse=score.mse)
     measured = target[:, np.flatnonzero(chosen)].toarray()

@@ -1,0 +1,279 @@
+"""From the scored slides of runs to folders of tables, pictures and a report."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from histokit.core.distributed import Team
+from histokit.core.errors import InputError
+from histokit.core.files import write_json
+from histokit.core.progress import progress_bar
+from histokit.data.genes import read_gene_list
+from histokit.evaluate import compare as comparison
+from histokit.evaluate.controls import controls_of, open_cohort
+from histokit.evaluate.evaluation import Evaluation, Job
+from histokit.evaluate.folders import check_replaceable, versions
+from histokit.evaluate.options import Options
+from histokit.evaluate.protocol_genes import choose_genes
+from histokit.evaluate.protocols import PROTOCOLS, ProtocolScores, check_protocol
+from histokit.evaluate.published import read_published
+from histokit.evaluate.runs import Run
+from histokit.evaluate.scores import SlideScore
+from histokit.evaluate.summary import check_same_slides, pcc_matrix
+from histokit.evaluate.tables import text_table
+from histokit.evaluate.topics.audit import AuditTopic
+from histokit.evaluate.topics.base import Topic
+from histokit.evaluate.topics.clusters import ClusterTopic
+from histokit.evaluate.topics.controls import ControlTopic
+from histokit.evaluate.topics.embeddings import EmbeddingTopic
+from histokit.evaluate.topics.maps import DetailTopic, MapTopic, ResultTopic, representative_slides
+from histokit.evaluate.topics.pathways import (
+    Collection,
+    PathwayGenes,
+    PathwayTopic,
+    panel_of,
+    read_collections,
+)
+from histokit.evaluate.topics.predictions import PredictionTopic
+from histokit.evaluate.topics.protocol import ProtocolTopic, PublishedTopic
+from histokit.evaluate.topics.prototypes import PrototypeTopic
+from histokit.evaluate.topics.signatures import (
+    Signature,
+    SignatureTopic,
+    find_genes,
+    read_signatures,
+)
+from histokit.evaluate.verdict import GLOSSARY, patients_sentence, unknown_cancers, verdict
+from histokit.evaluate.views import Views, check_run
+from histokit.report.page import plural, render
+
+
+@dataclasses.dataclass
+class Questions:
+    """What is asked of every run, read once.
+
+    Attributes:
+        collections: gene sets.
+        signatures: lists of genes.
+        listed: genes that replace the training slides' most variable ones; None without them.
+        lists: gene lists of a published protocol, by the data and the slides they come from.
+        pathway_genes: of each run that was evaluated, by name; what a comparison needs.
+    """
+
+    collections: list[Collection]
+    signatures: list[Signature]
+    listed: list[str] | None
+    lists: dict[tuple, dict[str, list[str]]] = dataclasses.field(default_factory=dict)
+    pathway_genes: dict[str, PathwayGenes] = dataclasses.field(default_factory=dict)
+
+    def gene_lists(self, job: Job, protocol: str) -> dict[str, list[str]]:
+        """The protocol's gene lists; a run and its controls share them."""
+        slides = tuple(dict.fromkeys(s for f in job.run.folds for s in f.split["slide_id"]))
+        key = (str(job.cohort.folder), slides, protocol)
+        if key not in self.lists:
+            self.lists[key] = choose_genes(job.run, job.cohort, protocol, self.listed)
+        return self.lists[key]
+
+
+def prepare(cfg: Options) -> tuple[Questions, list[Job]]:
+    """Open every run and refuse what cannot be scored or compared before any work is done.
+
+    Returns:
+        What is asked, and the runs with their controls, each control before its run.
+
+    Raises:
+        InputError: says what is wrong with which run, file or option.
+    """
+    if cfg.published:
+        read_published(cfg.published)  # an unknown task ends here
+    listed = read_gene_list(cfg.hvg_file) if cfg.hvg_file else None
+    collections = read_collections(cfg.gene_sets or (), cfg.curate)
+    questions = Questions(collections, read_signatures(cfg.signature or ()), listed)
+    jobs = []
+    for name, folder in zip(_short_names(cfg.run), cfg.run, strict=True):
+        run, controls = Run(folder), []
+        check_protocol(run, PROTOCOLS[cfg.protocol])
+        for label, control in controls_of(run).items():
+            cohort, out = open_cohort(control, cfg.data), control.folder / "eval"
+            controls.append(_job(f"{name}, {label}", control, cohort, out, questions, (), label))
+        out = Path(cfg.out) if cfg.out and len(cfg.run) == 1 else run.folder / "eval"
+        names = tuple(control.name for control in controls)
+        job = _job(name, run, open_cohort(run, cfg.data), out, questions, names)
+        jobs += [*controls, job]
+    if len(cfg.run) > 1:
+        check_same_slides({job.name: set(job.tests) for job in jobs})
+        check_replaceable(_comparison_folder(cfg))
+    return questions, jobs
+
+
+def _job(name, run, cohort, out, questions: Questions, controls=(), control: str = "") -> Job:
+    tests = [slide for _, members in check_run(run, cohort) for slide in members]
+    for collection in questions.collections:
+        collection.within(panel_of(run))
+    for signature in questions.signatures:
+        for fold in run.folds:
+            find_genes(signature, fold.genes)
+    check_replaceable(out)
+    return Job(name, run, cohort, out, tests, controls, control)
+
+
+def _short_names(folders: list[str]) -> list[str]:
+    """The last part of each path, or the whole path where that is not enough."""
+    paths = [os.path.normpath(folder) for folder in folders]
+    if len(set(paths)) < len(paths):
+        raise InputError("--run names a run twice; name each once")
+    short = [Path(path).name for path in paths]
+    return short if len(set(short)) == len(short) else paths
+
+
+def _comparison_folder(cfg: Options) -> Path:
+    """Where several runs are set side by side."""
+    return Path(cfg.out) if cfg.out else Path(os.path.normpath(cfg.run[0])).parent / "comparison"
+
+
+def topics(
+    job: Job, cfg: Options, questions: Questions, views: Views, results: Mapping[str, Evaluation],
+    folder: Path, team: Team,
+) -> list[Topic]:  # fmt: skip
+    """What the report of a run asks, in the order of its sections."""
+    found: list[Topic] = [ResultTopic(), ControlTopic({n: results[n] for n in job.controls
+                                                       if team.first})]  # fmt: skip
+    if cfg.protocol != "histokit":
+        lists = team.gather(questions.gene_lists(job, cfg.protocol) if team.first else None)[0]
+        listed = len(questions.listed or ())
+        found.append(ProtocolTopic(ProtocolScores(job.run, PROTOCOLS[cfg.protocol], lists, listed)))
+    if cfg.published and not job.control:
+        found.append(PublishedTopic(cfg.published, cfg.protocol, questions.listed is not None))
+    if cfg.pictures and not job.control:
+        found.append(MapTopic())
+    found.append(DetailTopic())
+    if job.run.config["options"]["model"] == "bpbooster" and not job.control:
+        found += [PrototypeTopic(), EmbeddingTopic(job.run, job.cohort)]
+    found += [PathwayTopic(questions.collections), SignatureTopic(questions.signatures)]
+    if cfg.clusters and not job.control:
+        found.append(ClusterTopic(views))
+    if cfg.predictions and not job.control:
+        whole = cfg.predict_genes == "all"
+        found.append(PredictionTopic(folder, job.cohort, _provenance(job, cfg), whole))
+    return [*found, AuditTopic()]
+
+
+def write(
+    job: Job, cfg: Options, questions: Questions, views: Views, topics: Sequence[Topic],
+    scores: Sequence[SlideScore], folder: Path,
+) -> Evaluation:  # fmt: skip
+    """Write a run's tables, pictures and report into its folder.
+
+    Args:
+        job: the run.
+        cfg: the options.
+        questions: what is asked; takes what a comparison needs of the run.
+        views: its slides, of which a few are seen again to be drawn.
+        topics: of ``topics``, after the pass over the slides.
+        scores: of its test slides.
+        folder: the folder.
+    """
+    found = Evaluation.of(job, folder, scores)
+    found.slides.to_csv(folder / "slides.csv", index=False)
+    found.genes.to_csv(folder / "genes.csv", float_format="%.6g")
+    pcc_matrix(scores).to_csv(folder / "pcc_by_slide.csv", float_format="%.4f")
+    by_cancer = found.summary[found.summary["by"] == "cancer"]
+    by_cancer.to_csv(folder / "cancers.csv", index=False)
+    _write_summary(folder, found.summary, _provenance(job, cfg))
+    folds = {fold.name: fold for fold in job.run.folds}
+    drawn = cfg.max_pictures if cfg.pictures and not job.control else 0
+    for score in progress_bar(representative_slides(scores, drawn), desc="pictures"):
+        view = views.again(folds[score.fold], score.slide_id)
+        for topic in topics:
+            topic.show(view, found)
+    parts = [topic.finish(found) for topic in topics]
+    strange = unknown_cancers(found.slides)
+    said = _said(found, cfg, questions) + [s for part in parts for s in part.sentences]
+    audit = parts[-1].sentences
+    found.caveats = [*audit, patients_sentence(found.slides, found.summary), strange]
+    if strange:
+        print(f"{job.name}: {strange}")
+    render(
+        folder / "report.html",
+        f"How well {found.model} predicts expression from tissue",
+        f"Run {job.run.folder} · encoder {found.encoder} · "
+        f"{plural(len(job.run.folds), 'fold')} · data {job.cohort.folder}",
+        said,
+        [section for part in parts for section in part.sections],
+        {
+            "evaluation": dataclasses.asdict(cfg),
+            "training": job.run.config,
+            "features": job.cohort.provenance(job.tests[0]),
+            "versions": versions(),
+        },
+        GLOSSARY,
+    )
+    for topic in topics:
+        if isinstance(topic, PathwayTopic):
+            questions.pathway_genes[job.name] = topic.genes
+    found.scores = ()
+    return found
+
+
+def _said(found: Evaluation, cfg: Options, questions: Questions) -> list[str]:
+    """The verdict, with a word on a given gene list of which the model lacks some."""
+    said = verdict(found.slides, found.summary, found.target)
+    hvgs = int(found.slides["hvgs"].max())
+    if questions.listed and hvgs < len(questions.listed):
+        said.insert(
+            1,
+            f"Of the {len(questions.listed)} genes of {cfg.hvg_file} the model predicts {hvgs}; "
+            "the headline is theirs alone.",
+        )
+    return said
+
+
+def tell(found: Evaluation, alone: bool) -> None:
+    """Print where a run's evaluation lies, and its first tables where it is the only run."""
+    job = found.job
+    if alone and not job.control:
+        print(text_table(found.table))
+        if found.beside_controls is not None:
+            print(f"\n{text_table(found.beside_controls)}\n")
+    print(f"wrote the evaluation of {job.run.folder} to {job.out}, see {job.out}/report.html")
+
+
+def compare(results: Mapping[str, Evaluation], questions: Questions, cfg: Options) -> None:
+    """Write and print the comparison of several runs."""
+    results, out = comparison.without_repeats(results), _comparison_folder(cfg)
+    genes = {name: questions.pathway_genes[name] for name in results}
+    for table in comparison.compare_runs(results, genes, questions.collections, out, cfg):
+        print(f"{table.title}\n{text_table(table)}\n")
+    print(f"wrote the comparison of {len(cfg.run)} runs to {out}, see {out}/report.html")
+
+
+def _provenance(job: Job, cfg: Options) -> dict:
+    """The choices behind every figure."""
+    options = job.run.config["options"]
+    default = f"top {cfg.num_hvg} of the training slides of each fold"
+    knobs = PROTOCOLS["histokit"].knobs() | {
+        "gene_rule": f"the list {cfg.hvg_file}" if cfg.hvg_file else default,
+        "target": options["target"],
+        "model": options["model"],
+    }
+    return {
+        "run": str(job.run.folder),
+        "model": options["model"],
+        "encoder": options["encoder"],
+        "transform": options["target"],
+        "knobs": knobs,
+        "hvgs": cfg.hvg_file or default,
+        "intervals": "95 %, over the unit of each row; see docs/statistics.md",
+        "config": job.run.config,
+    }
+
+
+def _write_summary(folder: Path, summary: pd.DataFrame, provenance: Mapping) -> None:
+    summary.assign(**provenance["knobs"]).to_csv(folder / "summary.csv", index=False)
+    rows = summary.astype(object).where(summary.notna(), None).to_dict("records")
+    write_json(folder / "summary.json", {**provenance, "versions": versions(), "results": rows})

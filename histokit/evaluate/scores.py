@@ -1,0 +1,147 @@
+"""Correlation and error of every gene on a test slide."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+
+from histokit import ops
+from histokit.core.errors import InputError
+from histokit.data.cohort import Slide
+from histokit.data.genes import moments
+from histokit.data.sparse import csr_tensor
+from histokit.evaluate.runs import Fold
+from histokit.ops.gemm import linear
+from histokit.ops.reference import is_constant
+
+
+@dataclasses.dataclass(frozen=True)
+class SlideScore:
+    """One test slide under the model of one fold; arrays are (G,) in the order of ``genes``.
+
+    Attributes:
+        patient_seen: ``yes`` where another slide of the patient trained or validated the model,
+            ``no``, or ``unknown`` where the slide names no patient.
+        cancer_known: whether the model was trained on the slide's cancer, where it is told one.
+        genes: the fold's gene table.
+        hvg: the genes of the headline PCC.
+        measured: whether the slide measured the gene.
+        constant_target: measured, but the same in every spot.
+        constant_pred: predicted the same in every spot.
+        pcc: Pearson correlation over the slide's spots, NaN where it does not exist.
+        mse: mean squared error, NaN where not measured.
+        variance: of the target, NaN where not measured.
+        target_mean: of the target, NaN where not measured.
+    """
+
+    fold: str
+    slide_id: str
+    cancer: str
+    patient: str
+    patient_seen: str
+    num_spots: int
+    cancer_known: bool
+    genes: pd.DataFrame
+    hvg: np.ndarray
+    measured: np.ndarray
+    constant_target: np.ndarray
+    constant_pred: np.ndarray
+    pcc: np.ndarray
+    mse: np.ndarray
+    variance: np.ndarray
+    target_mean: np.ndarray
+
+
+def choose_hvgs(fold: Fold, num_hvg: int, listed: list[str] | None = None) -> np.ndarray:
+    """The genes of the headline PCC: a list, or the most variable of the fold's training slides.
+
+    Args:
+        fold: its gene table ranks genes by training slides only.
+        num_hvg: how many; fewer where fewer genes have a rank.
+        listed: gene names, Ensembl ids or symbols that replace the ranking.
+
+    Returns:
+        (G,) bool in the order of the model's outputs.
+    """
+    genes = fold.genes
+    if listed is None:
+        chosen = (genes["hvg_rank"] <= num_hvg).to_numpy()
+        fix = "name the genes with --hvg-file"
+    else:
+        chosen = genes[["gene", "gene_id", "symbol"]].isin(listed).any(axis=1).to_numpy()
+        fix = "the list and the panel must use the same kind of name"
+        print(f"fold {fold.name}: {chosen.sum()} of the {len(listed)} listed genes are predicted")
+    if not chosen.any():
+        raise InputError(f"no gene of fold {fold.name} is among the genes to score; {fix}")
+    return chosen
+
+
+def patient_seen(split: pd.DataFrame, slide_id: str) -> str:
+    """Whether the slide's patient also trained or validated the fold: yes, no or unknown."""
+    patient = split.loc[split["slide_id"] == slide_id, "patient"].iloc[0]
+    if not patient:
+        return "unknown"
+    return "yes" if patient in set(split.loc[split["split"] != "test", "patient"]) else "no"
+
+
+def score_slide(
+    fold: Fold,
+    hvg: np.ndarray,
+    slide: Slide,
+    prediction: Prediction,
+    target: sp.csr_matrix,
+    cancer_known: bool = True,
+) -> SlideScore:
+    """Correlate and compare in closed form; target: (N, G) CSR float32."""
+    head, spots = prediction.head, target.shape[0]
+    with torch.inference_mode():
+        pcc, mse = ops.linear_pearson(prediction.hidden, head.weight, head.bias, csr_tensor(target))
+    mean, variance = moments(target, np.ones((1, target.shape[1])), np.zeros(spots, int))
+    squares, centre = torch.from_numpy(variance * spots), torch.from_numpy(mean)
+    constant = is_constant(squares, centre, spots, torch.float32).numpy()
+    pcc = np.where(slide.measured & ~constant, pcc.double().numpy(), np.nan)
+    mse, variance, mean = (
+        np.where(slide.measured, values, np.nan)
+        for values in (mse.double().numpy(), variance, mean)
+    )
+    return SlideScore(
+        fold=fold.name,
+        slide_id=slide.slide_id,
+        cancer=slide.cancer,
+        patient=slide.patient,
+        patient_seen=patient_seen(fold.split, slide.slide_id),
+        num_spots=spots,
+        cancer_known=cancer_known,
+        genes=fold.genes,
+        hvg=hvg,
+        measured=slide.measured,
+        constant_target=slide.measured & constant,
+        constant_pred=slide.measured & ~constant & np.isnan(pcc),
+        pcc=pcc,
+        mse=mse,
+        variance=variance,
+        target_mean=mean,
+    )
+
+
+class Prediction:
+    """A slide's predictions through a linear head: the (N, G) matrix is never formed.
+
+    ``prediction[:, genes]`` computes those columns, float32.
+    """
+
+    def __init__(self, hidden: torch.Tensor, head: torch.nn.Linear):
+        self.hidden, self.head = hidden, head
+        self.shape = (len(hidden), head.out_features)
+
+    @torch.inference_mode()
+    def __getitem__(self, key: tuple[slice, object]) -> torch.Tensor:
+        rows, genes = key
+        weight, bias = self.head.weight[genes], self.head.bias[genes]
+        if weight.ndim == 1:  # one gene
+            return self.hidden[rows] @ weight + bias
+        return linear(self.hidden[rows], weight, bias)
