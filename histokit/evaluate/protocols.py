@@ -16,6 +16,7 @@ from histokit.evaluate.metrics import StreamingPearson, mean_or_nan
 from histokit.evaluate.protocol_genes import choose_genes
 from histokit.evaluate.runs import Fold, Run
 from histokit.evaluate.views import SlideView, Views
+from histokit.models.registry import MODELS
 
 _SPOTS = 1024
 
@@ -137,15 +138,6 @@ PROTOCOLS = {
             (10, 50, 200),
         ),
     )
-}
-REGRESSORS = {
-    "ridge-hest": "StandardScaler, PCA 256, ridge without intercept, alpha 100 / (components x 50)",
-    "ridge": "StandardScaler, PCA 256, ridge with intercept, alpha by grouped cross-validation",
-    "ridge-no-pca": "StandardScaler, ridge with intercept, alpha by grouped cross-validation",
-    "ridge-by-gene": "StandardScaler, PCA 256, ridge with intercept, alpha of each gene by grouped "
-    "cross-validation",
-    "mean": "intercept only",
-    "library-size": "line on log library size, with intercept",
 }
 
 
@@ -277,7 +269,7 @@ class ProtocolScores:
         knobs = self.protocol.knobs() | {"target": options["target"]}
         if self.listed:
             knobs["gene_rule"] = f"a list of {self.listed} genes"
-        regressor = REGRESSORS.get(options["model"], "a network with a linear head")
+        regressor = MODELS[options["model"]].regressor
         knobs |= {"model": options["model"], "regressor": regressor}
         columns = ["figure", "group", "value", "deviation", "genes", "genes_undefined", "pools"]
         return pd.DataFrame(_figures(self.protocol, units), columns=columns).assign(**knobs)

@@ -9,6 +9,7 @@ from itertools import groupby
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import torch
 
 from histokit.core.distributed import ALONE, Team
 from histokit.core.errors import InputError
@@ -87,7 +88,8 @@ def predict(run: Run, fold: Fold, model, slide: Slide) -> Prediction:
         InputError: the prediction is not finite.
     """
     fold.check_held_out(slide.slide_id)
-    hidden = model.embed(slide.features, slide.cancer, allow_unknown=True)
+    coords = torch.from_numpy(slide.centres)
+    hidden = model.embed(slide.features, slide.cancer, allow_unknown=True, coords=coords)
     prediction = Prediction(hidden, model.head)
     parts = (prediction.hidden, model.head.weight, model.head.bias)
     if not all(part.isfinite().all() for part in parts):

@@ -1,62 +1,28 @@
-"""Models by name, and their files: ``model.safetensors`` with the weights, ``model.json``."""
+"""Models of spatial expression; ``from histokit.models import HistoPrism``.
 
-from __future__ import annotations
+Names are imported when they are asked for, so that the table of models needs no torch.
+"""
 
-from pathlib import Path
+import importlib
 
-from safetensors.torch import load_file, save_file
-
-from histokit.core.files import atomic_path, read_json, reading, write_json
-from histokit.core.weights import load_weights
-from histokit.models.base import Model, Standardizer
-from histokit.models.baselines import MLP, LinearMap, Mean
-from histokit.models.bpbooster import BPBooster
-from histokit.models.histoprism import HistoPrism
-
-CLASSES = {
-    "mean": Mean,
-    "ridge-hest": LinearMap,
-    "ridge": LinearMap,
-    "ridge-no-pca": LinearMap,
-    "ridge-by-gene": LinearMap,
-    "library-size": LinearMap,
-    "mlp": MLP,
-    "histoprism": HistoPrism,
-    "bpbooster": BPBooster,
+_PLACES = {
+    "BPBooster": "bpbooster",
+    "Batch": "base",
+    "HistoPrism": "histoprism",
+    "LinearMap": "baselines",
+    "MLP": "baselines",
+    "Mean": "baselines",
+    "Model": "base",
+    "STPath": "stpath",
+    "STPathModel": "stpath",
+    "Standardizer": "base",
+    "load": "files",
+    "save": "files",
 }
-NETWORKS = ("mlp", "histoprism")
-MOMENTS = ("feature_mean", "feature_scale")
+__all__ = sorted(_PLACES)
 
 
-def save(model: Model, name: str, arguments: dict, folder: Path) -> None:
-    """Write a model; ``arguments`` rebuild it. The weights come last: they mark a whole model."""
-    description = {
-        "model": name,
-        "arguments": arguments,
-        "standardize": model.standardizer.how,
-        "blocks": list(model.standardizer.blocks),
-    }
-    write_json(folder / "model.json", description)
-    state = model.state_dict()
-    if model.standardizer.how == "train":
-        state |= dict(
-            zip(MOMENTS, (model.standardizer.mean, model.standardizer.scale), strict=True)
-        )
-    state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    with atomic_path(folder / "model.safetensors") as temporary:
-        save_file(state, temporary)
-
-
-def load(folder: Path) -> Model:
-    """Read a model in evaluation mode; raises InputError for a damaged or foreign file."""
-    description = read_json(folder / "model.json")
-    with reading(folder / "model.safetensors", "file of weights", "train the fold again"):
-        state = load_file(folder / "model.safetensors")
-    with reading(folder / "model.json", "description of a model", "train the fold again"):
-        model = CLASSES[description["model"]](**description["arguments"])
-    moments = [state.pop(key, None) for key in MOMENTS]
-    with reading(folder / "model.json", "description of a model", "train the fold again"):
-        blocks = tuple(description.get("blocks", ()))
-        model.standardizer = Standardizer(description["standardize"], *moments, blocks)
-    load_weights(model, state, folder / "model.safetensors")
-    return model.eval()
+def __getattr__(name: str):
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)

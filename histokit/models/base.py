@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
+from histokit import ops
 from histokit.core.errors import InputError
 
 
@@ -60,27 +62,62 @@ def _scale(deviation: torch.Tensor) -> torch.Tensor:
     return deviation.clamp(min=floor) if floor > 0 else torch.ones_like(deviation)
 
 
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Patches of one slide, or of several packed one after another, and what is known of them.
+
+    Attributes:
+        features: (N, D) float.
+        cancers: (S,) int64 codes of the slides; -1 is unknown.
+        slide_index: (N,) int64, ascending: which slide a patch belongs to; None for one slide.
+        coords: (N, 2) spot centres x, y in one unit a slide; None for models that do not use them.
+    """
+
+    features: torch.Tensor
+    cancers: torch.Tensor
+    slide_index: torch.Tensor | None = None
+    coords: torch.Tensor | None = None
+
+    def sizes(self) -> list[int]:
+        """Patches of each slide."""
+        if self.slide_index is None:
+            return [len(self.features)]
+        return torch.bincount(self.slide_index, minlength=len(self.cancers)).tolist()
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What a slide's patches are taught: values (N, G), dense or CSR, and measured (G,) bool."""
+
+    values: torch.Tensor
+    measured: torch.Tensor
+
+
 class Model(nn.Module):
-    """Predicts as ``head(hidden(x, cancer))``; evaluation may use the two halves apart.
+    """Predicts as ``head(hidden(batch))``; evaluation may use the two halves apart.
 
     A subclass defines ``hidden``, holds an ``nn.Linear`` as ``head``, and sets ``input_dim``.
-    ``cancers`` lists the oncotree codes a model is conditioned on, or is None where it is not.
+    ``cancers`` lists the oncotree codes a model is conditioned on, or is None where it is not;
+    ``uses_coords`` says whether it needs to know where patches lie.
     """
 
     cancers: list[str] | None = None
+    uses_coords = False
 
     def __init__(self):
         super().__init__()
         self.standardizer = Standardizer("none")
 
-    def hidden(
-        self, x: torch.Tensor, cancer: int | torch.Tensor, slide_index: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Patch features (N, D) to the head's input (N, d)."""
+    def hidden(self, batch: Batch) -> torch.Tensor:
+        """Patches (N, D) to the head's input (N, d)."""
         raise NotImplementedError
 
     def forward(
-        self, x: torch.Tensor, cancer: int | torch.Tensor, slide_index: torch.Tensor | None = None
+        self,
+        x: torch.Tensor,
+        cancer: int | torch.Tensor = -1,
+        slide_index: torch.Tensor | None = None,
+        coords: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Predict expression.
 
@@ -88,11 +125,34 @@ class Model(nn.Module):
             x: (N, D) float patch features of one slide, or of several slides one after another.
             cancer: integer code of the slide, or (S,) codes of the packed slides; -1 is unknown.
             slide_index: (N,) int64, ascending: which slide a patch belongs to, when packed.
+            coords: (N, 2) spot centres, for models that use them.
 
         Returns:
             (N, G) expression on the scale of the training targets.
         """
-        return self.head(self.hidden(x, cancer, slide_index))
+        codes = torch.as_tensor(cancer, device=x.device).reshape(-1)
+        return self.head(self.hidden(Batch(x, codes, slide_index, coords)))
+
+    def loss(
+        self, batch: Batch, targets: Sequence[Target], autocast: torch.dtype | None = None
+    ) -> torch.Tensor:
+        """Mean over slides of each slide's MSE over its measured genes.
+
+        Args:
+            batch: the slides.
+            targets: of each slide.
+            autocast: type of the matrix products before the loss, which is float32 itself.
+        """
+        with torch.autocast(batch.features.device.type, autocast, enabled=autocast is not None):
+            hidden = self.hidden(batch)
+        return torch.stack(
+            [
+                ops.linear_mse(
+                    part.float(), self.head.weight, self.head.bias, target.values, target.measured
+                )
+                for part, target in zip(hidden.split(batch.sizes()), targets, strict=True)
+            ]
+        ).mean()
 
     def cancer_code(self, cancer: str) -> int:
         """The integer code of an oncotree code; raises InputError for one never trained on."""
@@ -111,34 +171,46 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def embed(
-        self, features: torch.Tensor, cancer: str, allow_unknown: bool = False
+        self,
+        features: torch.Tensor,
+        cancer: str,
+        allow_unknown: bool = False,
+        coords: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """One slide's features (N, D) and oncotree code to the head's input (N, d).
 
         Args:
             features: (N, D), as extracted.
             cancer: oncotree code of the slide.
+            coords: (N, 2) spot centres; models that do not use them ignore them.
             allow_unknown: condition a slide of a cancer never trained on on no cancer, the
                 all-zero code that HistoPrism's authors give it, instead of refusing it.
 
         Raises:
-            InputError: features of another dimension, or an unknown cancer code.
+            InputError: features of another dimension, an unknown cancer code, or no coordinates for
+                a model that needs them.
         """
         if features.ndim != 2 or features.shape[1] != self.input_dim:
             raise InputError(
                 f"the model takes features of {self.input_dim} dimensions and got "
                 f"{tuple(features.shape)}; use the encoder it was trained with"
             )
+        if self.uses_coords and coords is None:
+            raise InputError("the model uses the place of each patch; give its coordinates too")
         self.eval()
         features = self.standardizer(features).to(self.head.weight)
         known = not allow_unknown or self.knows_cancer(cancer)
-        return self.hidden(features, self.cancer_code(cancer) if known else -1)
+        code = torch.tensor([self.cancer_code(cancer) if known else -1], device=features.device)
+        coords = coords.to(features) if self.uses_coords else None
+        return self.hidden(Batch(features, code, None, coords))
 
     @torch.inference_mode()
-    def predict(self, features: torch.Tensor, cancer: str) -> torch.Tensor:
+    def predict(
+        self, features: torch.Tensor, cancer: str, coords: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """One slide's features (N, D) and oncotree code to expression (N, G), float32.
 
         Raises:
             InputError: as ``embed``.
         """
-        return self.head(self.embed(features, cancer)).float()
+        return self.head(self.embed(features, cancer, coords=coords)).float()

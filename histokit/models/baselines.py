@@ -17,9 +17,9 @@ class Mean(Model):
         self.input_dim = input_dim
         self.head = Linear(1, num_genes)
 
-    def hidden(self, x, cancer, slide_index=None):
+    def hidden(self, batch):
         """(N, D) to zeros (N, 1)."""
-        return x.new_zeros(x.shape[0], 1)
+        return batch.features.new_zeros(len(batch.features), 1)
 
 
 class LinearMap(Model):
@@ -34,9 +34,9 @@ class LinearMap(Model):
         self.register_buffer("offset", torch.zeros(num_components))
         self.head = Linear(num_components, num_genes)
 
-    def hidden(self, x, cancer, slide_index=None):
+    def hidden(self, batch):
         """(N, D) to component scores (N, K)."""
-        return linear((x - self.mean) / self.scale, self.components, -self.offset)
+        return linear((batch.features - self.mean) / self.scale, self.components, -self.offset)
 
 
 class MLP(Model):
@@ -55,6 +55,6 @@ class MLP(Model):
         )
         self.head = Linear(hidden_dim, num_genes)
 
-    def hidden(self, x, cancer, slide_index=None):
+    def hidden(self, batch):
         """(N, D) to (N, hidden_dim)."""
-        return self.body(x)
+        return self.body(batch.features)

@@ -117,8 +117,12 @@ class BPBooster(Model):
             return self.prototypes.new_ones(self.prototypes.shape[1])
         return self.latent_logit.sigmoid()
 
-    def hidden(self, x, cancer=-1, slide_index=None):
+    def hidden(self, batch):
         """(N, L1) to the refined embedding (N, L2); patches do not see each other."""
+        return self.refine(batch.features)
+
+    def refine(self, x: torch.Tensor) -> torch.Tensor:
+        """Patch features (N, L1) to refined embeddings (N, L2) (Eq. 4)."""
         projected, gate = self.projection(x), self.prototype_gate
         if self.attention == "prototypes":
             key, value = self.key(self.prototypes), self.value(self.prototypes)
@@ -137,7 +141,7 @@ class BPBooster(Model):
     def _gated_output(self) -> torch.Tensor:
         return self.latent_gate[:, None] * self.output.weight
 
-    def loss(self, x: torch.Tensor, y: torch.Tensor, losses: str = "both") -> torch.Tensor:
+    def patch_loss(self, x: torch.Tensor, y: torch.Tensor, losses: str = "both") -> torch.Tensor:
         """Reconstruction plus regression (Eq. 12), each a mean of squares over all its entries.
 
         Args:
@@ -145,7 +149,7 @@ class BPBooster(Model):
             y: (N, num_hvgs) expression of the highly variable genes.
             losses: ``both``, or the one that is left.
         """
-        latent, parts = self.hidden(x), []
+        latent, parts = self.refine(x), []
         if losses in ("both", "reconstruction"):
             parts.append((self.decoder, x))
         if losses in ("both", "regression"):

@@ -111,11 +111,10 @@ class HistoPrism(Model):
         """The linear layer over genes."""
         return self.gene_regression_head[4]
 
-    def hidden(self, x, cancer, slide_index=None):
+    def hidden(self, batch):
         """(N, D) to (N, hidden_dim), the input of the linear layer over genes."""
-        h = self.input_proj(self._condition(x, cancer, slide_index))
-        sizes = [len(x)] if slide_index is None else torch.bincount(slide_index).tolist()
-        order = None
+        h = self.input_proj(self._condition(batch))
+        sizes, order = batch.sizes(), None
         if self.max_patches and max(sizes, default=0) > self.max_patches:
             order, sizes = _groups(sizes, self.max_patches, h.device)
             h = h[order]
@@ -125,8 +124,8 @@ class HistoPrism(Model):
             h = h[torch.argsort(order)]
         return self.gene_regression_head[:4](h)
 
-    def _condition(self, x, cancer, slide_index):
-        codes = torch.as_tensor(cancer, device=x.device).reshape(-1)
+    def _condition(self, batch):
+        x, codes = batch.features, batch.cancers.to(batch.features.device)
         # An unknown code (-1) is all zeros, as the authors' one-hot is: the bias alone remains.
         onehot = (codes[:, None] == torch.arange(len(self.cancers), device=x.device)).to(x.dtype)
         context = self.onco_embedder(onehot)[:, None]
@@ -145,7 +144,7 @@ class HistoPrism(Model):
             norm.weight,
             norm.bias,
             num_heads=self.cross_heads,
-            slide_index=slide_index,
+            slide_index=batch.slide_index,
             dropout_mask=mask,
             eps=norm.eps,
         )

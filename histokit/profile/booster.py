@@ -72,7 +72,7 @@ def booster_training(at: Setting, fused: bool) -> Case:
         model.train()
         optimiser.zero_grad()
         with torch.enable_grad():
-            loss = (model if fused else plain).loss(x, y)
+            loss = (model if fused else plain).patch_loss(x, y)
             loss.backward()
         return loss.detach()
 

@@ -14,6 +14,7 @@ from scipy.stats import pearsonr
 from torch import nn
 
 from histokit import ops
+from histokit.models.base import Batch
 from histokit.models.histoprism import OFFICIAL_CANCERS, HistoPrism
 from histokit.models.stpath import STPath, STPathLayer, rescale_coords
 from histokit.profile.booster import booster, booster_training
@@ -81,6 +82,10 @@ def _slide_expression(at: Setting) -> torch.Tensor:
     ).to(at.device, at.dtype)
 
 
+def _batch(x: torch.Tensor) -> Batch:
+    return Batch(x, torch.tensor([CANCER], device=x.device))
+
+
 def coherence(at: Setting, here: bool) -> Case:
     """GPC of one slide: mean correlation of each pathway's genes."""
     model, authors, x = _histoprism(at)
@@ -96,7 +101,7 @@ def coherence(at: Setting, here: bool) -> Case:
 
     def closed(sparse: torch.Tensor) -> torch.Tensor:
         r, _ = ops.linear_pearson(
-            model.hidden(x, CANCER), model.head.weight, model.head.bias, sparse
+            model.hidden(_batch(x)), model.head.weight, model.head.bias, sparse
         )
         return r[members].nanmean(1)
 
@@ -131,7 +136,7 @@ def training(at: Setting, here: bool) -> Case:
 
     def loss_here(model: HistoPrism) -> torch.Tensor:
         head = model.head
-        return ops.linear_mse(model.hidden(x, CANCER), head.weight, head.bias, target)
+        return ops.linear_mse(model.hidden(_batch(x)), head.weight, head.bias, target)
 
     def loss_of_authors(form: AuthorsForm, dense: torch.Tensor) -> torch.Tensor:
         return F.mse_loss(form(x, CANCER), dense)

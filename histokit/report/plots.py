@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -286,4 +286,20 @@ def run_dots(table: pd.DataFrame, metric_label: str) -> Figure:
         axis.axvline(0, color=PALE, linewidth=0.8, linestyle=":")
         axis.set_xlabel(metric_label)
         axis.margins(x=0.12)
+    return figure
+
+
+def loss_curves(history: Sequence[Mapping], label: str) -> Figure:
+    """Training and validation loss by epoch; history: rows epoch, train_loss, val_loss or None."""
+    figure = new_figure(6, 3.5)
+    axes = figure.subplots()
+    epochs = [row["epoch"] for row in history]
+    axes.plot(epochs, [row["train_loss"] for row in history], color="#0072b2", label="training")
+    if history[0]["val_loss"] is not None:
+        losses = [row["val_loss"] for row in history]
+        best = int(np.argmin(losses))
+        axes.plot(epochs, losses, color="#d55e00", label="validation")
+        axes.plot(epochs[best], losses[best], "o", color="#d55e00", label=f"best, {epochs[best]}")
+    axes.set(xlabel="epoch", ylabel=label, yscale="log")
+    axes.legend(frameon=False)
     return figure

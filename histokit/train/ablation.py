@@ -8,6 +8,7 @@ from pathlib import Path
 
 from histokit.core.errors import InputError
 from histokit.models.registry import BOOSTER
+from histokit.train.options import Options
 
 RANDOM = {"init": "random"}
 PROGRAMS = {"init": "programs"}
@@ -29,7 +30,7 @@ VARIANTS = {
 }
 
 
-def variants(cfg) -> Iterator:
+def variants(cfg: Options) -> Iterator[Options]:
     """Options of each training, made of those of run_train.py; each gets a folder in ``cfg.run``.
 
     Options that a row does not set are the same in all; learning rates follow the preset, which has

@@ -12,15 +12,15 @@ import torch
 
 from histokit.core.errors import InputError
 from histokit.core.files import atomic_path, make_folder
-from histokit.data.cohort import Cohort
 from histokit.data.gene_sets import load_gene_sets
-from histokit.data.splits import Split
-from histokit.models.base import Standardizer
 from histokit.models.baselines import LinearMap
 from histokit.models.bpbooster import BPBooster
 from histokit.train import gene_programs, ridge
 from histokit.train.network import tensorboard, write_curves
-from histokit.train.trainer import Result, Settings, run_epochs
+from histokit.train.options import Options
+from histokit.train.spots import Spots
+from histokit.train.task import FoldTask, Trained
+from histokit.train.trainer import Parts, Result, Settings, run_epochs
 
 CHUNK = 1 << 14  # patches embedded at a time, where no gradients are needed
 ALIKE = 1e-3  # deviation of embeddings, relative to their size, that no regression can use
@@ -41,14 +41,11 @@ class Patches:
     num_train: int
 
 
-def fit_bpbooster(
-    cohort: Cohort, split: Split, cfg, folder: Path, panel: pd.DataFrame, pooled: dict,
-    standardizer: Standardizer,
-) -> tuple[BPBooster, dict, str]:  # fmt: skip
+def fit_bpbooster(task: FoldTask, spots: Spots) -> Trained:
     """Train BP-Booster on a fold; write metrics.csv, loss.png and, for programs, two tables.
 
-    The network learns to rebuild the features and to predict the ``cfg.num_hvgs`` most variable
-    genes that all slides measured: Adam, a constant learning rate, batches of ``cfg.batch_size``
+    The network learns to rebuild the features and to predict the ``num_hvgs`` most variable
+    genes that all slides measured: Adam, a constant learning rate, batches of ``batch_size``
     patches drawn over all training slides. The validation slides choose the epoch by their
     regression loss alone: reconstruction keeps improving long after expression is overfitted.
     Without any the epoch is the last, as in the paper. The readout is fitted on the embeddings of
@@ -57,26 +54,20 @@ def fit_bpbooster(
     which look easier to predict than new ones, so that it comes out too weak.
 
     Args:
-        cohort: of the slides.
-        split: the fold.
-        cfg: options of run_train.py.
-        folder: of the fold; gets svgs.csv and gene_programs.csv where prototypes begin as programs.
-        panel: gene, hvg_rank of the G outputs.
-        pooled: spots of the training and then the validation slides: x, y, measured, slide, group.
-        standardizer: of the features.
-
-    Returns:
-        The trained model, the arguments that rebuild it, and a line on what was done.
+        task: the fold; its folder gets svgs.csv and programs.csv where prototypes begin as
+            programs.
+        spots: those of the training and then the validation slides.
 
     Raises:
         InputError: no variable gene or fewer spots than genes, an unusable start from programs,
             gates that have all closed, or a loss that is not finite.
     """
-    hvgs = choose_hvgs(panel, pooled["measured"], cfg.num_hvgs)
+    cfg, split, folder, panel = task.options, task.split, task.folder, task.panel
+    hvgs = choose_hvgs(panel, spots.measured, cfg.num_hvgs)
     patches = Patches(
-        torch.cat([standardizer(features) for features in pooled["x"]]).to(cfg.device),
-        torch.from_numpy(pooled["y"][:, hvgs].toarray()).to(cfg.device),
-        int((pooled["slide"] < len(split.train)).sum()),
+        torch.from_numpy(spots.x).to(cfg.device),
+        torch.from_numpy(spots.y[:, hvgs].toarray()).to(cfg.device),
+        int((spots.slide < len(split.train)).sum()),
     )
     gene_programs.check_enough_spots(patches.num_train, len(hvgs), "--num-hvgs")
     arguments = {
@@ -90,7 +81,7 @@ def fit_bpbooster(
     }
     found, said = None, cfg.model
     if cfg.init == "programs":
-        found = _gene_programs(cohort, split, cfg, folder)
+        found = _gene_programs(task)
         names = list(found.members)
         arguments |= {"num_prototypes": len(names), "prototype_names": names}
         said += f", {len(names)} programs of {len(found.genes)} spatially variable genes"
@@ -105,7 +96,7 @@ def fit_bpbooster(
         if cfg.start_at_mean:
             torch.nn.init.zeros_(model.hvg_head.weight)
             model.hvg_head.bias.data.copy_(patches.y[: patches.num_train].mean(0))
-        model.standardizer = standardizer
+        model.standardizer = task.standardizer
         return model.to(cfg.device)
 
     model, alpha = build(), None
@@ -117,7 +108,7 @@ def fit_bpbooster(
     if split.val:
         said += f", validation loss {result.history[result.epochs - 1]['val_loss']:.4f}"
         model.load_state_dict(result.weights)
-        alpha = alpha_on_validation(model, patches, pooled, cfg.readout == "ridge-by-gene")
+        alpha = alpha_on_validation(model, patches, spots, cfg.readout == "ridge-by-gene")
         if cfg.refit:
             model = build()
             everything = dataclasses.replace(patches, num_train=len(patches.x))
@@ -127,8 +118,8 @@ def fit_bpbooster(
     model.load_state_dict(result.weights)
     model.check_open()
     said += f", {_open(model.prototype_gate)} prototypes and {_open(model.latent_gate)} dimensions"
-    said += f" open; {fit_readout(model, patches.x, pooled, cfg.readout, alpha)}"
-    return model.cpu(), arguments, said
+    said += f" open; {fit_readout(model, spots, cfg.readout, alpha)}"
+    return Trained(model.cpu(), arguments, said)
 
 
 def choose_hvgs(panel: pd.DataFrame, measured: np.ndarray, num: int) -> np.ndarray:
@@ -143,23 +134,30 @@ def choose_hvgs(panel: pd.DataFrame, measured: np.ndarray, num: int) -> np.ndarr
     return chosen
 
 
-def _gene_programs(cohort: Cohort, split: Split, cfg, folder: Path) -> gene_programs.Programs:
+def _gene_programs(task: FoldTask) -> gene_programs.Programs:
+    """Programs of the training slides as they are, in a control too: it deals counts anew later."""
+    options, split = task.options, task.split
     found = gene_programs.gene_programs(
-        cohort,
+        task.cohort,
         split.train + split.val,
-        load_gene_sets(cfg.programs),
-        cfg.target,
-        cfg.num_svgs,
-        cfg.standardize_programs,
+        load_gene_sets(options.programs),
+        options.target,
+        options.num_svgs,
+        options.standardize_programs,
     )
-    for name, table in (("svgs.csv", found.genes), ("gene_programs.csv", found.table())):
-        with atomic_path(folder / name) as temporary:
+    for name, table in (("svgs.csv", found.genes), ("programs.csv", found.table())):
+        with atomic_path(task.folder / name) as temporary:
             table.to_csv(temporary, index=False, float_format="%.6g")
     return found
 
 
 def train_patches(
-    model: BPBooster, patches: Patches, cfg, checkpoint: Path, stop_after=None, on_epoch=None
+    model: BPBooster,
+    patches: Patches,
+    cfg: Options,
+    checkpoint: Path,
+    stop_after=None,
+    on_epoch=None,
 ) -> Result:
     """Adam over shuffled batches of patches; killed and started again it ends the same."""
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -170,7 +168,7 @@ def train_patches(
         shuffle = torch.Generator().manual_seed(cfg.seed * 1_000_003 + epoch)
         order = torch.randperm(patches.num_train, generator=shuffle)
         for batch in order.to(patches.x.device).split(cfg.batch_size)[done:]:
-            loss = model.loss(patches.x[batch], patches.y[batch], cfg.losses)
+            loss = model.patch_loss(patches.x[batch], patches.y[batch], cfg.losses)
             if not torch.isfinite(loss):
                 raise InputError(f"the loss is {loss.item()} in epoch {epoch}; lower --lr")
             optimizer.zero_grad()
@@ -184,12 +182,12 @@ def train_patches(
         parts = zip(patches.x[held].split(CHUNK), patches.y[held].split(CHUNK), strict=True)
         kind = "reconstruction" if cfg.losses == "reconstruction" else "regression"
         for x, y in parts:
-            yield model.loss(x, y, kind).item() * len(x), len(x)
+            yield model.patch_loss(x, y, kind).item() * len(x), len(x)
 
     settings = dataclasses.replace(Settings.of(cfg), stop_after=stop_after)
     validated = patches.num_train < len(patches.x)
     return run_epochs(
-        {"model": model, "optimizer": optimizer},
+        Parts(model, optimizer),
         train_steps,
         val_steps if validated else None,
         settings,
@@ -202,52 +200,45 @@ def train_patches(
 def embed(model: BPBooster, x: torch.Tensor) -> np.ndarray:
     """Patches x (N, L1) to their refined embeddings (N, L2)."""
     model.eval()
-    return torch.cat([model.hidden(part) for part in x.split(CHUNK)]).cpu().numpy()
+    return torch.cat([model.refine(part) for part in x.split(CHUNK)]).cpu().numpy()
 
 
 def alpha_on_validation(
-    model: BPBooster, patches: Patches, pooled: dict, by_gene: bool
+    model: BPBooster, patches: Patches, spots: Spots, by_gene: bool
 ) -> float | np.ndarray:
     """The readout's penalty, or one for each gene, that serves the validation patches best."""
     rows = np.arange(len(patches.x))
     split = (rows[: patches.num_train], rows[patches.num_train :])
-    spots = (pooled[key] for key in ("y", "measured", "slide"))
-    return ridge.choose_alpha(embed(model, patches.x), *spots, [split], by_gene=by_gene)
+    latent = dataclasses.replace(spots, x=embed(model, patches.x))
+    return ridge.choose_alpha(latent, [split], by_gene=by_gene)
 
 
 def fit_readout(
-    model: BPBooster,
-    x: torch.Tensor,
-    pooled: dict,
-    readout: str,
-    alpha: float | np.ndarray | None = None,
+    model: BPBooster, spots: Spots, readout: str, alpha: float | np.ndarray | None = None
 ) -> str:
-    """Fit ``model.head`` on the embeddings of x (N, L1) in closed form; a line on how.
+    """Fit ``model.head`` on the embeddings of spots in closed form; a line on how.
 
     Args:
         model: trained.
-        x: patches of all slides of the fold.
-        pooled: their y, measured, slide, group.
+        spots: of all slides of the fold, before the model.
         readout: ``ridge``, ``ridge-by-gene`` or ``ridge-hest``.
         alpha: penalty of the first two; cross-validated by default.
     """
-    latent = embed(model, x)
-    y, measured, slide = (pooled[key] for key in ("y", "measured", "slide"))
+    x = torch.from_numpy(spots.x).to(model.prototypes.device)
+    latent = dataclasses.replace(spots, x=embed(model, x))
     if readout == "ridge-hest":
-        linear, said = ridge.fit_ridge_hest(latent, y), "HEST-Bench ridge"
+        linear, said = ridge.fit_ridge_hest(latent.x, latent.y), "HEST-Bench ridge"
     elif alpha is not None:
-        linear = ridge.ridge_at(latent, y, measured, slide, alpha)
+        linear = ridge.ridge_at(latent, alpha)
         said = f"{readout}, {ridge.in_words(alpha)} by the validation slides"
     else:
-        by_gene = readout == "ridge-by-gene"
-        spots = latent, y, measured, slide, pooled["group"]
-        linear, alpha = ridge.fit_ridge(*spots, by_gene=by_gene)
+        linear, alpha = ridge.fit_ridge(latent, by_gene=readout == "ridge-by-gene")
         said = f"{readout}, {ridge.in_words(alpha)} by cross-validation"
     weight, bias = as_one_layer(linear)
     model.head.weight.data.copy_(weight)
     model.head.bias.data.copy_(bias)
-    said += f", on {len(latent):,} spots"
-    if latent.std(axis=0).max() < ALIKE * np.abs(latent).max():
+    said += f", on {len(spots):,} spots"
+    if latent.x.std(axis=0).max() < ALIKE * np.abs(latent.x).max():
         said += "; warning: every patch has almost the same embedding, because all prototypes are "
         said += "alike: raise --lr, or train with --standardize-programs or --init random"
     return said

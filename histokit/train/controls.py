@@ -9,7 +9,15 @@ from pathlib import Path
 
 from histokit.data.cohort import Cohort
 from histokit.data.splits import Split
-from histokit.data.views import DRAW, LIBRARY_SIZE, SHUFFLED, LibrarySizeCohort, ShuffledCohort
+from histokit.data.views import (
+    DRAW,
+    LABELS,
+    LIBRARY_SIZE,
+    SHUFFLED,
+    LibrarySizeCohort,
+    ShuffledCohort,
+)
+from histokit.train.options import Options
 
 DRAWS = 5
 
@@ -25,10 +33,15 @@ class Control:
         draws: how often each fold is trained; 0 is once, on the cohort itself.
     """
 
-    options: object
+    options: Options
     cohort: Cohort
     note: dict
     draws: int = 0
+
+    @property
+    def label(self) -> str:
+        """What it is called."""
+        return LABELS[self.note["kind"]]
 
     def folds(self, folds: Sequence[Split]) -> list[Split]:
         """The folds of the run, each as often as it is drawn, under a name of its own."""
@@ -48,12 +61,12 @@ class Control:
         return ShuffledCohort(self.cohort, fold.train + fold.val, seed)
 
 
-def trainings(cohort: Cohort, cfg, folder: Path) -> list[Control]:
+def controls_of(cohort: Cohort, cfg: Options, folder: Path) -> list[Control]:
     """The controls of a training.
 
     Args:
         cohort: of the training.
-        cfg: its options.
+        cfg: its options, resolved.
         folder: of the run; controls become runs in ``folder/controls``.
     """
     place = folder / "controls" / SHUFFLED

@@ -29,6 +29,7 @@ class TrainingSlide:
 
     Attributes:
         features: (N, D) float32.
+        coords: (N, 2) float32 spot centres in pixels of level 0.
         target: (N, G) sparse CSR float32 on the target scale.
         measured: (G,) bool.
         cancer: the slide's oncotree code.
@@ -39,11 +40,13 @@ class TrainingSlide:
     target: torch.Tensor
     measured: torch.Tensor
     cancer: str
+    coords: torch.Tensor
 
     def num_bytes(self) -> int:
         """Memory that the slide holds."""
         index = self.target.crow_indices().nbytes + self.target.col_indices().nbytes
-        return self.features.nbytes + self.target.values().nbytes + index + self.measured.nbytes
+        own = self.features.nbytes + self.coords.nbytes + self.measured.nbytes
+        return own + self.target.values().nbytes + index
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +58,14 @@ class Preparation:
     target: str
     standardizer: Standardizer
 
-    def __call__(self, slide_id: str) -> tuple[np.ndarray, sp.csr_matrix, np.ndarray, str]:
-        """Features (N, D), targets (N, G) CSR, measured (G,) and cancer; plain arrays travel."""
+    def __call__(
+        self, slide_id: str
+    ) -> tuple[np.ndarray, sp.csr_matrix, np.ndarray, str, np.ndarray]:
+        """Plain arrays: features (N, D), targets (N, G) CSR, measured (G,), cancer, centres."""
         slide = self.cohort.load(slide_id, self.genes)
         y = normalise(slide.counts, slide.library_size, self.target)
         features = self.standardizer(slide.features).numpy()
-        return features, y, slide.measured, slide.cancer
+        return features, y, slide.measured, slide.cancer, slide.centres
 
 
 class SlideReader:
@@ -147,7 +152,7 @@ class SlideReader:
         except InputError as error:
             return None, str(error)
 
-    def _place(self, slide_id: str, features, target, measured, cancer) -> TrainingSlide:
+    def _place(self, slide_id: str, features, target, measured, cancer, centres) -> TrainingSlide:
         # a copy, for what came from a worker lies at odd addresses, at which products may sum in
         # another order
         slide = TrainingSlide(
@@ -156,6 +161,7 @@ class SlideReader:
             csr_tensor(target).to(self.device),
             torch.from_numpy(measured).to(self.device),
             cancer,
+            torch.tensor(centres, dtype=torch.float32, device=self.device),
         )
         if self._bytes + slide.num_bytes() <= self.max_bytes:
             self._kept[slide_id] = slide

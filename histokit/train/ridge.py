@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 
 import numpy as np
@@ -14,6 +15,8 @@ from sklearn.preprocessing import StandardScaler
 
 from histokit.data.genes import moments
 from histokit.models.baselines import LinearMap, Mean
+from histokit.train.spots import Spots
+from histokit.train.task import FoldTask, Trained
 
 SEED = 1  # HEST-Bench's
 HEST_COMPONENTS = 256
@@ -21,19 +24,35 @@ HEST_GENES = 50  # the recipe's penalty is 100 / (dimensions x genes), and its g
 ALPHAS = 10.0 ** np.arange(-2, 7.5, 0.5)
 
 
-def fit_mean(x: np.ndarray, y: sp.csr_matrix, measured: np.ndarray, slide: np.ndarray) -> Mean:
-    """The mean of each gene over the training spots that measured it.
+def fit_closed_form(task: FoldTask, spots: Spots) -> Trained:
+    """Fit a model of the table that has a closed form, by its row's settings."""
+    spec, settings = task.spec, task.spec.settings
+    recipe, by_gene = settings.get("recipe"), settings.get("by_gene", False)
+    if spec.name == "mean":
+        model, said = fit_mean(spots), "mean"
+    elif recipe == "hest":
+        model, said = fit_ridge_hest(spots.x, spots.y), "HEST-Bench ridge"
+    elif recipe == "library size":
+        model, said = fit_library_size(spots), "line on library size"
+    else:
+        rescale = task.standardizer.how == "none"
+        components = settings.get("components", HEST_COMPONENTS)
+        model, alpha = fit_ridge(spots, rescale, components, by_gene)
+        said = f"{spec.name}, {in_words(alpha)} by cross-validation"
+    arguments = {"input_dim": spots.x.shape[1], "num_genes": spots.y.shape[1]}
+    if spec.name != "mean":
+        arguments["num_components"] = len(model.components)
+    model.standardizer = task.standardizer
+    return Trained(model, arguments, f"{said}, on {len(spots):,} spots")
 
-    Args:
-        x: (N, D) features, used for their dimension alone.
-        y: (N, G) targets.
-        measured: (S, G) bool, the genes that each slide measured.
-        slide: (N,) int, the slide of each spot.
-    """
-    model = Mean(x.shape[1], y.shape[1])
+
+def fit_mean(spots: Spots) -> Mean:
+    """The mean of each gene over the training spots that measured it."""
+    model = Mean(spots.x.shape[1], spots.y.shape[1])
     with torch.no_grad():
         model.head.weight.zero_()
-        model.head.bias.copy_(torch.from_numpy(moments(y, measured, slide)[0]))
+        mean = moments(spots.y, spots.measured, spots.slide)[0]
+        model.head.bias.copy_(torch.from_numpy(mean))
     return model
 
 
@@ -69,11 +88,7 @@ def fit_ridge_hest(x: np.ndarray, y: sp.csr_matrix) -> LinearMap:
 
 
 def fit_ridge(
-    x: np.ndarray,
-    y: sp.csr_matrix,
-    measured: np.ndarray,
-    slide: np.ndarray,
-    groups: np.ndarray,
+    spots: Spots,
     rescale: bool = True,
     components: int | None = HEST_COMPONENTS,
     by_gene: bool = False,
@@ -85,12 +100,7 @@ def fit_ridge(
     their measured genes is taken; scaling and PCA are fitted inside each fold.
 
     Args:
-        x: (N, D) features.
-        y: (N, G) targets.
-        measured: (S, G) bool, the genes that each slide measured; where one did not, its spots
-            take the gene's mean.
-        slide: (N,) int, the slide of each spot.
-        groups: (N,) patient, slide or region of each spot; one group is never on both sides.
+        spots: where a slide did not measure a gene, its spots take the gene's mean.
         rescale: features to deviation 1 first; False where they are on one scale already.
         components: of the PCA; with all of them, None, this is ridge on the features themselves,
             for the penalty does not see a rotation.
@@ -99,17 +109,14 @@ def fit_ridge(
     Returns:
         The model and its alpha, (G,) where it is chosen by gene.
     """
-    folds = min(5, len(np.unique(groups)))
-    splits = GroupKFold(folds).split(x, groups=groups)
-    alpha = choose_alpha(x, y, measured, slide, splits, rescale, components, by_gene)
-    return ridge_at(x, y, measured, slide, alpha, rescale, components), alpha
+    folds = min(5, len(np.unique(spots.group)))
+    splits = GroupKFold(folds).split(spots.x, groups=spots.group)
+    alpha = choose_alpha(spots, splits, rescale, components, by_gene)
+    return ridge_at(spots, alpha, rescale, components), alpha
 
 
 def choose_alpha(
-    x: np.ndarray,
-    y: sp.csr_matrix,
-    measured: np.ndarray,
-    slide: np.ndarray,
+    spots: Spots,
     splits: Iterable[tuple[np.ndarray, np.ndarray]],
     rescale: bool = True,
     components: int | None = HEST_COMPONENTS,
@@ -122,17 +129,17 @@ def choose_alpha(
     mean of that over all genes count alike.
 
     Args:
-        x, y, measured, slide, rescale, components: of ``fit_ridge``.
+        spots, rescale, components: of ``fit_ridge``.
         splits: rows that train and rows held out.
         by_gene: choose (G,) penalties instead of one.
     """
-    errors = np.zeros((len(ALPHAS), y.shape[1] if by_gene else 1))
+    errors = np.zeros((len(ALPHAS), spots.y.shape[1] if by_gene else 1))
     for train, held in splits:
-        fitted = _decompose(x[train], y[train], measured, slide[train], rescale, components)
-        for s in np.unique(slide[held]):
-            rows = held[slide[held] == s]
-            found = _errors(*fitted, x[rows], y[rows], measured[s], by_gene)
-            errors[:, measured[s] if by_gene else [0]] += found
+        fitted = _decompose(spots.rows(train), rescale, components)
+        for s in np.unique(spots.slide[held]):
+            rows, measured = held[spots.slide[held] == s], spots.measured[s]
+            found = fitted.errors(spots.x[rows], spots.y[rows], measured, by_gene)
+            errors[:, measured if by_gene else [0]] += found
     if not by_gene:
         return float(ALPHAS[errors.argmin()])
     least = errors.min(axis=0)
@@ -147,22 +154,48 @@ def in_words(alpha: float | np.ndarray) -> str:
 
 
 def ridge_at(
-    x: np.ndarray,
-    y: sp.csr_matrix,
-    measured: np.ndarray,
-    slide: np.ndarray,
+    spots: Spots,
     alpha: float | np.ndarray,
     rescale: bool = True,
     components: int | None = HEST_COMPONENTS,
 ) -> LinearMap:
     """The model of ``fit_ridge`` at a given penalty, or at one for each gene (G,)."""
-    scaler, pca, product, mean = _decompose(x, y, measured, slide, rescale, components)
-    weight = (product / (np.square(pca.singular_values_)[:, None] + alpha)).T
-    return _linear_map(scaler, pca, weight, mean)
+    fitted = _decompose(spots, rescale, components)
+    weight = (fitted.product / (np.square(fitted.pca.singular_values_)[:, None] + alpha)).T
+    return _linear_map(fitted.scaler, fitted.pca, weight, fitted.mean)
 
 
-def _decompose(x, y, measured, slide, rescale, components):
-    """Scaler, PCA, scores^T (y - mean) (K, G) and mean (G,)."""
+@dataclasses.dataclass(frozen=True)
+class _Decomposed:
+    """Principal components of spots, product scores^T (y - mean) (K, G), and mean (G,)."""
+
+    scaler: StandardScaler
+    pca: PCA
+    product: np.ndarray
+    mean: np.ndarray
+
+    def errors(self, x, y, measured, by_gene: bool) -> np.ndarray:
+        """Squared error at every alpha on one held-out slide, by gene (A, G) or over all (A, 1).
+
+        With d = 1 / (s^2 + alpha), scores Z and truth T, the error |Z diag(d) P - T|^2 is quadratic
+        in d: its coefficients are Z^T Z * P P^T and the diagonal of Z^T T P^T, the same for all
+        alphas.
+        """
+        scores = self.pca.transform(self.scaler.transform(x)).astype(np.float64)
+        product = self.product[:, measured]
+        truth = y[:, measured].toarray().astype(np.float64) - self.mean[measured]
+        gram, linear = scores.T @ scores, (scores.T @ truth) * product
+        shrink = 1 / (np.square(self.pca.singular_values_) + ALPHAS[:, None])
+        if by_gene:
+            shrunk = (d[:, None] * product for d in shrink)
+            squares = np.stack([((gram @ p) * p).sum(axis=0) for p in shrunk])
+            return squares - 2 * shrink @ linear + np.square(truth).sum(axis=0)
+        squares = ((shrink @ (gram * (product @ product.T))) * shrink).sum(axis=1)
+        return (squares - 2 * shrink @ linear.sum(axis=1) + np.square(truth).sum())[:, None]
+
+
+def _decompose(spots: Spots, rescale: bool, components: int | None) -> _Decomposed:
+    x, y, measured, slide = spots.x, spots.y, spots.measured, spots.slide
     scaler = StandardScaler(with_std=rescale).fit(x)
     scaled = scaler.transform(x)
     most = min(len(x) - 1, x.shape[1])
@@ -174,26 +207,7 @@ def _decompose(x, y, measured, slide, rescale, components):
     for s in np.unique(slide):
         if not measured[s].all():
             product += np.outer(scores[slide == s].sum(axis=0), np.where(measured[s], 0, mean))
-    return scaler, pca, product, mean
-
-
-def _errors(scaler, pca, product, mean, x, y, measured, by_gene: bool) -> np.ndarray:
-    """Squared error at every alpha on one held-out slide, by gene (A, G) or over all (A, 1).
-
-    With d = 1 / (s^2 + alpha), scores Z and truth T, the error |Z diag(d) P - T|^2 is quadratic in
-    d: its coefficients are Z^T Z * P P^T and the diagonal of Z^T T P^T, the same for all alphas.
-    """
-    scores = pca.transform(scaler.transform(x)).astype(np.float64)
-    product = product[:, measured]
-    truth = y[:, measured].toarray().astype(np.float64) - mean[measured]
-    gram, linear = scores.T @ scores, (scores.T @ truth) * product
-    shrink = 1 / (np.square(pca.singular_values_) + ALPHAS[:, None])
-    if by_gene:
-        shrunk = (d[:, None] * product for d in shrink)
-        squares = np.stack([((gram @ p) * p).sum(axis=0) for p in shrunk])
-        return squares - 2 * shrink @ linear + np.square(truth).sum(axis=0)
-    squares = ((shrink @ (gram * (product @ product.T))) * shrink).sum(axis=1)
-    return (squares - 2 * shrink @ linear.sum(axis=1) + np.square(truth).sum())[:, None]
+    return _Decomposed(scaler, pca, product, mean)
 
 
 def _linear_map(scaler, pca, weight: np.ndarray, bias: np.ndarray) -> LinearMap:
@@ -210,18 +224,14 @@ def _linear_map(scaler, pca, weight: np.ndarray, bias: np.ndarray) -> LinearMap:
     return model
 
 
-def fit_library_size(
-    x: np.ndarray, y: sp.csr_matrix, measured: np.ndarray, slide: np.ndarray
-) -> LinearMap:
-    """Least-squares line of each gene on x over the training spots that measured it.
+def fit_library_size(spots: Spots) -> LinearMap:
+    """Least-squares line of each gene on the log library size, over the spots that measured it.
 
     Args:
-        x: (N, 1) log library size.
-        y: (N, G) CSR targets.
-        measured: (S, G) bool, the genes that each slide measured.
-        slide: (N,) int, the slide of each spot.
+        spots: x is (N, 1), the log library size.
     """
-    x = x[:, 0].astype(np.float64)
+    y, measured, slide = spots.y, spots.measured, spots.slide
+    x = spots.x[:, 0].astype(np.float64)
     centre = x.mean()
     x = x - centre
     mean_y = moments(y, measured, slide)[0]

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
 import numpy as np
+import scipy.sparse as sp
 import torch
 
+from histokit.core.errors import InputError
 from histokit.data.cohort import Slide
 from histokit.data.genes import detected, moments_of_sums, normalise, power_sums
+from histokit.models.base import Standardizer
 
 
-class Survey:
+class TrainingMoments:
     """Moments of genes and features over slides; no slide is kept.
 
     Args:
@@ -42,8 +48,8 @@ class Survey:
         variance, mean = torch.var_mean(slide.features.double(), 0, correction=0)
         self._join(len(slide.barcodes), mean, variance * len(slide.barcodes))
 
-    def merge(self, other: Survey) -> None:
-        """Take what another survey has seen into account."""
+    def merge(self, other: TrainingMoments) -> None:
+        """Take what another one has seen into account."""
         self.detected &= other.detected
         self._counted += other._counted
         self._sums += other._sums
@@ -73,3 +79,73 @@ class Survey:
         """Mean and deviation (D,) of the features over all patches."""
         mean, squares = self._features
         return mean.float(), (squares / self._spots).sqrt().float()
+
+
+@dataclasses.dataclass(frozen=True)
+class Spots:
+    """Spots of the training slides, one slide after another.
+
+    Attributes:
+        x: (N, D) float32 features as the model sees them.
+        y: (N, G) CSR targets.
+        measured: (S, G) bool, the genes that each slide measured.
+        slide: (N,) int, the slide of each spot.
+        group: (N,) patient, slide or region of each spot; cross-validation holds out whole groups.
+    """
+
+    x: np.ndarray
+    y: sp.csr_matrix
+    measured: np.ndarray
+    slide: np.ndarray
+    group: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.slide)
+
+    def rows(self, chosen: np.ndarray) -> Spots:
+        """Some of the spots; ``measured`` keeps all slides."""
+        return Spots(
+            self.x[chosen], self.y[chosen], self.measured, self.slide[chosen], self.group[chosen]
+        )
+
+
+def stack(
+    slides: Sequence[Slide], target: str, seen: np.ndarray, standardizer: Standardizer
+) -> Spots:
+    """The spots of slides.
+
+    Args:
+        slides: with the counts of one panel.
+        target: scale of the targets.
+        seen: (G,) bool, the genes of the panel that are kept.
+        standardizer: of the features.
+
+    Raises:
+        InputError: slides whose features have different dimensions.
+    """
+    widths = {s.features.shape[1] for s in slides}
+    if len(widths) > 1:
+        raise InputError(
+            f"the slides' features have {sorted(widths)} dimensions; extract them with one encoder"
+        )
+    counts = sp.vstack([s.counts for s in slides], format="csr")
+    library_size = np.concatenate([s.library_size for s in slides])
+    sizes = [len(s.barcodes) for s in slides]
+    return Spots(
+        torch.cat([standardizer(s.features) for s in slides]).numpy(),
+        normalise(counts, library_size, target)[:, seen],
+        np.stack([s.measured for s in slides])[:, seen],
+        np.repeat(np.arange(len(slides)), sizes),
+        _groups(slides),
+    )
+
+
+def _groups(slides: list) -> np.ndarray:
+    """What cross-validation holds out: patients, slides of one patient, or stripes of one slide."""
+    sizes = [len(s.barcodes) for s in slides]
+    if len({s.patient for s in slides}) > 1:
+        return np.repeat([s.patient for s in slides], sizes)
+    if len(slides) > 1:
+        return np.repeat([s.slide_id for s in slides], sizes)
+    x = slides[0].centres[:, 0]
+    return np.searchsorted(np.quantile(x, [0.25, 0.5, 0.75]), x)

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 
-from histokit import ops
 from histokit.core.distributed import ALONE, Team
 from histokit.core.errors import InputError
 from histokit.core.files import FULL, atomic_path, unreadable
 from histokit.core.progress import progress_bar
 from histokit.core.stopping import Stopped, noted_signals
-from histokit.models.base import Model
+from histokit.models.base import Batch, Model, Target
 from histokit.train.loader import SlideReader, TrainingSlide
+from histokit.train.options import Options
 
 WARM_UP = 0.05  # share of all steps, the authors'
 
@@ -46,10 +46,42 @@ class Settings:
     on_error: str = "stop"
 
     @classmethod
-    def of(cls, cfg) -> Settings:
-        """Those that the options of run_train.py name."""
-        names = (field.name for field in dataclasses.fields(cls))
-        return cls(**{name: getattr(cfg, name) for name in names if hasattr(cfg, name)})
+    def of(cls, options: Options) -> Settings:
+        """Those that the options name."""
+        names = {field.name for field in dataclasses.fields(cls)} - {"stop_after"}
+        return cls(**{name: getattr(options, name) for name in names})
+
+
+@dataclasses.dataclass
+class Parts:
+    """What a training changes as it goes, and a checkpoint holds."""
+
+    model: Model
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler | None = None
+    scaler: torch.amp.GradScaler | None = None
+
+    def named(self) -> dict:
+        """Those that are there, by name."""
+        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: part for name, part in found.items() if part is not None}
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a training is.
+
+    Attributes:
+        epoch: of the epoch that runs: its steps done, summed loss and weight, learning rate.
+        history: one row a finished epoch.
+        best: weights of the best epoch, None without validation.
+    """
+
+    epoch: dict
+    best_loss: float = float("inf")
+    best_epoch: int = 0
+    best: dict | None = None
+    history: list[dict] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass
@@ -62,7 +94,7 @@ class Result:
 
 
 def step_loss(model: Model, slides: list[TrainingSlide], autocast: str = "none") -> torch.Tensor:
-    """Mean over packed slides of each slide's MSE over its measured genes (Eq. 5, per entry).
+    """The model's loss over packed slides (Eq. 5 of HistoPrism, per entry).
 
     ``autocast`` names the type, ``bfloat16`` or ``float16``, of the matrix products before the
     loss; the loss itself is float32.
@@ -72,14 +104,10 @@ def step_loss(model: Model, slides: list[TrainingSlide], autocast: str = "none")
     index = torch.repeat_interleave(torch.arange(len(slides)), torch.tensor(sizes))
     packed = index.to(x.device) if len(slides) > 1 else None
     codes = torch.tensor([model.cancer_code(s.cancer) for s in slides])
+    coords = torch.cat([s.coords for s in slides]) if model.uses_coords else None
+    targets = [Target(s.target, s.measured) for s in slides]
     lower = getattr(torch, autocast, None)
-    with torch.autocast(x.device.type, lower, enabled=lower is not None):
-        hidden = model.hidden(x, codes, packed)
-    losses = [
-        ops.linear_mse(part.float(), model.head.weight, model.head.bias, s.target, s.measured)
-        for part, s in zip(hidden.split(sizes), slides, strict=True)
-    ]
-    return torch.stack(losses).mean()
+    return model.loss(Batch(x, codes, packed, coords), targets, lower)
 
 
 def train_network(
@@ -121,7 +149,7 @@ def train_network(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_up_then_linear(steps))
     half = settings.autocast == "float16"  # gradients of float16 underflow without a scale
     scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=half)
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
+    parts = Parts(model, optimizer, schedule, scaler)
 
     def train_steps(epoch: int, done: int) -> Iterator[tuple[float, float]]:
         shuffle = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
@@ -147,9 +175,9 @@ def train_network(
     )
 
 
-def _step(parts: dict, slides: list[TrainingSlide], settings, epoch: int, team: Team):
+def _step(parts: Parts, slides: list[TrainingSlide], settings: Settings, epoch: int, team: Team):
     """One step of the optimiser; the summed loss of this rank's slides and their number."""
-    model, optimizer, scaler = parts["model"], parts["optimizer"], parts["scaler"]
+    model, optimizer, scaler = parts.model, parts.optimizer, parts.scaler
     parameters = list(model.parameters())
     optimizer.zero_grad()
     total = 0.0
@@ -168,7 +196,7 @@ def _step(parts: dict, slides: list[TrainingSlide], settings, epoch: int, team: 
         torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
         scaler.step(optimizer)
         scaler.update()
-    parts["schedule"].step()
+    parts.schedule.step()
     return total, len(slides)
 
 
@@ -176,7 +204,7 @@ Steps = Iterable[tuple[float, float]]  # summed loss and weight of each step
 
 
 def run_epochs(
-    parts: dict,
+    parts: Parts,
     train_steps: Callable[[int, int], Steps],
     val_steps: Callable[[], Steps] | None,
     settings: Settings,
@@ -190,7 +218,7 @@ def run_epochs(
     since the last checkpoint, and what goes on ends with the same weights.
 
     Args:
-        parts: what the checkpoint holds: ``model``, ``optimizer`` and others with a state.
+        parts: model, optimizer and what else the checkpoint holds.
         train_steps: given the number of an epoch, from 1, and how many of its steps are done,
             takes those that are left; yields the summed loss and the weight of each.
         val_steps: the same for what is held out, without training.
@@ -202,9 +230,8 @@ def run_epochs(
     Raises:
         Stopped: SIGTERM or Ctrl-C; the state is saved.
     """
-    model, optimizer = parts["model"], parts["optimizer"]
-    state = {"best_loss": float("inf"), "best_epoch": 0, "best": None, "history": []}
-    state["epoch"] = _begun(optimizer)
+    model, optimizer = parts.model, parts.optimizer
+    state = Progress(_begun(optimizer))
     if checkpoint.is_file():
         _restore(checkpoint, parts, state, team)
     else:
@@ -220,20 +247,20 @@ def run_epochs(
             _save(checkpoint, parts, state, team, settings.on_error)
             saved = time.monotonic()
         if stop:
-            epoch, steps = len(state["history"]) + 1, state["epoch"]["steps"]
+            epoch, steps = len(state.history) + 1, state.epoch["steps"]
             raise Stopped(f"saved in epoch {epoch} after {steps} steps", signum or signal.SIGTERM)
 
-    progress = progress_bar(total=last, initial=len(state["history"]), desc="epochs", unit="epoch")
+    progress = progress_bar(total=last, initial=len(state.history), desc="epochs", unit="epoch")
     with progress, noted_signals() as signal_number:
         while not _finished(state, last, settings.patience, val_steps is not None):
-            epoch = state["epoch"]
+            epoch = state.epoch
             model.train()
-            for loss, weight in train_steps(len(state["history"]) + 1, epoch["steps"]):
+            for loss, weight in train_steps(len(state.history) + 1, epoch["steps"]):
                 epoch["loss"] += loss
                 epoch["weight"] += weight
                 epoch["steps"] += 1
                 pause(signal_number())
-            row = {"epoch": len(state["history"]) + 1, "lr": epoch["lr"]}
+            row = {"epoch": len(state.history) + 1, "lr": epoch["lr"]}
             row["train_loss"] = _mean(team, [(epoch["loss"], epoch["weight"])])
             row["val_loss"] = None
             if val_steps:
@@ -241,18 +268,18 @@ def run_epochs(
                 with torch.no_grad():
                     row["val_loss"] = _mean(team, _until(signal_number, val_steps()))
                 pause(signal_number())
-            state["history"].append(row)
-            state["epoch"] = _begun(optimizer)
-            if not val_steps or row["val_loss"] < state["best_loss"]:
-                state["best_epoch"] = row["epoch"]
-                state["best_loss"] = row["val_loss"] if val_steps else float("inf")
-                state["best"] = copy.deepcopy(model.state_dict()) if val_steps else None
+            state.history.append(row)
+            state.epoch = _begun(optimizer)
+            if not val_steps or row["val_loss"] < state.best_loss:
+                state.best_epoch = row["epoch"]
+                state.best_loss = row["val_loss"] if val_steps else float("inf")
+                state.best = copy.deepcopy(model.state_dict()) if val_steps else None
             if on_epoch and team.first:
                 on_epoch(row)
             progress.update()
             progress.set_postfix(train=row["train_loss"], val=row["val_loss"], refresh=False)
     _save(checkpoint, parts, state, team, settings.on_error)
-    return Result(state["best"] or model.state_dict(), state["best_epoch"], state["history"])
+    return Result(state.best or model.state_dict(), state.best_epoch, state.history)
 
 
 def _begun(optimizer) -> dict:
@@ -278,9 +305,9 @@ def _mean(team: Team, steps: Steps) -> float:
     return loss / weight
 
 
-def _finished(state: dict, last: int, patience: int, validated: bool) -> bool:
-    done = len(state["history"])
-    return done >= last or (validated and done - state["best_epoch"] >= patience)
+def _finished(state: Progress, last: int, patience: int, validated: bool) -> bool:
+    done = len(state.history)
+    return done >= last or (validated and done - state.best_epoch >= patience)
 
 
 def _warm_up_then_linear(steps: int) -> Callable[[int], float]:
@@ -294,17 +321,17 @@ def _warm_up_then_linear(steps: int) -> Callable[[int], float]:
     return factor
 
 
-def _save(path: Path, parts: dict, state: dict, team: Team, on_error: str) -> None:
+def _save(path: Path, parts: Parts, state: Progress, team: Team, on_error: str) -> None:
     """Rank 0 writes for all; every rank draws its own random numbers and sums its own losses."""
-    own = team.gather({"random": torch.get_rng_state(), "epoch": state["epoch"]})
+    own = team.gather({"random": torch.get_rng_state(), "epoch": state.epoch})
     if not team.first:
         return
     try:
         # a file of ours says what fails; given a path, torch calls a full disk a RuntimeError
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             torch.save(
-                {name: part.state_dict() for name, part in parts.items()}
-                | {"state": state, "ranks": own},
+                {name: part.state_dict() for name, part in parts.named().items()}
+                | {"state": vars(state), "ranks": own},
                 file,
             )
     except OSError as error:
@@ -313,11 +340,11 @@ def _save(path: Path, parts: dict, state: dict, team: Team, on_error: str) -> No
         print(f"the disk is full at {path}: no checkpoint, training goes on", file=sys.stderr)
 
 
-def _restore(path: Path, parts: dict, state: dict, team: Team) -> None:
+def _restore(path: Path, parts: Parts, state: Progress, team: Team) -> None:
     try:
         with open(path, "rb") as file:
             saved = torch.load(file, weights_only=True)
-        for name, part in parts.items():
+        for name, part in parts.named().items():
             part.load_state_dict(saved[name])
         ranks = saved["ranks"]
         begun = saved["state"]
@@ -333,6 +360,6 @@ def _restore(path: Path, parts: dict, state: dict, team: Team) -> None:
             f"the checkpoint {path} was written by {len(ranks)} processes and {team.size} would go "
             f"on; start {len(ranks)}, or delete it to start the fold again"
         )
-    state.update(begun)
-    state["epoch"] = ranks[team.rank]["epoch"]
+    vars(state).update(begun)
+    state.epoch = ranks[team.rank]["epoch"]
     torch.set_rng_state(ranks[team.rank]["random"])

@@ -7,6 +7,7 @@ from histokit.core.errors import InputError
 from histokit.models.bpbooster import BPBooster
 from histokit.train.bpbooster import as_one_layer
 from histokit.train.ridge import fit_ridge, fit_ridge_hest
+from histokit.train.spots import Spots
 
 SIZES = {"input_dim": 12, "num_genes": 7, "latent_dim": 8, "num_prototypes": 5, "num_hvgs": 4}
 SIZES |= {"num_heads": 2}
@@ -35,7 +36,7 @@ def test_is_the_sum_over_prototypes_with_gates():
                 alpha[i] * m.prototype_logit[i].sigmoid() * values[i] for i in range(5)
             )
     expected = (expected @ m.output.weight.T) * m.latent_logit.sigmoid()
-    torch.testing.assert_close(m.hidden(x), expected)
+    torch.testing.assert_close(m.refine(x), expected)
     torch.testing.assert_close(m.attention_weights(x).sum(1), torch.ones(6, dtype=torch.float64))
 
 
@@ -53,14 +54,14 @@ def test_literal_is_the_printed_equations():
             heads.append((alpha[:, None] * m.prototype_gate[:, None] * answer).sum(0))  # Eq. 3
         rows.append(torch.cat(heads))
     expected = m.output(torch.stack(rows)) * m.latent_gate
-    torch.testing.assert_close(m.hidden(x), expected)
+    torch.testing.assert_close(m.refine(x), expected)
 
 
 def gains(m, x, prototypes):
     """What literal attention multiplies each head of the projected patch with: (N, h, d)."""
     m.prototypes.data = prototypes
     m.output.weight.data = torch.eye(8, dtype=torch.float64)
-    return (m.hidden(x) / m.projection(x)).unflatten(1, (2, 4))
+    return (m.refine(x) / m.projection(x)).unflatten(1, (2, 4))
 
 
 @torch.no_grad()
@@ -79,9 +80,9 @@ def test_literal_attention_is_degenerate():
     first = gains(m, x, torch.randn(5, 8, dtype=torch.float64))
     torch.testing.assert_close(first, gains(m, x, torch.randn(5, 8, dtype=torch.float64)))
     m = model(attention="literal", gates="none")
-    m.loss(x, torch.randn(9, 4, dtype=torch.float64))
+    m.patch_loss(x, torch.randn(9, 4, dtype=torch.float64))
     with torch.enable_grad():
-        m.loss(x, torch.randn(9, 4, dtype=torch.float64)).backward()
+        m.patch_loss(x, torch.randn(9, 4, dtype=torch.float64)).backward()
     assert m.prototypes.grad.abs().max() < 1e-12
 
 
@@ -89,12 +90,12 @@ def test_literal_attention_is_degenerate():
 def test_prototypes_attention_is_not_degenerate():
     m, x = model(gates="none"), torch.randn(9, 12, dtype=torch.float64)
     m.output.weight.data = torch.eye(8, dtype=torch.float64)
-    before = m.hidden(x).clone()
+    before = m.refine(x).clone()
     m.prototypes.data.normal_()
-    ratio = (m.hidden(x) / before).unflatten(1, (2, 4))
+    ratio = (m.refine(x) / before).unflatten(1, (2, 4))
     assert (ratio.std(2) > 0.1 * ratio.mean(2).abs()).all()
     with torch.enable_grad():
-        m.loss(x, torch.randn(9, 4, dtype=torch.float64)).backward()
+        m.patch_loss(x, torch.randn(9, 4, dtype=torch.float64)).backward()
     assert m.prototypes.grad.abs().max() > 1e-4
 
 
@@ -113,13 +114,13 @@ def test_gates_can_be_left_out(gates, logits):
 @pytest.mark.parametrize("losses", ["both", "reconstruction", "regression"])
 def test_losses_can_be_left_out(losses):
     m, x, y = model(), torch.randn(6, 12).double(), torch.randn(6, 4).double()
-    m.loss(x, y, losses).backward()
+    m.patch_loss(x, y, losses).backward()
     assert (m.decoder.weight.grad is None) == (losses == "regression")
     assert (m.hvg_head.weight.grad is None) == (losses == "reconstruction")
     assert m.head.weight.grad is None
-    parts = [m.loss(x, y, name) for name in ("reconstruction", "regression")]
-    torch.testing.assert_close(m.loss(x, y), sum(parts))
-    torch.testing.assert_close(parts[0], (m.decoder(m.hidden(x)) - x).square().mean())
+    parts = [m.patch_loss(x, y, name) for name in ("reconstruction", "regression")]
+    torch.testing.assert_close(m.patch_loss(x, y), sum(parts))
+    torch.testing.assert_close(parts[0], (m.decoder(m.refine(x)) - x).square().mean())
 
 
 @pytest.mark.parametrize("kind", ["prototype_logit", "latent_logit"])
@@ -127,7 +128,7 @@ def test_closed_gates_are_named(kind):
     m = model()
     m.check_open()
     getattr(m, kind).data.fill_(-40)
-    assert m.hidden(torch.randn(3, 12).double()).abs().max() < 1e-12
+    assert m.refine(torch.randn(3, 12).double()).abs().max() < 1e-12
     with pytest.raises(InputError, match=r"gates of all . .* have closed .* lower --lr"):
         m.check_open()
 
@@ -143,7 +144,7 @@ def test_readout_folds_into_one_layer(recipe):
     linear = (
         fit_ridge_hest(x, y)
         if recipe == "ridge-hest"
-        else fit_ridge(x, y, np.ones((3, 7), bool), slide, slide)[0]
+        else fit_ridge(Spots(x, y, np.ones((3, 7), bool), slide, slide))[0]
     )
     weight, bias = as_one_layer(linear)
     folded = torch.from_numpy(x).double() @ weight.T + bias

@@ -8,8 +8,9 @@ from torch import nn
 from histokit import models
 from histokit.core.errors import InputError
 from histokit.models import HistoPrism
-from histokit.models.base import Standardizer
+from histokit.models.base import Batch, Standardizer
 from histokit.models.histoprism import OFFICIAL_CANCERS
+from histokit.models.registry import MODELS
 
 SIZES = {"input_dim": 32, "num_genes": 11, "cancers": ["IDC", "PRAD", "SKCM"]}
 SMALL = SIZES | {"hidden_dim": 16, "feedforward_dim": 24}
@@ -165,10 +166,11 @@ def test_bad_checkpoints(tmp_path, capsys):
         ("mlp", {"input_dim": 32, "num_genes": 11}),
         ("ridge", {"input_dim": 32, "num_genes": 11, "num_components": 5}),
         ("mean", {"input_dim": 32, "num_genes": 11}),
+        ("bpbooster", {"input_dim": 32, "num_genes": 11}),
     ],
 )
 def test_every_model_saves_and_predicts(tmp_path, name, arguments):
-    model = models.CLASSES[name](**arguments)
+    model = MODELS[name].load_class()(**arguments)
     model.standardizer = Standardizer.fit("train", torch.randn(9, 32))
     for buffer in model.buffers():
         buffer.copy_(torch.rand_like(buffer) + 0.5)
@@ -176,7 +178,7 @@ def test_every_model_saves_and_predicts(tmp_path, name, arguments):
     x = torch.randn(7, 32)
     loaded = models.load(tmp_path)
     torch.testing.assert_close(loaded.predict(x, "PRAD"), model.predict(x, "PRAD"))
-    hidden = loaded.hidden(loaded.standardizer(x), 1)
+    hidden = loaded.hidden(Batch(loaded.standardizer(x), torch.tensor([1])))
     torch.testing.assert_close(loaded.head(hidden), loaded.predict(x, "PRAD"))
     with pytest.raises(InputError, match="features of 32 dimensions"):
         loaded.predict(torch.randn(7, 31), "PRAD")

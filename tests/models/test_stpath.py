@@ -2,10 +2,12 @@ import pytest
 import torch
 
 from histokit.core.errors import InputError
+from histokit.models.base import Batch, Target
 from histokit.models.stpath import (
     MASK_TOKEN,
     STPath,
     STPathLayer,
+    STPathModel,
     frame_bias,
     rescale_coords,
 )
@@ -140,3 +142,99 @@ def test_official_file(tmp_path):
     torch.save({"wrong": torch.zeros(1)}, tmp_path / "model.pt")
     with pytest.raises(InputError):
         STPath.from_official(tmp_path / "model.pt")
+
+
+# ---- on a panel of its own ---------------------------------------------------------------------
+
+OWN = {"input_dim": 12, "num_genes": 9, "cancers": ["IDC", "PRAD"], "hidden_dim": 32}
+OWN |= {"num_layers": 2, "feedforward_dim": 48}
+
+
+def packed(*sizes):
+    torch.manual_seed(2)
+    count = sum(sizes)
+    index = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    codes = torch.arange(len(sizes)) % 2
+    batch = Batch(torch.randn(count, 12), codes, index, torch.rand(count, 2) * 900)
+    values = torch.rand(count, 9) * (torch.rand(count, 9) < 0.6)
+    targets = [Target(v.to_sparse_csr(), torch.ones(9, dtype=torch.bool))
+               for v in values.split(sizes)]  # fmt: skip
+    return batch, values, targets
+
+
+def test_packed_slides_are_predicted_as_each_alone():
+    model = STPathModel(**OWN).eval()
+    batch, *_ = packed(20, 31)
+    whole = model.hidden(batch)
+    for rows, code in ((slice(0, 20), 0), (slice(20, 51), 1)):
+        alone = Batch(batch.features[rows], torch.tensor([code]), None, batch.coords[rows])
+        torch.testing.assert_close(whole[rows], model.hidden(alone))
+
+
+def test_prediction_is_the_published_network_with_all_patches_masked():
+    model = STPathModel(**OWN).eval()
+    batch, *_ = packed(25)
+    tokens = torch.zeros(25, 11)
+    tokens[:, MASK_TOKEN] = 1
+    coords = rescale_coords(batch.coords)
+    expected = model.network(batch.features, coords, 0, 0, tokens)
+    torch.testing.assert_close(model(batch.features, 0, None, batch.coords), expected)
+
+
+def test_known_expression_is_scattered_behind_the_tokens_and_masks_hide_it():
+    model = STPathModel(**OWN)
+    _, values, (target,) = packed(200)
+    rows, masked = torch.arange(200), torch.arange(200) < 120
+    torch.manual_seed(0)
+    known = model._known(target.values, rows, masked).to_dense()
+    torch.testing.assert_close(known[120:, 2:], values[120:])
+    assert (known[120:, :2] == 0).all()
+    whole = known[:120, MASK_TOKEN] == 1
+    assert (known[:120, 2:][whole] == 0).all()
+    assert 0.8 < whole.float().mean() < 0.98  # nine of ten are hidden altogether
+    partly, own = known[:120, 2:][~whole], values[:120][~whole]
+    assert ((partly == 0) | (partly == own)).all()
+    assert 0.3 < (partly > 0).sum() / (own > 0).sum() < 0.7
+
+
+def test_loss_counts_measured_genes_of_masked_patches_alone():
+    model = STPathModel(**OWN, dropout=0.0, hvgs=[0, 3]).train()
+    batch, values, (target,) = packed(30)
+    drawn = {}
+    model._crop = lambda coords: torch.arange(len(coords))
+    mask = torch.zeros(30, dtype=torch.bool).index_fill(0, torch.tensor([2, 7, 9]), True)
+    model._masked = lambda *_: mask
+    known = model._known(target.values, torch.arange(30), mask)
+    model._known = lambda *_: drawn.setdefault("known", known)
+    measured = torch.ones(9, dtype=torch.bool).index_fill(0, torch.tensor([3]), False)
+    model.restricted = 1.0
+    loss = model.loss(batch, [Target(target.values, measured)])
+    hidden = model._encode(batch.features, rescale_coords(batch.coords), 0, known.to_dense())
+    expected = (model.head(hidden)[mask][:, 0] - values[mask][:, 0]).square().mean()
+    torch.testing.assert_close(loss, expected)
+    model.restricted = 0.0
+    loss = model.loss(batch, [Target(target.values, measured)])
+    expected = (model.head(hidden)[mask] - values[mask])[:, measured].square().mean()
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    embedded = model.network.input_encoder.gene_embed.weight.grad
+    assert embedded[:, 2:].abs().sum() > 0  # what is known teaches too
+
+
+def test_crops_are_the_nearest_patches_in_order():
+    model = STPathModel(**OWN, max_spots=70)
+    coords = torch.rand(300, 2)
+    sizes = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        rows = model._crop(coords)
+        sizes.add(len(rows))
+        assert 64 <= len(rows) <= 70
+        assert (rows.diff() > 0).all()
+    assert len(sizes) > 1
+    assert model._crop(coords[:9]).tolist() == list(range(9))
+
+
+def test_place_is_needed():
+    with pytest.raises(InputError, match="give its coordinates"):
+        STPathModel(**OWN).predict(torch.randn(4, 12), "IDC")

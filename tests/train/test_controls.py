@@ -23,6 +23,7 @@ from histokit.data.views import LibrarySizeCohort, ShuffledCohort
 from histokit.evaluate.controls import controls_of, open_cohort
 from histokit.evaluate.runs import Run
 from histokit.train.ridge import fit_library_size, fit_ridge
+from histokit.train.spots import Spots
 
 OPTIONS = {"encoder": "tiny", "model": "ridge", "controls": True}
 
@@ -124,7 +125,7 @@ def test_the_control_learns_nothing_from_levels_of_slides(tmp_path):
         )
         x = np.concatenate([s.features.numpy() for s in slides])
         slide = np.repeat(np.arange(7), 60)
-        model, _ = fit_ridge(x, y, np.ones((7, 30), bool), slide, slide)
+        model, _ = fit_ridge(Spots(x, y, np.ones((7, 30), bool), slide, slide))
         scores = []
         for name in test:
             one = cohort.load(name, GENES)
@@ -147,7 +148,7 @@ def test_library_size_line_equals_scikit_learn():
     y = rng.poisson(3, (60, 5)) * x
     y[slide == 1, 1] = 0
     y[:, 4] = 2
-    model = fit_library_size(x, sp.csr_matrix(y), measured, slide)
+    model = fit_library_size(Spots(x, sp.csr_matrix(y), measured, slide, slide))
     test = torch.linspace(4, 12, 7)[:, None]
     for gene in range(5):
         rows = measured[slide, gene]

@@ -21,8 +21,8 @@ from histokit.data.features import difference
 from histokit.data.splits import make_folds, read_splits
 from histokit.evaluate.folders import MANIFEST, check_replaceable, whole_folder
 from histokit.evaluate.runs import Run
-from histokit.evaluate.topics.maps import draw_maps
-from histokit.evaluate.views import load_held_out, score_run
+from histokit.evaluate.topics.maps import draw_map
+from histokit.evaluate.views import Views, load_held_out
 from histokit.report import plots
 
 STRANGE = [
@@ -91,12 +91,14 @@ def test_every_figure_map_and_prediction_comes_from_the_fold_that_held_the_slide
 def test_a_map_is_drawn_with_the_same_model_as_its_score(strange, tmp_path, monkeypatch):
     run = Run(strange / "a" / "b" / "run")
     cohort = Cohort(strange / "data", "tiny")
-    scores = score_run(run, cohort, num_hvg=8)
+    views = Views(run, cohort, num_hvg=8)
     seen = []
     monkeypatch.setattr(plots, "gene_maps", lambda t, maps, *rest: seen.append(maps))
     monkeypatch.setattr(plots, "save", lambda figure, path: None)
-    mean = pd.Series(np.arange(30.0), index=scores[0].genes["gene"])
-    draw_maps(run, cohort, scores, pd.DataFrame({"pcc": mean}), tmp_path, 9)
+    for fold, slide_id in views.work[: len(STRANGE)]:
+        view = views.again(fold, slide_id)
+        mean = pd.Series(np.arange(30.0), index=view.score.genes["gene"])
+        draw_map(view, mean, cohort, "counts10k-log1p", tmp_path)
     assert len(seen) == len(STRANGE)
     for slide_maps in seen:
         for drawn in slide_maps:

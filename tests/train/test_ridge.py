@@ -8,7 +8,8 @@ from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from histokit.train import ridge
+from histokit.train import ridge as fit
+from histokit.train.spots import Spots
 
 ALL = np.ones((1, 9), bool)
 ONE = np.zeros(120, int)
@@ -30,7 +31,9 @@ def predict(model, x):
 def test_mean(data):
     x, y, _ = data
     expected = np.tile(y.toarray().mean(0), (len(x), 1))
-    np.testing.assert_allclose(predict(ridge.fit_mean(x, y, ALL, ONE), x), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        predict(fit.fit_mean(Spots(x, y, ALL, ONE, ONE)), x), expected, rtol=1e-5
+    )
 
 
 def test_hest_recipe_is_the_definition(data):
@@ -41,7 +44,7 @@ def test_hest_recipe_is_the_definition(data):
         100 / (20 * 50), solver="lsqr", fit_intercept=False, max_iter=1000, random_state=1
     ).fit(scores, y.toarray())
     np.testing.assert_allclose(
-        predict(ridge.fit_ridge_hest(x, y), x), ridge.predict(scores), rtol=1e-3, atol=1e-3
+        predict(fit.fit_ridge_hest(x, y), x), ridge.predict(scores), rtol=1e-3, atol=1e-3
     )
 
 
@@ -59,11 +62,11 @@ def test_ridge_is_scikit_learns_at_the_alpha_that_cross_validation_chooses(data)
             np.square(oracle(x[a], dense[a], alpha).predict(x[b]) - dense[b]).sum()
             for a, b in GroupKFold(5).split(x, groups=groups)
         )
-        for alpha in ridge.ALPHAS
+        for alpha in fit.ALPHAS
     ]
-    model, alpha = ridge.fit_ridge(x, y, ALL, ONE, groups)
-    assert alpha == ridge.ALPHAS[np.argmin(errors)]
-    assert ridge.ALPHAS[0] < alpha < ridge.ALPHAS[-1]
+    model, alpha = fit.fit_ridge(Spots(x, y, ALL, ONE, groups))
+    assert alpha == fit.ALPHAS[np.argmin(errors)]
+    assert fit.ALPHAS[0] < alpha < fit.ALPHAS[-1]
     np.testing.assert_allclose(predict(model, x), oracle(x, dense, alpha).predict(x), atol=1e-4)
 
 
@@ -72,7 +75,7 @@ def test_ridge_takes_unmeasured_entries_at_the_mean(data):
     measured = np.ones((6, 9), bool)
     measured[:2, 4] = False
     dense = np.where(measured[groups], y.toarray(), 0)
-    model, alpha = ridge.fit_ridge(x, sp.csr_matrix(dense), measured, groups, groups)
+    model, alpha = fit.fit_ridge(Spots(x, sp.csr_matrix(dense), measured, groups, groups))
     filled = dense.copy()
     filled[groups < 2, 4] = dense[groups >= 2, 4].mean()
     np.testing.assert_allclose(predict(model, x), oracle(x, filled, alpha).predict(x), atol=1e-4)
@@ -81,10 +84,10 @@ def test_ridge_takes_unmeasured_entries_at_the_mean(data):
 def test_more_dimensions_than_spots(data):
     _, y, groups = data
     wide = np.random.default_rng(1).normal(size=(120, 400)).astype(np.float32)
-    model, _ = ridge.fit_ridge(wide, y, ALL, ONE, groups)
+    model, _ = fit.fit_ridge(Spots(wide, y, ALL, ONE, groups))
     assert len(model.components) == 119
     assert np.isfinite(predict(model, wide)).all()
-    assert len(ridge.fit_ridge_hest(wide, y).components) == 120
+    assert len(fit.fit_ridge_hest(wide, y).components) == 120
 
 
 def test_all_components_are_ridge_on_the_features_themselves(data):
@@ -100,14 +103,14 @@ def test_all_components_are_ridge_on_the_features_themselves(data):
             np.square(plain(a, alpha).predict(wide[b]) - dense[b]).sum()
             for a, b in GroupKFold(5).split(wide, groups=groups)
         )
-        for alpha in ridge.ALPHAS
+        for alpha in fit.ALPHAS
     ]
-    model, alpha = ridge.fit_ridge(wide, y, ALL, ONE, groups, components=None)
-    assert alpha == ridge.ALPHAS[np.argmin(errors)]
+    model, alpha = fit.fit_ridge(Spots(wide, y, ALL, ONE, groups), components=None)
+    assert alpha == fit.ALPHAS[np.argmin(errors)]
     np.testing.assert_allclose(
         predict(model, wide), plain(slice(None), alpha).predict(wide), atol=1e-4
     )
-    fewer = ridge.fit_ridge(wide, y, ALL, ONE, groups, components=10)[0]
+    fewer = fit.fit_ridge(Spots(wide, y, ALL, ONE, groups), components=10)[0]
     assert len(fewer.components) == 10
 
 
@@ -121,11 +124,11 @@ def test_penalties_by_gene(data):
             np.square(oracle(x[a], dense[a], alpha).predict(x[b]) - dense[b]).sum(axis=0)
             for a, b in GroupKFold(5).split(x, groups=groups)
         )
-        for alpha in ridge.ALPHAS
+        for alpha in fit.ALPHAS
     ]
     relative = np.array(errors) / np.min(errors, axis=0)
-    expected = ridge.ALPHAS[(relative + relative.mean(axis=1, keepdims=True)).argmin(axis=0)]
-    model, alpha = ridge.fit_ridge(x, sp.csr_matrix(dense), ALL, ONE, groups, by_gene=True)
+    expected = fit.ALPHAS[(relative + relative.mean(axis=1, keepdims=True)).argmin(axis=0)]
+    model, alpha = fit.fit_ridge(Spots(x, sp.csr_matrix(dense), ALL, ONE, groups), by_gene=True)
     np.testing.assert_array_equal(alpha, expected)
     assert alpha[:3].max() < alpha[3:].min()
     each = [oracle(x, dense[:, [g]], a).predict(x).ravel() for g, a in enumerate(alpha)]
@@ -139,7 +142,9 @@ def test_penalties_by_gene_where_some_genes_were_not_measured(data):
     measured[:2, 4] = False
     dense = np.where(measured[groups], y.toarray(), 0)
     dense[:, 8] = 0
-    model, alpha = ridge.fit_ridge(x, sp.csr_matrix(dense), measured, groups, groups, by_gene=True)
+    model, alpha = fit.fit_ridge(
+        Spots(x, sp.csr_matrix(dense), measured, groups, groups), by_gene=True
+    )
     assert alpha.shape == (9,)
     assert np.isfinite(predict(model, x)).all()
     assert np.abs(predict(model, x)[:, 8]).max() == 0
@@ -148,7 +153,7 @@ def test_penalties_by_gene_where_some_genes_were_not_measured(data):
 def test_noise_is_shrunk_to_the_mean(data):
     _, y, groups = data
     noise = np.random.default_rng(2).normal(size=(120, 20)).astype(np.float32)
-    model, _ = ridge.fit_ridge(noise, y, ALL, ONE, groups)
+    model, _ = fit.fit_ridge(Spots(noise, y, ALL, ONE, groups))
     fitted = predict(model, noise)
     free = LinearRegression().fit(noise, y.toarray()).predict(noise)
     assert fitted.std(0).mean() < 0.2 * free.std(0).mean()

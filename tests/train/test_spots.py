@@ -7,7 +7,7 @@ from cohorts import write_cohort
 
 from histokit.data.cohort import Cohort
 from histokit.data.genes import detected, normalise
-from histokit.train.spots import Survey
+from histokit.train.spots import TrainingMoments
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def slides(tmp_path_factory):
 
 
 def survey(slides, target="log1p"):
-    found = Survey(slides[0].counts.shape[1], target)
+    found = TrainingMoments(slides[0].counts.shape[1], target)
     for slide in slides:
         found.add(slide)
     return found
@@ -49,7 +49,7 @@ def test_it_equals_all_spots_stacked(slides, target):
 def test_two_halves_merge_to_the_whole(slides):
     whole, half = survey(slides), survey(slides[:2])
     half.merge(survey(slides[2:]))
-    half.merge(Survey(slides[0].counts.shape[1], "log1p"))  # a rank that had no slide
+    half.merge(TrainingMoments(slides[0].counts.shape[1], "log1p"))  # a rank that had no slide
     for name in ("moments", "feature_moments"):
         for a, b in zip(getattr(whole, name)(), getattr(half, name)(), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-12)

@@ -16,6 +16,7 @@ import run_train
 from histokit import ops
 from histokit.core.errors import InputError
 from histokit.evaluate.runs import Run
+from histokit.models.registry import MODELS, OFFERED
 
 SCRIPT = Path(run_train.__file__)
 SMALL = {"model": "histoprism", "encoder": "tiny", "lr": 1e-3}
@@ -29,6 +30,9 @@ def data(tmp_path_factory):
 
 def train(data, folder, **options):
     options = SMALL | {"epochs": 4} | options
+    own = MODELS[options["model"]].own
+    foreign = {"hidden_dim", "feedforward_dim"} - {*own}
+    options = {name: value for name, value in options.items() if name not in foreign}
     run_train.main(run_train.Options(data=str(data), run=str(folder), **options))
     return Run(folder)
 
@@ -46,7 +50,7 @@ def assert_same_weights(a, b):
             assert torch.equal(value, b[fold][name]), (fold, name)
 
 
-@pytest.mark.parametrize("model", ["mean", *run_train.RIDGES, "mlp", "histoprism"])
+@pytest.mark.parametrize("model", [name for name in OFFERED if name != "bpbooster"])
 def test_every_model_trains_every_fold(data, tmp_path, model):
     run = train(data, tmp_path / "run", model=model, folds="leave-one-patient-out")
     assert [f.name for f in run.folds] == ["A", "B", "C", "D"]
@@ -58,22 +62,23 @@ def test_every_model_trains_every_fold(data, tmp_path, model):
         assert len(genes) == 30
         assert genes.hvg_rank.min() == 1
         x = torch.randn(5, 16)
-        assert fold.load_model().predict(x, "IDC").shape == (5, 30)
+        assert fold.load_model().predict(x, "IDC", torch.rand(5, 2)).shape == (5, 30)
         assert not (fold.folder / "checkpoints").exists()
 
 
 def test_trained_network_beats_the_mean(data, tmp_path, one_fold):
-    run = train(data, tmp_path / "run", model="mlp", preset="small", epochs=60, folds=one_fold)
+    run = train(data, tmp_path / "run", model="mlp", preset="small", epochs=60, folds=one_fold,
+                hidden_dim=256)  # fmt: skip
     history = pd.read_csv(run.folds[0].folder / "metrics.csv")
     assert history.val_loss.min() < 0.7 * run.folds[0].genes.train_variance.mean()
     assert (run.folds[0].folder / "loss.png").stat().st_size > 5000
 
 
-@pytest.mark.parametrize("model", ["mlp", "histoprism"])
+@pytest.mark.parametrize("model", ["mlp", "histoprism", "stpath"])
 def test_small_preset_starts_at_the_training_means(data, tmp_path, one_fold, model):
     chosen = {"model": model, "preset": "small", "epochs": 1, "lr": 1e-12, "refit": False}
     fold = train(data, tmp_path / "run", folds=one_fold, **chosen).folds[0]
-    prediction = fold.load_model().predict(torch.randn(5, 16), "IDC")
+    prediction = fold.load_model().predict(torch.randn(5, 16), "IDC", torch.rand(5, 2))
     means = torch.tensor(fold.genes.train_mean.to_numpy(), dtype=torch.float32)
     torch.testing.assert_close(prediction, means.expand(5, -1))
 
@@ -135,7 +140,9 @@ def test_lower_precision_trains_about_as_well(data, tmp_path, one_fold, kind):
 def test_large_slides_in_groups(data, tmp_path, one_fold):
     run = train(data, tmp_path / "run", max_patches=10, folds=one_fold)
     assert run.folds[0].load_model().max_patches == 10
-    with pytest.raises(InputError, match="no patch of mlp sees others"):
+    with pytest.raises(
+        InputError, match="--max-patches applies only to --model histoprism; mlp has no"
+    ):
         train(data, tmp_path / "mlp", model="mlp", max_patches=10)
 
 

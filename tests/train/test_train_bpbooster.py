@@ -169,19 +169,18 @@ def test_validation_slides_choose_the_penalty(data, tmp_path, one_fold, capsys, 
     from histokit.data.cohort import Cohort
     from histokit.data.genes import normalise
     from histokit.train import ridge
+    from histokit.train.spots import Spots
 
     slides = [Cohort(data, "tiny").load(s, GENES) for s in ("A1", "A2", "C1", "B1")]
     model = run.folds[0].load_model()
     latent = np.concatenate([model.embed(s.features, "IDC").numpy() for s in slides])
     y = sp.vstack([normalise(s.counts, s.library_size, "counts10k-log1p") for s in slides]).tocsr()
     slide = np.repeat(np.arange(4), [40, 35, 38, 45])
-    measured = np.ones((4, 30), bool)
+    spots = Spots(latent, y, np.ones((4, 30), bool), slide, slide)
     if not refit:  # else the network that chose it is not the one that is kept
         split = (np.flatnonzero(slide < 3), np.flatnonzero(slide == 3))
-        assert ridge.choose_alpha(latent, y, measured, slide, [split]) == pytest.approx(
-            alpha, rel=0.01
-        )
-    linear = ridge.ridge_at(latent, y, measured, slide, alpha)
+        assert ridge.choose_alpha(spots, [split]) == pytest.approx(alpha, rel=0.01)
+    linear = ridge.ridge_at(spots, alpha)
     expected = linear(torch.from_numpy(latent), -1)
     own = model.head(torch.from_numpy(latent))
     torch.testing.assert_close(own, expected, rtol=1e-2, atol=1e-2)
@@ -214,11 +213,14 @@ def test_bad_input(data, tmp_path, one_fold, pathways):
         ({"init": "programs", "programs": str(small)}, "the best of 1, TINY, has 7"),
         ({"init": "programs"}, "--init programs and --programs FILE.gmt need each other"),
         ({"programs": pathways}, "--init programs and --programs FILE.gmt need each other"),
-        ({"init": "programs", "programs": pathways, "num_prototypes": 4}, "--num-prototypes is of"),
+        (
+            {"init": "programs", "programs": pathways, "num_prototypes": 4},
+            "--num-prototypes applies only",
+        ),
         ({"latent_dim": 12}, "8 heads do not divide 12 latent dimensions"),
         ({"lr": 1e30}, "lower --lr"),
-        ({"model": "mlp"}, "--latent-dim is of --model bpbooster; mlp has no such option"),
-        ({"preset": "release"}, "--preset release is not of bpbooster"),
+        ({"model": "mlp"}, "--latent-dim applies only to --model bpbooster; mlp has no such"),
+        ({"preset": "release"}, "--preset release: bpbooster has paper, small"),
     ):
         with pytest.raises(InputError, match=text):
             train(data, tmp_path / "run" / text[:8], folds=one_fold, **options)

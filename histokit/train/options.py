@@ -1,0 +1,198 @@
+"""Options of a training: what ``run_train.py`` offers, and what the library trains by."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+from histokit.core.options import Checked, option, required
+from histokit.models.registry import OFFERED, PRESET_NAMES, resolve
+
+hyper = functools.partial(option, None, group="network", shown="the preset's")
+boost = functools.partial(option, None, group="BP-Booster", shown="the preset's")
+FREE = ("machine", "checks")  # groups of options that may differ when a training goes on
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(Checked):
+    """Options of a training."""
+
+    data: str = required("folder that run_extract.py wrote")
+    model: str = required("model to train", choices=OFFERED)
+    run: str = required("folder of this run, made if absent")
+    encoder: str = option(
+        "efficientnet-lite0", "encoder whose features are used; A+B sets those of both side by side"
+    )
+    neighbors: str = option(
+        "none",
+        "what stands beside a patch's features: the mean of the neighbouring spots' (eight on a "
+        "square grid, six on a hexagonal one), or their mean weighted by likeness",
+        choices=("none", "mean", "attention"),
+    )
+    target: str = option(
+        "counts10k-log1p",
+        "scale of the targets",
+        choices=("counts10k-log1p", "log1p", "log2"),
+    )
+    panel: str = option(
+        "common",
+        "genes to predict: common (measured on all training slides), detected (and seen in at "
+        "least 10 % of the spots of each), union (measured on any), or a file, one gene a line",
+    )
+    hvg: str = option(
+        "variance",
+        "how highly variable genes are ranked on the training spots: variance of counts10k-log1p, "
+        "or scanpy's normalised dispersion",
+        choices=("variance", "dispersion"),
+    )
+    folds: str = option(
+        "auto",
+        "a number of folds that share no patient, auto (4, or one a patient or a slide where "
+        "there are fewer), leave-one-slide-out, leave-one-patient-out, a CSV "
+        "slide_id,split[,fold], or a folder of HEST-Bench or "
+        "HistoPrism splits",
+    )
+    cancer_codes: str = option(
+        "split",
+        "oncotree codes of a published split that brings its own (HistoPrism's, gaps filled), or "
+        "always those of the cohort",
+        choices=("split", "cohort"),
+    )
+    val_fraction: float = option(
+        0.2,
+        "share of the training patients that validate, where the split names no validation; "
+        "networks and bpbooster alone, closed forms train on all",
+        least=0,
+        below=1,
+    )
+    seed: int = option(
+        0, "seed of weights, dropout, order and validation choice", least=0, most=2**32 - 1
+    )
+    preset: str = option(
+        "paper",
+        "hyper-parameters below that are not given; paper-idc to paper-prad are of bpbooster alone",
+        PRESET_NAMES,
+    )
+    lr: float | None = hyper("peak learning rate", above=0)
+    weight_decay: float | None = hyper("AdamW weight decay", least=0)
+    standardize: str | None = hyper(
+        "features to mean 0 and deviation 1: over the training patches, each slide alone, or none",
+        choices=("train", "slide", "none"),
+    )
+    epochs: int | None = hyper("epochs at most; the learning-rate schedule spans them", least=1)
+    patience: int | None = hyper("epochs without a better validation MSE before stopping", least=1)
+    dropout: float | None = hyper("dropout rate", least=0, below=1)
+    hidden_dim: int | None = hyper("width of the transformer of histoprism or stpath", least=1)
+    feedforward_dim: int | None = hyper("width inside the transformer's layers", least=1)
+    num_layers: int | None = hyper("layers of the transformer", least=1)
+    refit: bool | None = hyper(
+        "after early stopping, train again on training and validation slides for as many epochs"
+    )
+    start_at_mean: bool | None = hyper(
+        "start the head at zero weights and the training mean of each gene"
+    )
+    clip: float = option(1.0, "largest norm of the gradient", group="network", above=0)
+    slides_per_step: int = option(
+        1,
+        "slides packed in one step, of each rank where torchrun starts several",
+        group="network",
+        least=1,
+    )
+    max_patches: int | None = option(
+        None,
+        "patches that attend to each other at most, for slides too large for all pairs; a larger "
+        "one is taken apart into groups spread over it, which is an approximation",
+        shown="all of a slide",
+        group="network",
+        least=1,
+    )
+    autocast: str = option(
+        "none",
+        "type of the network's matrix products; the loss stays float32",
+        choices=("none", "bfloat16", "float16"),
+        group="network",
+    )
+    init: str | None = boost(
+        "what prototypes start as: N(0, 1), or pathways of spatially variable genes",
+        choices=("random", "programs"),
+    )
+    programs: str | None = option(
+        None, "pathways for that: a GMT file or a library's name for gseapy", group="BP-Booster"
+    )
+    standardize_programs: bool | None = boost(
+        "standardise genes and programs first, without which the programs' profiles hardly differ"
+    )
+    num_svgs: int | None = boost("spatially variable genes that make programs", least=1)
+    num_prototypes: int | None = boost("random prototypes", least=1)
+    latent_dim: int | None = boost("dimensions of prototypes and refined embedding", least=1)
+    num_hvgs: int | None = boost("highly variable genes that guide the training", least=1)
+    batch_size: int | None = boost("patches in one step", least=1)
+    attention: str | None = boost(
+        "who attends: patches to prototypes, or the paper's equations to the letter, in which "
+        "prototypes hardly matter",
+        choices=("prototypes", "literal"),
+    )
+    gates: str | None = boost("gates that exist", choices=("both", "prototype", "latent", "none"))
+    losses: str | None = boost("losses in use", choices=("both", "reconstruction", "regression"))
+    readout: str | None = boost(
+        "regression on the refined embedding: alpha by cross-validation for all genes or each, or "
+        "HEST-Bench's",
+        choices=("ridge", "ridge-by-gene", "ridge-hest"),
+    )
+    ablate: bool = option(
+        False,
+        "train what the paper's Table 4 compares, each into a folder in RUN; with --programs",
+        group="BP-Booster",
+    )
+    allow_leakage: bool = option(
+        False,
+        "train although a test slide shares its patient or image with training or validation",
+        group="checks",
+    )
+    allow_missing: bool = option(
+        False, "train although slides of the source are not extracted yet", group="checks"
+    )
+    controls: bool = option(
+        False,
+        "also train the model five times on shuffled spots (holding all training counts in "
+        "memory) and a line on the library size, in RUN/controls; run_eval.py shows them beside "
+        "the run",
+        group="checks",
+    )
+    cache_gb: float = option(
+        4.0,
+        "memory for slides kept between epochs, in GB, of each rank",
+        group="machine",
+        least=0,
+        most=1_000_000,
+    )
+    workers: int = option(
+        1,
+        "processes that read slides ahead where they do not fit that; 0: none",
+        group="machine",
+        least=0,
+        most=1024,
+    )
+    on_error: str = option(
+        "stop",
+        "a training slide that cannot be read, or a disk too full for a checkpoint: stop, or skip "
+        "it, say so and go on",
+        choices=("stop", "skip"),
+        group="machine",
+    )
+    device: str = option("cpu", "torch device, such as cpu or cuda", group="machine")
+    kernels: str = option(
+        "auto",
+        "auto (compiled kernels where they serve the device), kernels (fail without), or reference "
+        "(plain PyTorch)",
+        choices=("auto", "kernels", "reference"),
+        group="machine",
+    )
+    checkpoint_seconds: float = option(
+        30.0, "seconds between checkpoints", group="machine", least=0
+    )
+    tensorboard: bool = option(False, "also write TensorBoard events", group="machine")
+
+    def resolved(self) -> Options:
+        """With the preset's values in place of those not given; InputError as ``resolve``."""
+        return type(self)(**resolve(dataclasses.asdict(self)))

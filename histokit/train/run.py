@@ -1,0 +1,98 @@
+"""The folder of a run: its folds, what is said of them, and whose folder it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+from histokit import __version__
+from histokit.core.distributed import Team
+from histokit.core.errors import InputError
+from histokit.core.files import atomic_path, read_json, write_json
+from histokit.data.cohort import Cohort
+from histokit.data.features import difference, feature_identity
+from histokit.data.gene_keys import GeneKey, gene_key
+from histokit.data.splits import Split, describe_folds, idle_slides, make_folds
+from histokit.models.registry import MODELS
+from histokit.train.options import FREE, Options
+
+
+def choose_folds(cohort: Cohort, cfg: Options) -> list[Split]:
+    """The folds of a training; closed forms never stop early and train on all slides."""
+    fraction = cfg.val_fraction if MODELS[cfg.model].validates else 0.0
+    folds = make_folds(cohort.slides, cfg.folds, fraction, cfg.seed)
+    if cfg.cancer_codes == "cohort":
+        return [dataclasses.replace(fold, cancers={}) for fold in folds]
+    return folds
+
+
+def join_genes(cohort: Cohort, folds: list[Split], folder: Path, team: Team) -> GeneKey:
+    """Decide how the genes of all slides in the folds are joined; say it, write it into the run."""
+    members = dict.fromkeys(s for f in folds for s in (*f.train, *f.val, *f.test))
+    key = gene_key((slide, cohort.gene_table(slide)) for slide in members)
+    if team.first:
+        print(key)
+        with atomic_path(folder / "genes_matched.csv") as temporary:
+            key.matched.to_csv(temporary)
+    return key
+
+
+def say_folds(cohort: Cohort, folds: list[Split]) -> None:
+    """Print which slides no fold uses, and where a split's cancer codes are not the cohort's."""
+    if idle := idle_slides(cohort.slides, folds):
+        print(f"{len(idle)} slides of the cohort are in no fold, such as {idle[0]}")
+    for fold in folds:
+        known = cohort.slides["cancer"]
+        other = [s for s, code in fold.cancers.items() if s in known and known[s] != code]
+        if other:
+            print(
+                f"fold {fold.name}: the split gives {len(other)} slides another cancer code than "
+                f"the cohort does, such as {other[0]} ({fold.cancers[other[0]]}, not "
+                f"{known[other[0]]}); the split's are used, --cancer-codes cohort keeps the others"
+            )
+
+
+def claim(
+    folder: Path, cfg: Options, cohort: Cohort, folds: list[Split], control: dict | None = None
+) -> None:
+    """Write config.json, or check that the run in the folder is this one."""
+    free = {f.name for f in dataclasses.fields(cfg) if f.metadata["group"] in FREE} | {"run"}
+    options = dataclasses.asdict(cfg) | {"data": str(Path(cfg.data).resolve())}
+    config = {
+        "options": options,
+        **describe_folds(folds),
+        "features": feature_identity(cohort.provenance(folds[0].train[0])),
+        "environment": {name: version(name) for name in ("torch", "numpy", "scikit-learn")}
+        | {"python": platform.python_version(), "histokit": __version__},
+    }
+    if control:
+        config["control"] = control
+    path = folder / "config.json"
+    if path.is_file():
+        there = read_json(path)
+        defaults = {f.name: f.default for f in dataclasses.fields(cfg)}
+        for name, value in options.items():
+            # an option newer than the run in the folder had its default then
+            known = there["options"].get(name, defaults[name])
+            known = str(Path(known).resolve()) if name == "data" else known
+            if name not in free and known != value:
+                raise InputError(
+                    f"{folder} holds a run with --{name.replace('_', '-')} "
+                    f"{there['options'].get(name)}, not {value}; give another --run or delete it"
+                )
+        # what a run in the folder does not record, because it is older, is not compared
+        other = [
+            name
+            for name in ("folds", "fold_names", "fold_slides")
+            if there.get(name, config[name]) != config[name]
+        ]
+        if other or difference(there["features"], config["features"]):
+            name = other[0] if other else "features"
+            raise InputError(
+                f"{folder} was begun with other {name.replace('_', ' ')} ({there[name]}, now "
+                f"{config[name]}); give another --run or delete it"
+            )
+    else:
+        write_json(path, config)

@@ -1,0 +1,53 @@
+"""What every way of training a fold is given, and what it gives back."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pandas as pd
+
+from histokit.core.distributed import ALONE, Team
+from histokit.data.cohort import Cohort
+from histokit.data.splits import Split
+from histokit.models.base import Model, Standardizer
+from histokit.models.registry import MODELS, ModelSpec
+from histokit.train.options import Options
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldTask:
+    """The training of a model on one fold.
+
+    Attributes:
+        cohort: the cohort that holds the slides.
+        taught: the cohort that the model learns from; another one in a control.
+        panel: gene, gene_id, symbol, hvg_rank, train_mean, train_variance of the G outputs.
+        standardizer: of the features, fitted on the training and validation spots.
+        options: resolved.
+        folder: of the fold.
+        team: the processes that train together.
+    """
+
+    cohort: Cohort
+    taught: Cohort
+    split: Split
+    panel: pd.DataFrame
+    standardizer: Standardizer
+    options: Options
+    folder: Path
+    team: Team = ALONE
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The row of the table of models."""
+        return MODELS[self.options.model]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A trained model, the arguments that rebuild it, and a line on what was done."""
+
+    model: Model
+    arguments: dict
+    said: str
