@@ -20,7 +20,7 @@ from histokit.core.tables import read_table
 from histokit.data.counts_hdf5 import read_matrix, row_names
 from histokit.data.features import difference
 from histokit.data.gene_keys import as_panel, positions
-from histokit.data.graph import with_neighbours
+from histokit.data.graph import with_neighbors
 
 COLUMNS = ["slide_id", "cancer", "patient", "technology", "mpp"]
 
@@ -191,7 +191,7 @@ class Cohort:
                     "it again with each"
                 )
             values = torch.from_numpy(values[order].astype(np.float32))
-            joined.append(with_neighbours(values, centres[rows], self.neighbors))
+            joined.append(with_neighbors(values, centres[rows], self.neighbors))
         row = self.slides.loc[slide_id]
         return Slide(
             slide_id=slide_id,

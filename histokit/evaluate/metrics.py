@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from histokit import ops
-from histokit.ops.reference import merge_moments
+from histokit.ops.moments import is_constant, merge_moments
 
 
 class StreamingPearson:
@@ -118,7 +118,7 @@ class StreamingPearson:
 
     def _constant(self, which: int) -> Tensor:
         count, mean, squares = self.moments[0], self.moments[1 + which], self.moments[3 + which]
-        return squares <= count * (self.ulp[which].to(mean.device) * mean) ** 2
+        return is_constant(squares, mean, count, self.ulp[which].to(mean.device))
 
     def constant_pred(self) -> Tensor:
         """Where at least one spot counts and the prediction does not vary: (S, G) bool."""

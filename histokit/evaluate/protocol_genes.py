@@ -8,6 +8,7 @@ import scipy.sparse as sp
 
 from histokit.core.errors import InputError
 from histokit.data.cohort import Cohort
+from histokit.data.genes import detected
 from histokit.evaluate.runs import Run
 
 HEST_GENES = 50
@@ -51,7 +52,7 @@ def hest_genes(cohort: Cohort, slides: list[str], num_genes: int = HEST_GENES) -
     for slide_id in slides:
         names = list(cohort.gene_table(slide_id).index)
         counts = cohort.load(slide_id, names, features=False).counts
-        enough = counts.getnnz(axis=0) >= np.ceil(0.1 * counts.shape[0])
+        enough = detected(counts)
         own = {name for name, keep in zip(names, enough, strict=True) if keep}
         kept = [n for n in (names if kept is None else kept) if n in own]
         parts.append((pd.Index(kept), counts[:, pd.Index(names).get_indexer(kept)]))

@@ -16,7 +16,7 @@ from histokit.data.genes import moments
 from histokit.data.sparse import csr_tensor
 from histokit.evaluate.runs import Fold
 from histokit.ops.gemm import linear
-from histokit.ops.reference import is_constant
+from histokit.ops.moments import is_constant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +102,7 @@ def score_slide(
         pcc, mse = ops.linear_pearson(prediction.hidden, head.weight, head.bias, csr_tensor(target))
     mean, variance = moments(target, np.ones((1, target.shape[1])), np.zeros(spots, int))
     squares, centre = torch.from_numpy(variance * spots), torch.from_numpy(mean)
-    constant = is_constant(squares, centre, spots, torch.float32).numpy()
+    constant = is_constant(squares, centre, spots, torch.finfo(torch.float32).eps).numpy()
     pcc = np.where(slide.measured & ~constant, pcc.double().numpy(), np.nan)
     mse, variance, mean = (
         np.where(slide.measured, values, np.nan)

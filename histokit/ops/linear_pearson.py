@@ -7,6 +7,7 @@ from torch import Tensor
 
 from histokit.ops import dispatch, reference, targets
 from histokit.ops.gemm import matmul, transposed_matmul
+from histokit.ops.moments import is_constant
 from histokit.ops.targets import (
     Csr,
     centered,
@@ -42,8 +43,9 @@ def linear_pearson(
         m2_p = torch.ops.histokit.quadratic_form(w, wide.T @ wide)
         offset = (w @ mean if b is None else torch.addmv(b, w, mean)).double() - moments[0]
         mean_p = offset + moments[0]
-        constant = reference.is_constant(m2_p, mean_p, h.shape[0], acc)
-        constant = constant | reference.is_constant(moments[1], moments[0], h.shape[0], acc)
+        eps = torch.finfo(acc).eps
+        constant = is_constant(m2_p, mean_p, h.shape[0], eps)
+        constant = constant | is_constant(moments[1], moments[0], h.shape[0], eps)
         r = cov / (m2_p * moments[1]).masked_fill(constant, 1).sqrt()
         r = r.clamp(-1, 1).masked_fill(constant, torch.nan)
         mse = ((m2_p - 2 * cov + moments[1]) / h.shape[0] + offset.square()).clamp(min=0)

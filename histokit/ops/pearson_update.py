@@ -7,6 +7,7 @@ from torch import Tensor
 
 from histokit.ops import dispatch, reference
 from histokit.ops.dispatch import check_float, check_index, check_shape
+from histokit.ops.moments import STATE_ROWS
 
 
 def pearson_update(
@@ -25,7 +26,7 @@ def pearson_update(
     """
     op = "pearson_update"
     check_float(op, state=state, pred=pred, target=target)
-    check_shape(op, "state", state, (reference.STATE_ROWS, None, None), "(6, S, G)")
+    check_shape(op, "state", state, (STATE_ROWS, None, None), "(6, S, G)")
     if state.dtype != torch.float64:
         raise ValueError(f"{op}: state must be float64, got {state.dtype}")
     slides, genes = state.shape[1:]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-STATE_ROWS = 6  # n, mean_p, mean_t, m2_p, m2_t, c_pt
+from histokit.ops.moments import is_constant, merge_moments
+
 BLOCK = 1 << 22  # entries that pearson_update holds in float64 at a time
 
 
@@ -192,36 +193,6 @@ def pearson_update(
             state[:, slide] = merge_moments(state[:, slide], torch.stack(chunk))
 
 
-def merge_moments(a: Tensor, b: Tensor) -> Tensor:
-    """The moments of two sets of rows as one: (6, ...) and (6, ...) -> (6, ...)."""
-    count = a[0] + b[0]
-    share = b[0] / count.clamp(min=1)
-    d_p, d_t = b[1] - a[1], b[2] - a[2]
-    cross = a[0] * share
-    return torch.stack(
-        [
-            count,
-            a[1] + d_p * share,
-            a[2] + d_t * share,
-            a[3] + b[3] + d_p * d_p * cross,
-            a[4] + b[4] + d_t * d_t * cross,
-            a[5] + b[5] + d_p * d_t * cross,
-        ]
-    )
-
-
-def pearson_compute(state: Tensor) -> Tensor:
-    """Moments (6, S, G) -> correlation (S, G) float64; NaN where either side is constant."""
-    count, _, _, m2_p, m2_t, cross = state
-    constant = (m2_p <= 0) | (m2_t <= 0) | (count < 2)
-    return (cross / (m2_p * m2_t).sqrt()).clamp(-1, 1).masked_fill(constant, torch.nan)
-
-
-def is_constant(squares: Tensor, mean: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-    """Whether a series of this dtype varies by rounding alone: at most one unit of its mean."""
-    return squares <= count * (torch.finfo(dtype).eps * mean).square()
-
-
 def linear_pearson(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -239,9 +210,10 @@ def linear_pearson(
     target = target.to_dense() if target.layout == torch.sparse_csr else target
     p, t = pred - pred.mean(0), target - target.mean(0)
     m2_p, m2_t = (p * p).sum(0), (t * t).sum(0)
+    eps = torch.finfo(pred.dtype).eps
     constant = (pred == pred[:1]).all(0) | (target == target[:1]).all(0)
-    constant = constant | is_constant(m2_p, pred.mean(0), len(pred), pred.dtype)
-    constant = constant | is_constant(m2_t, target.mean(0), len(pred), pred.dtype)
+    constant = constant | is_constant(m2_p, pred.mean(0), len(pred), eps)
+    constant = constant | is_constant(m2_t, target.mean(0), len(pred), eps)
     r = (p * t).sum(0) / (m2_p * m2_t).masked_fill(constant, 1).sqrt()
     return r.clamp(-1, 1).masked_fill(constant, torch.nan), ((pred - target) ** 2).mean(0)
 

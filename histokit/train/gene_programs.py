@@ -13,8 +13,8 @@ import torch
 from histokit.core.errors import InputError
 from histokit.data.cohort import Cohort
 from histokit.data.gene_sets import rename
-from histokit.data.genes import normalise, select_panel
-from histokit.data.moran import morans_i, neighbour_graph
+from histokit.data.genes import detected, normalise, select_panel
+from histokit.data.graph import TOUCHING, morans_i, spot_graph
 
 MIN_GENES = 10  # spatially variable genes that make a pathway a program
 
@@ -96,14 +96,14 @@ def spatially_variable_genes(
         slide = cohort.load(slide_id, panel)
         y = normalise(slide.counts, slide.library_size, target)
         try:
-            graph = neighbour_graph(slide.centres)
+            found = morans_i(y, spot_graph(slide.centres, TOUCHING))
         except InputError as error:
             raise InputError(
                 f"slide {slide_id}: {error}; spatially variable genes need the place of each spot: "
                 "extract the slide again, leave it out or use --init random"
             ) from None
-        seen &= slide.counts.getnnz(axis=0) >= np.ceil(0.1 * y.shape[0])
-        statistics.append(morans_i(y, graph))
+        seen &= detected(slide.counts)
+        statistics.append(found)
         parts.append(y)
     check_enough_spots(sum(y.shape[0] for y in parts), min(num, len(panel)), "--num-svgs")
     panel["moran_i"] = np.mean([s["I"] for s in statistics], axis=0)

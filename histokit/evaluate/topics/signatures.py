@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from histokit.core.distributed import Team
 from histokit.core.errors import InputError
@@ -31,6 +32,7 @@ from histokit.evaluate.topics.pathway_plots import signature_bars
 from histokit.evaluate.topics.pathways import PathwayGenes, genes_of
 from histokit.evaluate.verdict import interval_note, with_interval
 from histokit.evaluate.views import SlideView
+from histokit.ops.moments import is_constant
 from histokit.report import plots
 from histokit.report.page import Picture, Section, Table, number
 
@@ -115,8 +117,9 @@ def find_genes(signature: Signature, genes: pd.DataFrame) -> pd.Series:
 
 def varying(values: np.ndarray) -> np.ndarray:
     """Which columns of (N, K) expression vary beyond rounding: (K,) bool; a NaN column does not."""
-    with np.errstate(invalid="ignore"):
-        return values.std(axis=0) > np.finfo(np.float32).eps * np.abs(values).max(axis=0, initial=0)
+    mean, squares = values.mean(axis=0), values.var(axis=0) * len(values)
+    moments, eps = map(torch.from_numpy, (squares, mean)), torch.finfo(torch.float32).eps
+    return np.isfinite(mean) & ~is_constant(*moments, len(values), eps).numpy()
 
 
 def signature_score(values: np.ndarray) -> np.ndarray:
