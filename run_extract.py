@@ -32,8 +32,8 @@ class Options(Checked):
     weights: str | None = option(None, "weights of a timm encoder: .safetensors or a state dict")
     pool: str = option(
         "last",
-        "what of a network's maps is taken: its own pooling, or the means at four depths, which "
-        "serves networks trained on other images than tissue (ENCODER-stages)",
+        "how features are pooled: last (the network's own) or stages (means at four depths; better "
+        "if it was not trained on tissue)",
         choices=("last", "stages"),
     )
     views: int = option(

@@ -50,10 +50,10 @@ def times(call, repeat: int, device: str) -> list[float]:
         call()
     found = []
     for _ in range(repeat):
-        profile_measure.synchronise(device)
+        profile_measure.synchronize(device)
         start = time.perf_counter()
         call()
-        profile_measure.synchronise(device)
+        profile_measure.synchronize(device)
         found.append(time.perf_counter() - start)
     return sorted(found)
 

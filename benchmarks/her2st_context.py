@@ -1,4 +1,4 @@
-"""What features are worth on her2st: larger patches, neighbours, stages, turns, a second encoder.
+"""What features are worth on her2st: larger patches, neighbors, stages, turns, a second encoder.
 
     python benchmarks/her2st_context.py --source ../shared/data/her2st
 
@@ -31,19 +31,19 @@ BOTH = f"{NET_SCALES}+{STAIN_SCALES}"
 FEATURES = {
     "112 um": {"encoder": NET, "standardize": "slide"},
     "three sizes": {"encoder": NET_SCALES, "standardize": "slide"},
-    "three sizes, neighbours": {
+    "three sizes, neighbors": {
         "encoder": NET_SCALES, "neighbors": "mean", "standardize": "slide"
     },
-    "three sizes, neighbours by attention": {
+    "three sizes, neighbors by attention": {
         "encoder": NET_SCALES, "neighbors": "attention", "standardize": "slide"
     },
-    "three sizes, neighbours by attention, hed": {
+    "three sizes, neighbors by attention, hed": {
         "encoder": BOTH, "neighbors": "attention", "standardize": "slide"
     },
-    "stages, three sizes, neighbours": {
+    "stages, three sizes, neighbors": {
         "encoder": STAGES, "neighbors": "mean", "standardize": "slide"
     },
-    "stages, 8 views, three sizes, neighbours": {
+    "stages, 8 views, three sizes, neighbors": {
         "encoder": TURNED, "neighbors": "mean", "standardize": "slide"
     },
     "stages, 112 um": {"encoder": f"{NET}-stages", "standardize": "slide"},

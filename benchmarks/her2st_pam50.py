@@ -42,7 +42,7 @@ NULL = "library size, no image"  # a line on the number of molecules caught, tol
 NEW = "B4"
 PANELS = {"C": "C sections, each held out (mean of four)", NEW: "C -> B4, a new patient"}
 MARKERS = "os^DvP"
-COLOURS = ("#000000", "#999999", "#E69F00", "#0072B2", "#009E73", "#D55E00")
+COLORS = ("#000000", "#999999", "#E69F00", "#0072B2", "#009E73", "#D55E00")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,9 +138,9 @@ def figure(wide: pd.DataFrame) -> Figure:
             bar = {"color": "#56B4E9", "linewidth": 2, "label": f"{NULL} ({null.mean():.3f})"}
             axis.hlines(null, place - 0.42, place + 0.42, zorder=1, **bar)
             shifts = np.linspace(-0.32, 0.32, len(EMBEDDINGS))
-            looks = zip(EMBEDDINGS, MARKERS, COLOURS, shifts, strict=True)
-            for name, marker, colour, shift in looks:
-                style = {"marker": marker, "color": colour, "markersize": 6, "linestyle": ""}
+            looks = zip(EMBEDDINGS, MARKERS, COLORS, shifts, strict=True)
+            for name, marker, color, shift in looks:
+                style = {"marker": marker, "color": color, "markersize": 6, "linestyle": ""}
                 mean = wide[part, name].mean()
                 axis.plot(place + shift, wide[part, name], label=f"{name} ({mean:.3f})", **style)
             axis.set_title(title, loc="left", fontweight="bold")

@@ -73,8 +73,8 @@ def of_means(
     """Share of trials in which the interval of a mean over slides covers it.
 
     Args:
-        draw: of the effects of patients and slides.
-        slides: of each patient.
+        draw: the draw of the effects of patients and slides.
+        slides: the slides of each patient.
         alike: correlation of two slides of a patient.
         trials: how many.
         rng: random numbers.

@@ -32,12 +32,12 @@ def main(cfg: Options) -> None:
     """Time graph and statistic on every slide, then the profiles of 64 programs of 200 genes."""
     places = np.arange(cfg.spots)
     side = int(cfg.spots**0.5) + 1
-    centres = np.stack([places % side, places // side], 1) * 100.0
+    centers = np.stack([places % side, places // side], 1) * 100.0
     graph_time, moran_time = [], []
     for seed in range(cfg.slides):
         y = sp.random(cfg.spots, cfg.genes, cfg.density, format="csr", random_state=seed)
         start = time.perf_counter()
-        graph = spot_graph(centres, TOUCHING)
+        graph = spot_graph(centers, TOUCHING)
         middle = time.perf_counter()
         morans_i(y, graph)
         graph_time.append(middle - start)

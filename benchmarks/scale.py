@@ -147,11 +147,11 @@ def make_cohort(cfg: Options, data: Path) -> None:
         x = rng.normal(size=(cfg.spots, cfg.dim)).astype(np.float32)
         counts = _counts(rng, (x @ to_programs).astype(np.float32), loading, level)
         side = int(np.ceil(np.sqrt(cfg.spots)))
-        centres = np.stack(np.divmod(np.arange(cfg.spots), side), axis=1) * 200.0 + 112
+        centers = np.stack(np.divmod(np.arange(cfg.spots), side), axis=1) * 200.0 + 112
         barcodes = [f"{slide}-{n}" for n in range(cfg.spots)]
         table = pd.DataFrame({"gene_id": "", "symbol": names, "measured": True}, index=names)
         spots = anndata.AnnData(counts, pd.DataFrame(index=barcodes), table)
-        spots.obsm["spatial"] = centres
+        spots.obsm["spatial"] = centers
         write_expression(folders["expression"] / f"{slide}.h5ad", spots, "drawn")
         picture = rng.integers(200, 255, (64, 64, 3)).astype(np.uint8)
         Image.fromarray(picture).save(folders["thumbnails"] / f"{slide}.jpg")
@@ -161,7 +161,7 @@ def make_cohort(cfg: Options, data: Path) -> None:
         upsert_row(data / "slides.csv", row | sizes)
         attributes = {"encoder": ENCODER, "weights_sha256": "drawn", "transform": "drawn"}
         attributes |= {"pooling": "drawn", "precision": "float32", "mpp": 0.5, "patch_um": 112.0}
-        corners = (centres - 112).astype(np.int64)
+        corners = (centers - 112).astype(np.int64)
         write_features(features / f"{slide}.h5", x, corners, barcodes, attributes)
 
 

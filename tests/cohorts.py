@@ -33,18 +33,18 @@ def write_cohort(folder, slides=None, dim=16, encoder="tiny", genes=None, seed=0
         rate = np.exp(0.5 * x @ loadings + 3)[:, columns]
         counts = rng.poisson(rate * rng.lognormal(0, 0.3, (n, 1))).astype(np.float32)
         barcodes = [f"{slide_id}-{i}" for i in range(n)]
-        centres = np.stack([np.arange(n) % 7, np.arange(n) // 7], 1) * 100.0 + 60
+        centers = np.stack([np.arange(n) % 7, np.arange(n) // 7], 1) * 100.0 + 60
         data = anndata.AnnData(
             sp.csr_matrix(counts),
             obs=pd.DataFrame(index=barcodes),
             var=pd.DataFrame({"gene_id": "", "symbol": names, "measured": True}, index=names),
-            obsm={"spatial": centres},
+            obsm={"spatial": centers},
         )
         data.write_h5ad(folder / "expression" / f"{slide_id}.h5ad")
         with h5py.File(folder / "features" / encoder / f"{slide_id}.h5", "w") as file:
             order = rng.permutation(n)  # rows need not stand in the order of the counts
             file["features"] = x[order]
-            file["coords"] = (centres[order] - 50).astype(np.int64)
+            file["coords"] = (centers[order] - 50).astype(np.int64)
             file["barcodes"] = [barcodes[i] for i in order]
             file.attrs.update(encoder=encoder, weights_sha256="none", patch_um=112.0, mpp=1.0)
         Image.new("RGB", (400, 400), (230, 200, 220 - 20 * len(rows))).save(

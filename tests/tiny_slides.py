@@ -20,9 +20,9 @@ def picture(seed: int = 0, side: int = SIDE) -> np.ndarray:
 
 def spots_table(count: int = 12, seed: int = 0) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
-    centres = rng.uniform(20, SIDE - 20, (count, 2))
-    table = pd.DataFrame(centres, columns=["x", "y"])
-    return table.assign(barcode=[f"spot{i}" for i in range(count)], region="tumour")
+    centers = rng.uniform(20, SIDE - 20, (count, 2))
+    table = pd.DataFrame(centers, columns=["x", "y"])
+    return table.assign(barcode=[f"spot{i}" for i in range(count)], region="tumor")
 
 
 def counts_table(count: int = 12, genes: int = 6, seed: int = 0) -> pd.DataFrame:

@@ -64,8 +64,8 @@ class Audit:
     """What was found.
 
     Attributes:
-        leaks: of ``find_leakage`` with the columns fold and severity.
-        slides: of ``measure_slides``, or None where no data were given.
+        leaks: as ``find_leakage`` returns them with the columns fold and severity.
+        slides: as ``measure_slides`` returns them, or None where no data were given.
         findings: severity (error, warning, note), where (a fold, a slide, cohort), finding.
     """
 

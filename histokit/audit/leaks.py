@@ -101,7 +101,7 @@ def cohort_metadata(slides: pd.DataFrame, folder: Path) -> pd.DataFrame:
 
     Args:
         slides: slides.csv, indexed by slide_id.
-        folder: of the cohort.
+        folder: the folder of the cohort.
     """
     prints = [image_fingerprint(row, folder) for row in slides.reset_index().to_dict("records")]
     columns = ["patient", "dataset_title"]
@@ -114,7 +114,7 @@ def image_fingerprint(row: Mapping, folder: Path) -> str:
 
     A whole-slide image has gigabytes, and two that agree in this much are one. Where the image is
     not there any more the thumbnail stands in for it, whole; empty where that is missing too. An
-    image saved again in another format is not recognised.
+    image saved again in another format is not recognized.
     """
     image = Path(str(row.get("image", "")))
     if not image.is_file():

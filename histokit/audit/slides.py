@@ -40,7 +40,7 @@ def measure_slides(cohort: Cohort, slides: Sequence[str], genes: pd.DataFrame) -
     """One row a slide; each is read once and let go.
 
     Args:
-        cohort: of the slides.
+        cohort: the cohort that holds the slides.
         slides: ids.
         genes: the panel: gene, gene_id, symbol.
 
@@ -263,5 +263,5 @@ def _expression(slide: Slide) -> dict:
         "library_min": float(slide.library_size.min()),
         "library_median": float(np.median(slide.library_size)),
         "library_max": float(slide.library_size.max()),
-        "pitch_px": nearest_pitch(slide.centres),
+        "pitch_px": nearest_pitch(slide.centers),
     }

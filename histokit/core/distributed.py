@@ -27,7 +27,7 @@ class Team:
     """The processes of a run. Every rank must reach each call that exchanges something.
 
     Attributes:
-        rank: of this process, from 0.
+        rank: the rank of this process, from 0.
         size: how many processes there are.
     """
 

@@ -23,7 +23,7 @@ class _Log:
 
 
 def progress_bar(items: Iterable | None = None, **options) -> tqdm:
-    """A tqdm bar that leaves nothing behind; of the ranks that torchrun starts the first has one.
+    """A tqdm bar, shown on rank 0 only and cleared at the end.
 
     On a terminal it appears after two seconds. In a log it is a line each ``LOG_SECONDS``, so that
     what is done sooner says nothing.

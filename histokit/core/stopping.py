@@ -18,7 +18,7 @@ class Stopped(Exception):  # noqa: N818, nothing is wrong
 
 @contextmanager
 def noted_signals() -> Iterator[Callable[[], int]]:
-    """Inside, SIGTERM and SIGINT only note themselves; yields what tells the number, or 0.
+    """Record SIGTERM and SIGINT instead of raising; yields a function for the number, or 0.
 
     A second SIGINT ends the process as usual. In a thread other than the main one, which cannot
     take signals, nothing changes.

@@ -30,7 +30,7 @@ class Slide:
     """One slide's patches and counts, row by row the same barcodes.
 
     Attributes:
-        centres: (N, 2) spot centres x, y in pixels of level 0.
+        centers: (N, 2) spot centers x, y in pixels of level 0.
         features: (N, D) float32 tensor.
         counts: (N, G) CSR raw counts in the order of the genes asked for.
         library_size: (N,) total counts over all genes the slide measured.
@@ -41,7 +41,7 @@ class Slide:
     cancer: str
     patient: str
     barcodes: list[str]
-    centres: np.ndarray
+    centers: np.ndarray
     features: torch.Tensor
     counts: sp.csr_matrix
     library_size: np.ndarray
@@ -55,7 +55,8 @@ class Cohort:
         folder: what ``run_extract.py`` wrote.
         encoder: whose features, as extraction called them; ``A+B`` sets those of A and B side by
             side.
-        neighbors: of ``histokit.data.graph.CHOICES``, what stands beside each encoder's features.
+        neighbors: one of ``histokit.data.graph.CHOICES``: what is appended to each encoder's
+            features.
     """
 
     def __init__(self, folder: str | Path, encoder: str, neighbors: str = "none"):
@@ -149,7 +150,7 @@ class Cohort:
         """Read one slide.
 
         Args:
-            slide_id: of the slide.
+            slide_id: the slide.
             genes: rows gene, gene_id, symbol (or names alone) whose counts are wanted, in this
                 order; all genes of the slide by default. They are found as
                 ``histokit.data.gene_keys.positions`` says; one that the slide did not measure is an
@@ -164,7 +165,7 @@ class Cohort:
         """
         paths = self.feature_files(slide_id)
         parts = [_read_features(path) for path in paths] if features else []
-        matrix, obs_names, centres, var = self._expression(slide_id, counts)
+        matrix, obs_names, centers, var = self._expression(slide_id, counts)
         path, barcodes = (paths[0], parts[0][1]) if parts else ("", list(obs_names))
         rows = pd.Index(obs_names).get_indexer(barcodes)
         if (rows < 0).any():
@@ -191,14 +192,14 @@ class Cohort:
                     "it again with each"
                 )
             values = torch.from_numpy(values[order].astype(np.float32))
-            joined.append(with_neighbors(values, centres[rows], self.neighbors))
+            joined.append(with_neighbors(values, centers[rows], self.neighbors))
         row = self.slides.loc[slide_id]
         return Slide(
             slide_id=slide_id,
             cancer=row["cancer"],
             patient=row["patient"],
             barcodes=barcodes,
-            centres=centres[rows],
+            centers=centers[rows],
             features=torch.cat(joined, dim=1),
             counts=_take_columns(matrix, columns),
             library_size=library_size,
@@ -206,7 +207,7 @@ class Cohort:
         )
 
     def _expression(self, slide_id: str, whole: bool):
-        """Counts (None unless ``whole``), barcodes, centres and genes of a slide."""
+        """Counts (None unless ``whole``), barcodes, centers and genes of a slide."""
         path = self._expression_file(slide_id)
         with open_hdf5(path, *EXPRESSION) as file:
             if "obsm/spatial" not in file:
@@ -216,17 +217,17 @@ class Cohort:
                 )
             names, var = row_names(file["obs"], path), _read_var(file)
             counts = read_matrix(file["X"], (len(names), len(var)), path) if whole else None
-            centres = np.asarray(file["obsm/spatial"][:], dtype=np.float64)
-            if centres.shape != (len(names), 2) or not np.isfinite(centres).all():
+            centers = np.asarray(file["obsm/spatial"][:], dtype=np.float64)
+            if centers.shape != (len(names), 2) or not np.isfinite(centers).all():
                 raise InputError(
-                    f"{path} holds coordinates {centres.shape} of {len(names)} spots; extract the "
+                    f"{path} holds coordinates {centers.shape} of {len(names)} spots; extract the "
                     "slide again"
                 )
             if len(set(names)) < len(names) or (whole and counts.nnz and counts.data.min() < 0):
                 raise InputError(
                     f"{path} holds repeated barcodes or negative counts; extract the slide again"
                 )
-            return counts, pd.Index(names), centres, var
+            return counts, pd.Index(names), centers, var
 
     def feature_files(self, slide_id: str) -> list[Path]:
         """Where each encoder's features of a slide lie; raises InputError for an unknown slide."""
@@ -260,7 +261,7 @@ def check_alike(cohort: Cohort, folds: Sequence) -> None:
 
     Args:
         cohort: whose features train.
-        folds: of ``histokit.data.splits``.
+        folds: the folds, as ``histokit.data.splits.make_folds`` returns them.
 
     Raises:
         InputError: names two slides and what differs.

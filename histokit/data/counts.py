@@ -76,7 +76,7 @@ def read_counts(
         path: an AnnData file (X holds raw counts, or ``layer`` does), a 10x matrix in HDF5, or a
             text table, plain or gzipped, with barcodes as rows and gene names in the header.
         slide_id: named in error messages.
-        layer: of an AnnData file, in place of X; ``raw`` is ``raw.X``.
+        layer: the layer of an AnnData file, in place of X; ``raw`` is ``raw.X``.
 
     Returns:
         X: CSR float32 (spots, genes); obs_names barcodes; var_names unique gene names; var columns

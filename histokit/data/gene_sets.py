@@ -24,7 +24,7 @@ class Match:
     """How the genes of sets were found in a panel.
 
     Attributes:
-        column: of the gene table: ``gene``, ``symbol`` or ``gene_id``.
+        column: the column of the gene table: ``gene``, ``symbol`` or ``gene_id``.
         named: distinct genes that the sets name.
         lost: those that the panel lacks, in the order of the sets.
     """

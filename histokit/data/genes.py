@@ -1,4 +1,4 @@
-"""Genes: panels, the normalisation of counts, highly variable genes."""
+"""Genes: panels, the normalization of counts, highly variable genes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VERSIONED_ID = re.compile(r"(ENS[A-Z]*G\d{6,})\.\d+(_PAR_Y)?")
 TRANSFORMS = ("counts10k-log1p", "log1p", "log2")
 
 
-def normalise(counts: sp.csr_matrix, library_size: np.ndarray, transform: str) -> sp.csr_matrix:
+def normalize(counts: sp.csr_matrix, library_size: np.ndarray, transform: str) -> sp.csr_matrix:
     """Raw counts to model targets; zeros stay zeros, so the result is as sparse as the counts.
 
     Args:
@@ -199,7 +199,7 @@ def rank_hvgs(variability: np.ndarray, eligible: np.ndarray) -> np.ndarray:
 
 
 def dispersion(counts: sp.csr_matrix, library_size: np.ndarray, eligible: np.ndarray) -> np.ndarray:
-    """Scanpy's normalised dispersion, its Seurat flavour, on counts10k-log1p.
+    """Scanpy's normalized dispersion, its Seurat flavor, on counts10k-log1p.
 
     The dispersion within a bin of genes of similar mean: on shallow data it prefers genes close
     to noise.
@@ -218,7 +218,7 @@ def dispersion(counts: sp.csr_matrix, library_size: np.ndarray, eligible: np.nda
         import anndata
         import scanpy
 
-        data = anndata.AnnData(normalise(counts, library_size, "counts10k-log1p")[:, eligible])
+        data = anndata.AnnData(normalize(counts, library_size, "counts10k-log1p")[:, eligible])
         scanpy.pp.highly_variable_genes(data, n_top_genes=data.n_vars, flavor="seurat")
         variability[eligible] = data.var["dispersions_norm"].fillna(-np.inf)
     return variability

@@ -23,7 +23,7 @@ TOUCHING, AROUND = 1.3, 1.5
 SHARPNESS = 4.0  # of attention: how much more a patch that looks the same counts than an unlike one
 
 
-def spot_graph(centres: np.ndarray, reach: float) -> sp.csr_matrix:
+def spot_graph(centers: np.ndarray, reach: float) -> sp.csr_matrix:
     """Which spots are nearer than ``reach`` times the median distance to the nearest spot.
 
     By ``squidpy.gr.spatial_neighbors`` with a radius. The nearest k spots would be the same inside
@@ -31,7 +31,7 @@ def spot_graph(centres: np.ndarray, reach: float) -> sp.csr_matrix:
     diagonals to the order of the spots.
 
     Args:
-        centres: (N, 2) spot centres x, y in any unit.
+        centers: (N, 2) spot centers x, y in any unit.
         reach: ``TOUCHING`` or ``AROUND``.
 
     Returns:
@@ -40,15 +40,15 @@ def spot_graph(centres: np.ndarray, reach: float) -> sp.csr_matrix:
     Raises:
         InputError: coordinates that are not finite.
     """
-    count = len(centres)
-    if not np.isfinite(centres).all():
+    count = len(centers)
+    if not np.isfinite(centers).all():
         raise InputError("spots have no coordinates, or some that are not finite")
     if count < 2:
         return sp.csr_matrix((count, count))
-    pitch = np.median(cKDTree(centres).query(centres, k=2)[0][:, 1])
+    pitch = np.median(cKDTree(centers).query(centers, k=2)[0][:, 1])
     if pitch == 0:
         raise InputError("most spots lie at the place of another one")
-    data = anndata.AnnData(obsm={"spatial": np.asarray(centres, dtype=np.float64)})
+    data = anndata.AnnData(obsm={"spatial": np.asarray(centers, dtype=np.float64)})
     graph, _ = _squidpy().gr.spatial_neighbors(
         data, coord_type="generic", radius=float(reach * pitch), copy=True
     )
@@ -88,7 +88,7 @@ def morans_i(y: sp.csr_matrix, graph: sp.csr_matrix) -> pd.DataFrame:
     return table
 
 
-def with_neighbors(features: torch.Tensor, centres: np.ndarray, how: str) -> torch.Tensor:
+def with_neighbors(features: torch.Tensor, centers: np.ndarray, how: str) -> torch.Tensor:
     """Set a weighted mean of each spot's neighbors beside its own features.
 
     ``mean`` weighs all neighbors alike. ``attention`` weighs them by likeness: a softmax of the
@@ -97,7 +97,7 @@ def with_neighbors(features: torch.Tensor, centres: np.ndarray, how: str) -> tor
 
     Args:
         features: (N, D) of one slide.
-        centres: (N, 2) spot centres.
+        centers: (N, 2) spot centers.
         how: ``none``, ``mean`` or ``attention``.
 
     Returns:
@@ -105,7 +105,7 @@ def with_neighbors(features: torch.Tensor, centres: np.ndarray, how: str) -> tor
     """
     if how == "none":
         return features
-    x, graph = features.numpy(), spot_graph(centres, AROUND).astype(np.float32)
+    x, graph = features.numpy(), spot_graph(centers, AROUND).astype(np.float32)
     if how == "attention" and len(x):
         z = (x - x.mean(axis=0)) / np.maximum(x.std(axis=0), 1e-6)
         z /= np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-6)

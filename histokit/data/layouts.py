@@ -281,7 +281,7 @@ def _hest_metadata(source: Path) -> tuple[Path, pd.DataFrame]:
 
 
 def _hest_spots(path: Path, counts: Path, mpp: float) -> pd.DataFrame:
-    """Patches as spots: centres from the counts where they are there, else from ``coords``."""
+    """Patches as spots: centers from the counts where they are there, else from ``coords``."""
     with open_hdf5(path, "HEST patch file with img, coords and barcode") as file:
         key = "barcode" if "barcode" in file else "barcodes"
         barcodes = [_decoded(b) for b in np.asarray(file[key]).ravel()]
@@ -299,22 +299,22 @@ def _hest_spots(path: Path, counts: Path, mpp: float) -> pd.DataFrame:
             )
         side = images.shape[1] * HEST_MPP / mpp
     spots = pd.DataFrame({"barcode": barcodes, "row": np.arange(len(barcodes))})
-    centres = pd.DataFrame(coords + side / 2, index=barcodes, columns=["x", "y"])
-    if not centres.index.has_duplicates:
-        centres.update(_hest_centres(counts))
-    return spots.assign(x=centres["x"].to_numpy(), y=centres["y"].to_numpy())
+    centers = pd.DataFrame(coords + side / 2, index=barcodes, columns=["x", "y"])
+    if not centers.index.has_duplicates:
+        centers.update(_hest_centers(counts))
+    return spots.assign(x=centers["x"].to_numpy(), y=centers["y"].to_numpy())
 
 
 def _decoded(name: bytes | str) -> str:
     return name.decode() if isinstance(name, bytes) else str(name)
 
 
-def _hest_centres(counts: Path) -> pd.DataFrame:
-    """Spot centres by barcode from ``obsm["spatial"]``, empty where the file has none."""
+def _hest_centers(counts: Path) -> pd.DataFrame:
+    """Spot centers by barcode from ``obsm["spatial"]``, empty where the file has none."""
     with open_hdf5(counts, "AnnData file") as file:
-        centres = read_elem(file["obsm/spatial"]) if "obsm/spatial" in file else np.empty((0, 2))
-        names = read_elem(file["obs"]).index[: len(centres)]
-    table = pd.DataFrame(np.asarray(centres)[:, :2], index=names.astype(str), columns=["x", "y"])
+        centers = read_elem(file["obsm/spatial"]) if "obsm/spatial" in file else np.empty((0, 2))
+        names = read_elem(file["obs"]).index[: len(centers)]
+    table = pd.DataFrame(np.asarray(centers)[:, :2], index=names.astype(str), columns=["x", "y"])
     return table[~table.index.duplicated()]
 
 

@@ -147,7 +147,7 @@ def on_tissue(mask: np.ndarray, scale: float, centers: np.ndarray, radius: float
     """Whether a fifth of the square around each center (N, 2) is tissue, (N,) bool.
 
     Args:
-        mask: of the small picture.
+        mask: the mask of the small picture.
         scale: its pixels for one of level 0.
         centers: in pixels of level 0; outside the picture there is no tissue.
         radius: half the side of the square, in pixels of level 0.
@@ -171,7 +171,7 @@ def misfits(
         picture: the small picture of the slide.
         scale: its pixels for one of level 0.
         mpp: microns for each pixel of level 0, or None.
-        technology: of the slide.
+        technology: the technology of the slide.
 
     Returns:
         Sentences, and ``off_tissue`` (spots, blank where the picture tells nothing),
@@ -225,12 +225,12 @@ def draw_overlay(
     """The small picture with every listed spot on it: joined ones blue, the others orange.
 
     Args:
-        picture: of the slide.
+        picture: the picture of the slide.
         scale: its pixels for one of level 0.
         spots: x, y in pixels of level 0.
         joined: (N,) bool.
         mpp: microns for each pixel of level 0, or None: then no scale bar is drawn.
-        radius: of a spot as drawn, in pixels of level 0.
+        radius: the radius of a spot as drawn, in pixels of level 0.
     """
     drawn = picture.convert("RGB").copy()
     pen = ImageDraw.Draw(drawn)

@@ -25,7 +25,7 @@ class SlideSource:
     Attributes:
         image: the image, or an HDF5 file of ready patches (HEST); then spots have a column ``row``.
         mpp: microns per level-0 pixel, None where unknown; ``mpp_source`` says where it is from.
-        load_spots: reads a table with ``barcode``, ``x``, ``y`` (spot centres, level-0 pixels),
+        load_spots: reads a table with ``barcode``, ``x``, ``y`` (spot centers, level-0 pixels),
             optionally ``selected`` (spots under tissue), and any further columns.
         load_counts: reads raw counts as ``histokit.data.counts.read_counts`` returns them.
         inputs: every file that the slide is read from.
@@ -107,11 +107,11 @@ def join_spots(slide: SlideSource, width: int, height: int) -> tuple[anndata.Ann
 
     Args:
         slide: where to read from.
-        width: of the image in level-0 pixels; a spot whose centre lies outside is dropped.
-        height: of the image in level-0 pixels.
+        width: the width of the image in level-0 pixels; spots that lie outside are dropped.
+        height: the height of the image in level-0 pixels.
 
     Returns:
-        counts of the joined spots with ``obsm["spatial"]`` (N, 2) float64 centres, and the row of
+        counts of the joined spots with ``obsm["spatial"]`` (N, 2) float64 centers, and the row of
         the reconciliation table.
 
     Raises:

@@ -58,7 +58,7 @@ def make_folds(slides: pd.DataFrame, folds: str, val_fraction: float, seed: int)
             ``test_split.csv``, as HistoPrism published.
         val_fraction: share of a fold's training patients that validate where the split names no
             validation slides; at least one patient, or one slide where there is one patient.
-        seed: of that choice.
+        seed: the seed of that choice.
 
     Raises:
         InputError: slides that the cohort lacks, a fold without training or test slides, names of

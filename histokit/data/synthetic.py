@@ -2,7 +2,7 @@
 
     python -m histokit.data.synthetic --out DIR
 
-Four smooth fields (tumour, immune, stroma, proliferation) shape a slide twice: they steer nuclei
+Four smooth fields (tumor, immune, stroma, proliferation) shape a slide twice: they steer nuclei
 (density, size, darkness), fibres, glands and stain in the picture, and the mean expression of one
 gene program each. Library size and counting noise know nothing of the picture, so what a model
 can reach is limited, as on tissue. Everything follows from ``seed``; nothing is fetched.
@@ -54,7 +54,7 @@ def make_cohort(
 
     Args:
         folder: gets ``cohort.csv``, ``images``, ``spots`` and ``counts``.
-        seed: of everything; the same seed writes the same pixels and counts.
+        seed: the seed of everything; the same seed writes the same pixels and counts.
         slides_per_patient: slides of each of the eight patients.
         size: side of an image in pixels of 0.5 um; 2700 gives about 180 spots.
         num_genes: at least 190, the genes of the programs and markers.
@@ -130,15 +130,15 @@ def _smooth(shape: tuple[int, int], sigma: float, rng) -> np.ndarray:
 
 
 def make_tissue(size: int, rng: np.random.Generator) -> Tissue:
-    """Latent fields of one slide, a value every ``COARSE`` px; tumour and stroma compete."""
+    """Latent fields of one slide, a value every ``COARSE`` px; tumor and stroma compete."""
     shape = (size // COARSE, size // COARSE)
-    tumour, immune, extra, growth = (_smooth(shape, sigma, rng) for sigma in (26, 16, 26, 20))
-    stroma = -0.8 * tumour + 0.6 * extra
-    proliferation = 0.5 * tumour + 0.85 * growth
-    immune = immune - 0.3 * tumour
+    tumor, immune, extra, growth = (_smooth(shape, sigma, rng) for sigma in (26, 16, 26, 20))
+    stroma = -0.8 * tumor + 0.6 * extra
+    proliferation = 0.5 * tumor + 0.85 * growth
+    immune = immune - 0.3 * tumor
     ys, xs = np.mgrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j]
     edge = np.maximum(np.abs(xs), np.abs(ys)) ** 2 + 0.10 * _smooth(shape, 18, rng)
-    return Tissue(np.stack([tumour, immune, stroma, proliferation]), edge < 0.82)
+    return Tissue(np.stack([tumor, immune, stroma, proliferation]), edge < 0.82)
 
 
 def _up(field: np.ndarray, size: int) -> np.ndarray:
@@ -153,13 +153,13 @@ def _squash(field: np.ndarray) -> np.ndarray:
 
 def draw_tissue(tissue: Tissue, size: int, rng, patient_rng) -> np.ndarray:
     """An H&E-like picture uint8 (size, size, 3) at 0.5 um a pixel; stain varies by patient."""
-    tumour, immune, stroma, proliferation = (_squash(f) for f in tissue.fields)
+    tumor, immune, stroma, proliferation = (_squash(f) for f in tissue.fields)
     mask = np.clip(_up(ndi.gaussian_filter(tissue.mask.astype(float), 0.7), size), 0, 1)
-    lumen = _lumens(tumour, size, rng)
-    nuclei = _nuclei(tissue, (tumour, immune, stroma, proliferation), lumen, size, rng)
+    lumen = _lumens(tumor, size, rng)
+    nuclei = _nuclei(tissue, (tumor, immune, stroma, proliferation), lumen, size, rng)
     fibres = _fibres(size, rng)
     grain = _up(rng.standard_normal((size // 3, size // 3)), size)
-    in_tumour, in_stroma = _up(tumour, size), _up(stroma, size)
+    in_tumour, in_stroma = _up(tumor, size), _up(stroma, size)
     eosin = 0.20 + in_stroma * (0.22 + 0.30 * fibres) + 0.10 * in_tumour + 0.05 * grain
     haem = 0.10 + 0.16 * in_tumour + 0.12 * _up(proliferation, size) * in_tumour + 0.03 * grain
     gaps = np.clip(1.6 * (fibres - 0.12) + 1.4 * (1 - in_stroma), 0, 1)  # slits between fibres
@@ -167,7 +167,7 @@ def draw_tissue(tissue: Tissue, size: int, rng, patient_rng) -> np.ndarray:
     eosin = np.clip(eosin * body * (1 - 0.6 * nuclei), 0, None)
     haem = np.clip(haem, 0, None) * body + nuclei * mask
     strength = patient_rng.uniform(0.8, 1.2, 2)
-    stains = [_unit(colour + patient_rng.normal(0, 0.04, 3)) for colour in (HAEMATOXYLIN, EOSIN)]
+    stains = [_unit(color + patient_rng.normal(0, 0.04, 3)) for color in (HAEMATOXYLIN, EOSIN)]
     density = (
         haem[..., None] * (strength[0] * stains[0]).astype(np.float32)
         + eosin[..., None] * (strength[1] * stains[1]).astype(np.float32)
@@ -182,10 +182,10 @@ def _unit(vector: np.ndarray) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
-def _lumens(tumour: np.ndarray, size: int, rng) -> np.ndarray:
-    """Gland lumens in differentiated tumour, float32 in [0, 1]."""
+def _lumens(tumor: np.ndarray, size: int, rng) -> np.ndarray:
+    """Gland lumens in differentiated tumor, float32 in [0, 1]."""
     holes = _smooth((size // 4, size // 4), 7, rng)
-    field = _up(holes, size) + 1.2 * (_up(tumour, size) - 1)
+    field = _up(holes, size) + 1.2 * (_up(tumor, size) - 1)
     return np.clip((field - 0.95) * 8, 0, 1)
 
 
@@ -200,12 +200,12 @@ def _fibres(size: int, rng) -> np.ndarray:
 
 
 def _nuclei(tissue: Tissue, fields, lumen: np.ndarray, size: int, rng) -> np.ndarray:
-    """Haematoxylin of ellipses: epithelial (large), lymphocytes (small, dark), spindle cells."""
-    tumour, immune, stroma, proliferation = fields
+    """Hematoxylin of ellipses: epithelial (large), lymphocytes (small, dark), spindle cells."""
+    tumor, immune, stroma, proliferation = fields
     canvas = np.zeros((size, size), dtype=np.float32)
     cell_um2 = (COARSE * MPP) ** 2
     kinds = (  # nuclei per square micron, half axes in px, darkness
-        (0.0048 * tumour * (0.5 + proliferation), (9.0, 6.8), 0.62),
+        (0.0048 * tumor * (0.5 + proliferation), (9.0, 6.8), 0.62),
         (0.0120 * np.clip(immune - 0.45, 0, None), (5.0, 4.6), 1.05),
         (0.0016 * stroma, (11.0, 3.0), 0.80),
     )
@@ -214,9 +214,9 @@ def _nuclei(tissue: Tissue, fields, lumen: np.ndarray, size: int, rng) -> np.nda
         rows, columns = np.nonzero(number)
         rows, columns = (np.repeat(v, number[rows, columns]) for v in (rows, columns))
         growth = proliferation[rows, columns]
-        centres = (np.stack([rows, columns], 1) + rng.random((len(rows), 2))) * COARSE
+        centers = (np.stack([rows, columns], 1) + rng.random((len(rows), 2))) * COARSE
         for (y, x), grown, draw in zip(
-            centres, growth, rng.standard_normal((len(rows), 4)), strict=True
+            centers, growth, rng.standard_normal((len(rows), 4)), strict=True
         ):
             if lumen[int(y), int(x)] < 0.2:
                 stretch = 1 + 0.12 * draw[:2] + (0.35 * (grown - 0.5) if darkness < 0.7 else 0)
@@ -227,7 +227,7 @@ def _nuclei(tissue: Tissue, fields, lumen: np.ndarray, size: int, rng) -> np.nda
 
 
 def _stamp(canvas, y, x, axes, angle, darkness) -> None:
-    """One ellipse with a soft rim, by maximum so that neighbours do not add up."""
+    """One ellipse with a soft rim, by maximum so that neighbors do not add up."""
     reach = int(axes.max()) + 2
     top, left = int(y) - reach, int(x) - reach
     window = canvas[max(top, 0) : top + 2 * reach + 1, max(left, 0) : left + 2 * reach + 1]
@@ -270,8 +270,8 @@ def _gene_effects(num_genes: int, rng) -> pd.DataFrame:
     for cancer, markers in MARKERS.items():
         offset = rng.normal(0, 0.25, len(genes))
         table[cancer] = offset + np.where(table.index.isin(markers), 2.5, 0.0)
-    for markers in MARKERS.values():  # markers live in tumour cells
-        table.loc[markers, "tumour"] += 0.5
+    for markers in MARKERS.values():  # markers live in tumor cells
+        table.loc[markers, "tumor"] += 0.5
         table.loc[markers, "base"] -= 1.0
     return table
 

@@ -1,7 +1,7 @@
 """Gene symbols of the synthetic cohort: four programs that tissue shows, and a background."""
 
 PROGRAMS = {
-    "tumour": (
+    "tumor": (
         "EPCAM KRT8 KRT18 KRT19 KRT7 CDH1 CLDN3 CLDN4 CLDN7 MUC1 ELF3 ESRP1 GRHL2 TACSTD2 CD24 "
         "SPINT2 RAB25 AP1M2 PRSS8 CRB3 ERBB2 ERBB3 FOXA1 GATA3 XBP1 AGR2 TFF3 LCN2 S100P CEACAM6 "
         "MAL2 PERP DSP JUP LSR MARVELD2 OVOL1 ST14 TJP3 F11R"

@@ -27,15 +27,15 @@ def technology_kind(name: str) -> str:
     return ""
 
 
-def spot_diameter(centres: np.ndarray, technology: str, mpp: float | None) -> float:
+def spot_diameter(centers: np.ndarray, technology: str, mpp: float | None) -> float:
     """Spot diameter in pixels of level 0.
 
     The array's own size where the technology and mpp are known, else half the distance between
-    neighbouring spots, which is about right for every spot array.
+    neighboring spots, which is about right for every spot array.
     """
     if mpp and technology_kind(technology) in SPOT_UM:
         return SPOT_UM[technology_kind(technology)] / mpp
-    if len(centres) < 2:
+    if len(centers) < 2:
         return 100.0
-    distance = cKDTree(centres).query(centres, k=2)[0][:, 1]
+    distance = cKDTree(centers).query(centers, k=2)[0][:, 1]
     return max(1.0, 0.5 * float(np.median(distance)))

@@ -28,9 +28,9 @@ class ShuffledCohort(Cohort):
     The counts of all these slides are held in memory, for the genes last asked for.
 
     Args:
-        cohort: of the slides.
+        cohort: the cohort that holds the slides.
         members: slides to deal; others are left as they are.
-        seed: of the dealing.
+        seed: the seed of the dealing.
     """
 
     def __init__(self, cohort: Cohort, members: Sequence[str], seed: Sequence[int]):

@@ -65,8 +65,8 @@ def coherence(
     Args:
         gene_sets: pathway to genes.
         pcc: genes x slides, of ``histokit.evaluate.summary.pcc_matrix``.
-        variance: of each gene, of ``gene_variance``.
-        patients: of each slide, empty where unknown.
+        variance: the variance of each gene, as ``gene_variance`` returns it.
+        patients: the patients of each slide, empty where unknown.
 
     Returns:
         One row a pathway, in the order given: ``score``, its 95 % interval ``low`` and ``high``,
@@ -142,7 +142,7 @@ def slide_intervals(
 
     Args:
         by_slide: rows x slides, NaN where a slide has no value.
-        patients: of each slide, empty where unknown.
+        patients: the patients of each slide, empty where unknown.
         bounds: what no mean can leave.
 
     Returns:
@@ -161,10 +161,10 @@ def scores_by_level(
     """Mean over the pathways of each variance level.
 
     Args:
-        table: of ``coherence``; its ``variance_level`` is used.
+        table: as ``coherence`` returns it; its ``variance_level`` is used.
         by_slide: pathways x slides, scores or gains.
-        patients: of each slide, empty where unknown.
-        bounds: of a mean over slides.
+        patients: the patients of each slide, empty where unknown.
+        bounds: the bounds of a mean over slides.
 
     Returns:
         One row for each level that has pathways: pathways, value, low, high.
@@ -187,7 +187,7 @@ class WinRate:
             zero, ``high`` the share whose interval does not lie below, so that noise that turns
             pathways one way or the other by chance widens it.
         gain: mean difference; ``gain_low`` and ``gain_high`` its 95 % interval.
-        p_value: of Wilcoxon's signed-rank test over pathways, two-sided. Pathways share genes and
+        p_value: Wilcoxon's signed-rank test over pathways, two-sided. Pathways share genes and
             slides and are not independent, so it is too small; the intervals are not.
     """
 
@@ -216,7 +216,7 @@ def win_rate(gains: pd.DataFrame, patients: pd.Series) -> WinRate:
 
     Args:
         gains: pathways x slides, score of one run minus score of the other on the same genes.
-        patients: of each slide, empty where unknown.
+        patients: the patients of each slide, empty where unknown.
 
     Raises:
         ValueError: no pathway has a score on any slide.

@@ -48,7 +48,7 @@ def compare_runs(
     """Write the folder that sets runs side by side; returns its tables.
 
     Args:
-        results: of the runs, by name.
+        results: the results of the runs, by name.
         genes: what a comparison of pathways needs of each run.
         collections: gene sets to compare runs by.
         out: the folder.

@@ -173,7 +173,7 @@ def curate_for_panel(
         gene_sets: in symbols or Ensembl ids.
         genes: gene, gene_id, symbol, a row for each gene of the panel.
         curated: False, or sets that are all Hallmark, intersect them with the panel and no more.
-        limits: of ``curate``.
+        limits: as ``curate`` has them.
 
     Returns:
         As ``curate_with_table``, sizes before the panel, and how genes were found.

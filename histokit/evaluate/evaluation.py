@@ -45,10 +45,10 @@ class Evaluation:
     Attributes:
         job: the run.
         folder: where its tables and pictures go.
-        scores: of its test slides; dropped once its topics are done.
-        slides: of ``histokit.evaluate.summary.slide_table``.
-        genes: of ``histokit.evaluate.summary.gene_table``.
-        summary: of ``histokit.evaluate.summary.summarize``.
+        scores: the scores of its test slides; dropped once its topics are done.
+        slides: as ``histokit.evaluate.summary.slide_table`` returns them.
+        genes: as ``histokit.evaluate.summary.gene_table`` returns them.
+        summary: as ``histokit.evaluate.summary.summarize`` returns it.
         table: the figures of the report's first table.
         hvg_sets: the genes of the headline PCC, by slide.
         protocol: figures under a published protocol; empty without one.

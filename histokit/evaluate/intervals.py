@@ -92,12 +92,12 @@ def mean_interval(
 
     Args:
         values: (S,), one number a slide; NaN is left out.
-        units: of the slides.
+        units: the units of the slides.
         groups: (S,); with it the interval is of the macro mean. Groups of three units and more
             vary each for itself, and variances add (Welch's degrees of freedom). Where a group is
             smaller, its variance is unknown, and the groups themselves are the units: that is
             wider, because it counts how groups differ.
-        bounds: of ``row_intervals``.
+        bounds: as ``row_intervals`` has them.
     """
     values = np.asarray(values, dtype=float)
     keep = ~np.isnan(values)

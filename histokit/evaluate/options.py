@@ -31,7 +31,7 @@ class Options(Checked):
         choices=("histokit", "hest-bench", "histoprism", "stpath", "stem-topk"),
     )
     published: str | None = option(
-        None, "set published figures of this task beside, such as IDC, and say which compare"
+        None, "also list published results for this task (e.g. IDC) and mark the comparable ones"
     )
     gene_sets: list[str] = option(
         [],

@@ -24,7 +24,7 @@ def choose_genes(
 
     Args:
         run: its slides of every split take part.
-        cohort: of the run.
+        cohort: the cohort that the run predicts.
         protocol: hest-bench, histoprism, stpath or stem-topk.
         listed: genes that replace the rule.
     """
@@ -43,7 +43,7 @@ def hest_genes(cohort: Cohort, slides: list[str], num_genes: int = HEST_GENES) -
     """HEST-Bench's list: highly variable genes of a task's slides, in the order of the genes.
 
     Genes detected in at least 10 % of the spots of every slide, control probes dropped; scanpy's
-    highly variable genes (Seurat flavour) of log1p of the raw counts of all slides together.
+    highly variable genes (Seurat flavor) of log1p of the raw counts of all slides together.
     """
     import anndata
     import scanpy

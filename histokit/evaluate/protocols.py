@@ -156,8 +156,8 @@ class Unit:
     """Correlations of one pool of spots.
 
     Attributes:
-        name: of the slide, fold or cancer.
-        cancer: of its slides.
+        name: the name of the slide, fold or cancer.
+        cancer: the cancer of its slides.
         chosen: (G,) bool, genes of the protocol's list.
         pcc: (G,), NaN where undefined.
         mse: (G,), NaN where not measured.
@@ -189,7 +189,7 @@ class ProtocolScores:
     Args:
         run: a finished run.
         protocol: not ``histokit``, whose figures ``histokit.evaluate.summary.summarize`` gives.
-        lists: of ``histokit.evaluate.protocol_genes.choose_genes``.
+        lists: as ``histokit.evaluate.protocol_genes.choose_genes`` returns them.
         listed: how many genes a given list has that replaces the protocol's rule; 0 for the rule.
 
     Raises:

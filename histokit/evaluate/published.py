@@ -54,9 +54,9 @@ def beside_published(
 
     Args:
         run: the run.
-        task: of the published rows.
+        task: the task of the published rows.
         protocol: name of the one the run was scored under.
-        figures: of ``histokit.evaluate.protocols.score_protocol``; may be empty.
+        figures: as ``histokit.evaluate.protocols.score_protocol`` returns them; may be empty.
         listed: whether the run was scored on a given gene list and not on one chosen here.
 
     Returns:

@@ -62,7 +62,7 @@ class Questions:
         signatures: lists of genes.
         listed: genes that replace the training slides' most variable ones; None without them.
         lists: gene lists of a published protocol, by the data and the slides they come from.
-        pathway_genes: of each run that was evaluated, by name; what a comparison needs.
+        pathway_genes: what a comparison of pathways needs of each run, by name.
     """
 
     collections: list[Collection]
@@ -174,8 +174,8 @@ def write(
         cfg: the options.
         questions: what is asked; takes what a comparison needs of the run.
         views: its slides, of which a few are seen again to be drawn.
-        topics: of ``topics``, after the pass over the slides.
-        scores: of its test slides.
+        topics: as ``topics`` returns them, after the pass over the slides.
+        scores: the scores of its test slides.
         folder: the folder.
     """
     found = Evaluation.of(job, folder, scores)

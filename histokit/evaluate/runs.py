@@ -17,7 +17,7 @@ class Fold:
     """One fold of a run: its split, its genes and its trained model.
 
     Args:
-        folder: of the fold; its name is the fold's ``id``.
+        folder: the folder of the fold; its name is the fold's ``id``.
         name: what the fold is called, any text; shown, never part of a path.
         counted: slides by role as the training knew them; None for runs that did not record it.
     """

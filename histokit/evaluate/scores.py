@@ -34,8 +34,8 @@ class SlideScore:
         constant_pred: predicted the same in every spot.
         pcc: Pearson correlation over the slide's spots, NaN where it does not exist.
         mse: mean squared error, NaN where not measured.
-        variance: of the target, NaN where not measured.
-        target_mean: of the target, NaN where not measured.
+        variance: the variance of the target, NaN where not measured.
+        target_mean: mean of the target, NaN where not measured.
     """
 
     fold: str
@@ -101,8 +101,8 @@ def score_slide(
     with torch.inference_mode():
         pcc, mse = ops.linear_pearson(prediction.hidden, head.weight, head.bias, csr_tensor(target))
     mean, variance = moments(target, np.ones((1, target.shape[1])), np.zeros(spots, int))
-    squares, centre = torch.from_numpy(variance * spots), torch.from_numpy(mean)
-    constant = is_constant(squares, centre, spots, torch.finfo(torch.float32).eps).numpy()
+    squares, center = torch.from_numpy(variance * spots), torch.from_numpy(mean)
+    constant = is_constant(squares, center, spots, torch.finfo(torch.float32).eps).numpy()
     pcc = np.where(slide.measured & ~constant, pcc.double().numpy(), np.nan)
     mse, variance, mean = (
         np.where(slide.measured, values, np.nan)

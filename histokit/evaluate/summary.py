@@ -66,7 +66,7 @@ def pcc_matrix(scores: Sequence[SlideScore], values: str = "pcc") -> pd.DataFram
     """Genes of all folds x test slides; a slide tested in several folds has their mean.
 
     Args:
-        scores: of one run.
+        scores: the scores of one run.
         values: ``pcc``, ``mse``, ``variance`` or ``target_mean``.
     """
     columns: dict[str, list[pd.Series]] = {}
@@ -131,7 +131,7 @@ def summarize(slides: pd.DataFrame) -> pd.DataFrame:
     """Averages over slides with 95 % intervals.
 
     Args:
-        slides: of ``slide_table``.
+        slides: as ``slide_table`` returns them.
 
     Returns:
         Rows by (``by``, ``group``, ``average``, ``metric``): all slides, by whether the patient

@@ -112,7 +112,7 @@ def interval_note(unit: str, units: int, given: bool = True) -> str:
     """What the brackets of a table are, or why there are none, in a sentence.
 
     Args:
-        unit: of ``histokit.evaluate.intervals.Interval``.
+        unit: as ``histokit.evaluate.intervals.Interval`` has it.
         units: how many.
         given: whether there are intervals.
     """
@@ -145,8 +145,8 @@ def verdict(slides: pd.DataFrame, summary: pd.DataFrame, transform: str) -> list
     """The answer in sentences: how well, on what, and why not to trust it further.
 
     Args:
-        slides: of ``histokit.evaluate.summary.slide_table``.
-        summary: of ``histokit.evaluate.summary.summarize``.
+        slides: as ``histokit.evaluate.summary.slide_table`` returns them.
+        summary: as ``histokit.evaluate.summary.summarize`` returns it.
         transform: scale of the targets.
     """
     headline = pick(summary, "pcc_hvg")

@@ -15,7 +15,7 @@ from histokit.core.distributed import ALONE, Team
 from histokit.core.errors import InputError
 from histokit.data.cohort import Cohort, Slide
 from histokit.data.features import difference
-from histokit.data.genes import normalise
+from histokit.data.genes import normalize
 from histokit.evaluate.runs import Fold, Run
 from histokit.evaluate.scores import Prediction, SlideScore, choose_hvgs, score_slide
 from histokit.models.base import Model
@@ -88,7 +88,7 @@ def predict(run: Run, fold: Fold, model, slide: Slide) -> Prediction:
         InputError: the prediction is not finite.
     """
     fold.check_held_out(slide.slide_id)
-    coords = torch.from_numpy(slide.centres)
+    coords = torch.from_numpy(slide.centers)
     hidden = model.embed(slide.features, slide.cancer, allow_unknown=True, coords=coords)
     prediction = Prediction(hidden, model.head)
     parts = (prediction.hidden, model.head.weight, model.head.bias)
@@ -105,7 +105,7 @@ class SlideView:
     """A test slide under the model of a fold that held it out: read, predicted and scored once.
 
     Attributes:
-        model: of the fold, in evaluation mode.
+        model: the model of the fold, in evaluation mode.
         slide: with the counts of the fold's genes.
         prediction: (N, G), computed where it is sliced.
         target: (N, G) CSR float32, the measured expression on the scale of the training.
@@ -163,7 +163,7 @@ class Views:
         """
         slide, model = self._slide(fold, slide_id), self.model(fold)
         prediction = predict(self.run, fold, model, slide)
-        target = normalise(slide.counts, slide.library_size, self.run.config["options"]["target"])
+        target = normalize(slide.counts, slide.library_size, self.run.config["options"]["target"])
         known = model.knows_cancer(slide.cancer)
         score = score_slide(fold, self._hvg(fold), slide, prediction, target, known)
         return SlideView(fold, model, slide, prediction, target, score)

@@ -32,13 +32,13 @@ class NetworkEncoder(Encoder):
     """A pooled convolutional network or transformer of timm.
 
     Args:
-        name: of the encoder; what deviates from the defaults below is added to it.
+        name: the name of the encoder; what deviates from the defaults below is added to it.
         model: without a classifier.
         data: its input, as timm resolves it.
         weights_sha256: of the weights.
         pool: ``last`` is the model's own pooling. ``stages`` sets the means of the maps at four
             depths side by side: the last four of a convolutional pyramid, the quarters of a
-            transformer. What ImageNet taught the deepest layers is objects, which tissue has not.
+            transformer. The deepest ImageNet layers encode objects, which tissue does not contain.
         views: 8 averages the embeddings of a patch's turns and mirrors, for tissue has no upside.
 
     Raises:
@@ -73,7 +73,7 @@ class NetworkEncoder(Encoder):
         self.dim = shape[1]
 
     def transform(self, patches: np.ndarray | Sequence[np.ndarray]) -> torch.Tensor:
-        """Patches uint8 (B, size, size, 3) -> standardised float32 (B, 3, size, size)."""
+        """Patches uint8 (B, size, size, 3) -> standardized float32 (B, 3, size, size)."""
         pixels = torch.from_numpy(np.ascontiguousarray(np.stack(patches)))
         return (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
 
@@ -141,7 +141,7 @@ def make_encoder(
     Args:
         name: one of ``NAMES``.
         weights: a ``.safetensors`` or PyTorch state dict for ``timm:<name>``, loaded strictly.
-        pool, views: of ``NetworkEncoder``; ``hed`` has neither.
+        pool, views: as ``NetworkEncoder`` has them; ``hed`` has neither.
 
     Raises:
         InputError: unknown name, weights that do not fit or cannot be fetched.
@@ -153,7 +153,7 @@ def make_encoder(
         from histokit.extract.hed import HedEncoder
 
         if how != {"pool": "last", "views": 1}:
-            raise InputError("--pool and --views are of networks; hed has one form")
+            raise InputError("--pool and --views apply only to neural encoders, not to hed")
         return HedEncoder()
     if name in ("efficientnet-lite0", "efficientnet-lite0-random"):
         return _efficientnet_lite0(name, how)

@@ -2,7 +2,7 @@
 
 Ruifrok and Johnston's stain deconvolution (scikit-image ``rgb2hed``) of the patch at half its
 resolution (112 px, 1 um a pixel for 112 um patches), then moments and percentiles of each stain,
-nuclear density from thresholded haematoxylin, grey-level co-occurrence, local binary patterns and
+nuclear density from thresholded hematoxylin, grey-level co-occurrence, local binary patterns and
 the coherence of the structure tensor.
 """
 
@@ -20,10 +20,10 @@ from histokit.extract.base import Encoder, versions
 
 WORKING_SIZE = 112
 PERCENTILES = (5, 25, 50, 75, 95)
-NUCLEAR_H = 0.05  # haematoxylin of a nucleus in rgb2hed's units
+NUCLEAR_H = 0.05  # hematoxylin of a nucleus in rgb2hed's units
 TISSUE_MIN = 225  # brightness of empty glass and lumen, of 255
 LEVELS = 16
-STAIN_MAX = (0.2, 0.08)  # strong haematoxylin and eosin, the top grey level of the textures
+STAIN_MAX = (0.2, 0.08)  # strong hematoxylin and eosin, the top grey level of the textures
 GLCM_DISTANCES = (1, 4)
 GLCM_PROPERTIES = ("contrast", "homogeneity", "energy", "correlation")
 
@@ -75,9 +75,9 @@ def _moments(stain: np.ndarray) -> np.ndarray:
     return np.concatenate([[mean, deviation], shape, np.percentile(stain, PERCENTILES)])
 
 
-def _nuclei(haematoxylin: np.ndarray) -> np.ndarray:
+def _nuclei(hematoxylin: np.ndarray) -> np.ndarray:
     """Share, number, size, spread of size and darkness of nucleus-like blobs."""
-    smooth = ndi.uniform_filter(haematoxylin, 3)
+    smooth = ndi.uniform_filter(hematoxylin, 3)
     labels, count = ndi.label(smooth > NUCLEAR_H)
     if count == 0:
         return np.zeros(6)
@@ -111,12 +111,12 @@ def _texture(stain: np.ndarray) -> np.ndarray:
 
 
 def _binary_patterns(stain: np.ndarray) -> np.ndarray:
-    """Eight-bit codes of the 3 x 3 ring (square neighbours: 10x faster than interpolated ones)."""
-    centre = stain[1:-1, 1:-1]
-    codes = np.zeros(centre.shape, dtype=np.uint8)
+    """Eight-bit codes of the 3 x 3 ring (square neighbors: 10x faster than interpolated ones)."""
+    center = stain[1:-1, 1:-1]
+    codes = np.zeros(center.shape, dtype=np.uint8)
     for bit, (row, column) in enumerate(_RING):
-        ring = stain[row : row + centre.shape[0], column : column + centre.shape[1]]
-        codes |= (ring >= centre).astype(np.uint8) << bit
+        ring = stain[row : row + center.shape[0], column : column + center.shape[1]]
+        codes |= (ring >= center).astype(np.uint8) << bit
     return codes
 
 

@@ -64,7 +64,7 @@ class _VipsImage:
     def _rgb(self, image: pyvips.Image) -> pyvips.Image:
         """Eight-bit RGB on white, by the rules of ``histokit.extract.pixels``."""
         if image.interpretation in ("cmyk", "lab"):
-            image = image.colourspace("srgb").cast("uchar")
+            image = image.colorspace("srgb").cast("uchar")
         scale, alpha = self._rule
         if image.format != "uchar":
             image = (image * scale + 1e-6).floor().cast("uchar")

@@ -1,6 +1,6 @@
 """Patches around spots, read in windows: memory grows with the batch, not with the image.
 
-The border rule: a spot whose centre lies on the image is kept, and the part of its patch that
+The border rule: a spot whose center lies on the image is kept, and the part of its patch that
 leaves the image is white (255), as empty glass is.
 """
 
@@ -68,9 +68,9 @@ class PixelStatistics:
         return said
 
 
-def top_left(centres: np.ndarray, side: int) -> np.ndarray:
-    """Top-left corners (N, 2) int64 of patches of ``side`` px around ``centres`` (N, 2)."""
-    return np.floor(np.asarray(centres) - side / 2 + 0.5).astype(np.int64)
+def top_left(centers: np.ndarray, side: int) -> np.ndarray:
+    """Top-left corners (N, 2) int64 of patches of ``side`` px around ``centers`` (N, 2)."""
+    return np.floor(np.asarray(centers) - side / 2 + 0.5).astype(np.int64)
 
 
 def read_window(image, x: int, y: int, side: int) -> np.ndarray:
@@ -94,17 +94,17 @@ def resample(patch: np.ndarray, size: int) -> np.ndarray:
 
 
 def image_batches(
-    path: str | os.PathLike, centres: np.ndarray, sides: Sequence[int], size: int, batch_size: int
+    path: str | os.PathLike, centers: np.ndarray, sides: Sequence[int], size: int, batch_size: int
 ) -> Iterator[np.ndarray]:
-    """Yield patches of an image in the order of their centres, each at S scales.
+    """Yield patches of an image in the order of their centers, each at S scales.
 
     A spot's largest window is read once and the smaller patches are cut from it.
 
     Args:
         path: the image.
-        centres: (N, 2) spot centres x, y in level-0 pixels.
-        sides: of the patches in level-0 pixels, one a scale.
-        size: of a patch as yielded, in pixels.
+        centers: (N, 2) spot centers x, y in level-0 pixels.
+        sides: the sides of the patches in level-0 pixels, one a scale.
+        size: the size of a patch as yielded, in pixels.
         batch_size: spots at a time.
 
     Yields:
@@ -114,7 +114,7 @@ def image_batches(
         InputError: the image is missing, unreadable or truncated.
     """
     image = open_image(path)
-    corners = np.stack([top_left(centres, side) for side in sides], axis=1)  # (N, S, 2)
+    corners = np.stack([top_left(centers, side) for side in sides], axis=1)  # (N, S, 2)
     for start in range(0, len(corners), batch_size):
         with naming(Path(path)):
             patches = [_at_scales(image, c, sides, size) for c in corners[start:][:batch_size]]
@@ -142,7 +142,7 @@ def stored_batches(
         path: the HDF5 file.
         rows: (N,) rows of ``img``.
         patch_um: side of the patch in microns; at most what is stored.
-        size: of a patch as yielded, in pixels.
+        size: the size of a patch as yielded, in pixels.
         batch_size: patches at a time.
 
     Raises:
@@ -173,15 +173,15 @@ def image_thumbnail(path: str | os.PathLike, longest: int = 1600) -> tuple[Image
 
 
 def stored_thumbnail(
-    path: str | os.PathLike, rows: np.ndarray, centres: np.ndarray, side: int, longest: int = 1600
+    path: str | os.PathLike, rows: np.ndarray, centers: np.ndarray, side: int, longest: int = 1600
 ) -> tuple[Image.Image, float]:
     """The picture that HEST's stored patches make when laid at their places on white glass."""
-    extent = centres.max(axis=0) + side / 2
+    extent = centers.max(axis=0) + side / 2
     scale = min(1.0, longest / float(extent.max()))
     canvas = Image.new("RGB", tuple(np.ceil(extent * scale).astype(int)), (GLASS,) * 3)
     step = max(1, round(side * scale))
     patches = stored_batches(path, rows, _stored_um(path), step, 1)
-    for (x, y), patch in zip(top_left(centres, side), patches, strict=True):
+    for (x, y), patch in zip(top_left(centers, side), patches, strict=True):
         canvas.paste(Image.fromarray(patch[0]), (round(x * scale), round(y * scale)))
     return canvas, scale
 

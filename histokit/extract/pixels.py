@@ -23,7 +23,7 @@ def brightness_scale(dtype: np.dtype, low: float, high: float, path) -> float:
     """What pixels of a type are multiplied by to fill eight bits.
 
     Args:
-        dtype: of the stored pixels.
+        dtype: the dtype of the stored pixels.
         low: least value of the image.
         high: greatest value of the image.
         path: named in errors.
@@ -54,7 +54,7 @@ def to_rgb(pixels: np.ndarray, scale: float, alpha: bool, path) -> np.ndarray:
 
     Args:
         pixels: as stored.
-        scale: of ``brightness_scale``.
+        scale: as ``brightness_scale`` returns it.
         alpha: whether the last of two or four bands is alpha (and not zero everywhere).
         path: named in errors.
     """

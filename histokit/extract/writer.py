@@ -94,9 +94,9 @@ def slide_batches(
 
 def border_patches(spots: anndata.AnnData, side: int, width: float, height: float) -> int:
     """Number of patches that leave the image and are filled with white there."""
-    centres = spots.obsm["spatial"]
+    centers = spots.obsm["spatial"]
     return int(
-        ((centres < side / 2) | (centres + side / 2 > np.array([width, height]))).any(axis=1).sum()
+        ((centers < side / 2) | (centers + side / 2 > np.array([width, height]))).any(axis=1).sum()
     )
 
 
@@ -176,8 +176,8 @@ def small_picture(
 ) -> tuple[Image.Image, float]:
     """A small picture of the slide, and its pixels for one of level 0."""
     if has_stored_patches(slide):
-        rows, centres = spots.obs["row"].to_numpy(), spots.obsm["spatial"]
-        return stored_thumbnail(slide.image, rows, centres, side)
+        rows, centers = spots.obs["row"].to_numpy(), spots.obsm["spatial"]
+        return stored_thumbnail(slide.image, rows, centers, side)
     return image_thumbnail(slide.image)
 
 
@@ -199,8 +199,8 @@ def place(
     Args:
         slide: where to read from.
         spots: the joined ones.
-        row: of the reconciliation table; gets what was measured.
-        picture: of the slide.
+        row: the row of the reconciliation table; gets what was measured.
+        picture: the picture of the slide.
         scale: its pixels for one of level 0.
 
     Returns:

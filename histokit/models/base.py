@@ -16,7 +16,7 @@ from histokit.core.errors import InputError
 class Standardizer:
     """What is done to one slide's features (N, D) before a model sees them.
 
-    ``none`` leaves them. ``train`` standardises with the moments of the training patches.
+    ``none`` leaves them. ``train`` standardizes with the moments of the training patches.
     ``slide`` does with the slide's own, which takes out stain and scanner, but also how slides
     differ. A deviation is never taken below a tenth of its mean over features: one that is
     constant in training and alive on another slide would otherwise explode there. Features of
@@ -70,7 +70,7 @@ class Batch:
         features: (N, D) float.
         cancers: (S,) int64 codes of the slides; -1 is unknown.
         slide_index: (N,) int64, ascending: which slide a patch belongs to; None for one slide.
-        coords: (N, 2) spot centres x, y in one unit a slide; None for models that do not use them.
+        coords: (N, 2) spot centers x, y in one unit a slide; None for models that do not use them.
     """
 
     features: torch.Tensor
@@ -125,7 +125,7 @@ class Model(nn.Module):
             x: (N, D) float patch features of one slide, or of several slides one after another.
             cancer: integer code of the slide, or (S,) codes of the packed slides; -1 is unknown.
             slide_index: (N,) int64, ascending: which slide a patch belongs to, when packed.
-            coords: (N, 2) spot centres, for models that use them.
+            coords: (N, 2) spot centers, for models that use them.
 
         Returns:
             (N, G) expression on the scale of the training targets.
@@ -140,7 +140,7 @@ class Model(nn.Module):
 
         Args:
             batch: the slides.
-            targets: of each slide.
+            targets: the targets of each slide.
             autocast: type of the matrix products before the loss, which is float32 itself.
         """
         with torch.autocast(batch.features.device.type, autocast, enabled=autocast is not None):
@@ -182,7 +182,7 @@ class Model(nn.Module):
         Args:
             features: (N, D), as extracted.
             cancer: oncotree code of the slide.
-            coords: (N, 2) spot centres; models that do not use them ignore them.
+            coords: (N, 2) spot centers; models that do not use them ignore them.
             allow_unknown: condition a slide of a cancer never trained on on no cancer, the
                 all-zero code that HistoPrism's authors give it, instead of refusing it.
 

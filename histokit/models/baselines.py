@@ -23,7 +23,7 @@ class Mean(Model):
 
 
 class LinearMap(Model):
-    """Standardise, project on principal components, regress: both ridge recipes when fitted."""
+    """Standardize, project on principal components, regress: both ridge recipes when fitted."""
 
     def __init__(self, input_dim: int, num_components: int, num_genes: int):
         super().__init__()

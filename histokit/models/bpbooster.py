@@ -57,7 +57,8 @@ class BPBooster(Model):
         attention: ``prototypes`` or ``literal``.
         gates: which gates exist: ``both``, ``prototype``, ``latent`` or ``none``.
         num_heads: h, divides L2; the paper does not give it.
-        prototype_names: of the pathways the prototypes began as; None where they are random.
+        prototype_names: pathways that the prototypes began as; None where they are
+            random.
 
     Raises:
         InputError: heads that do not divide the latent dimension, or no prototype.
@@ -171,7 +172,7 @@ class BPBooster(Model):
 
     @torch.no_grad()
     def attention_weights(self, x: torch.Tensor) -> torch.Tensor:
-        """How much patches x (N, L1), standardised already, attend to each prototype: (N, M).
+        """How much patches x (N, L1), standardized already, attend to each prototype: (N, M).
 
         The mean over heads of the softmax, before the gates.
         """

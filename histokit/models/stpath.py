@@ -45,10 +45,10 @@ def frame_bias(coords: torch.Tensor, edge_bias: nn.Module) -> torch.Tensor:
     """
     relative = coords - coords[:, None]  # (N, N, 2): row n looks from patch n
     distance = relative.square().sum(-1).sqrt()
-    centred = relative - relative.mean(1, keepdim=True)
-    axes = torch.linalg.eigh(centred.mT @ centred).eigenvectors  # (N, 2, 2)
+    centered = relative - relative.mean(1, keepdim=True)
+    axes = torch.linalg.eigh(centered.mT @ centered).eigenvectors  # (N, 2, 2)
     frames = axes[:, None] * axes.new_tensor(SIGNS)[None, :, None, :]  # (N, 4, 2, 2)
-    local = torch.einsum("nmc,nfck->nfmk", centred, frames)
+    local = torch.einsum("nmc,nfck->nfmk", centered, frames)
     distance = distance[:, None, :, None].expand(*local.shape[:3], 1)
     bias = edge_bias(torch.cat([local, distance], dim=-1))  # (N, 4, N, h)
     return bias.mean(1).permute(2, 0, 1)
@@ -123,7 +123,7 @@ class STPath(nn.Module):
         input_dim: D of the patch features (1,536: GigaPath).
         num_genes: G with the two tokens in front.
         num_organs: rows of the organ embedding.
-        width, num_layers, num_heads, mlp_dim: of the transformer.
+        width, num_layers, num_heads, mlp_dim: sizes of the transformer.
         attention: ``fused`` (:func:`histokit.ops.distance_attention`) or ``as_published`` (four
             frames for every pair of patches); equal up to rounding.
         dropout: rate behind the attention's output and inside the MLP.
@@ -131,7 +131,7 @@ class STPath(nn.Module):
 
     Raises:
         InputError: an unknown attention, heads that do not divide the width, or dropout that the
-            fused attention has not.
+            fused attention does not have.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class STPath(nn.Module):
 
         Args:
             features: (N, D) of its patches.
-            coords: (N, 2) patch centres as ``rescale_coords`` leaves them.
+            coords: (N, 2) patch centers as ``rescale_coords`` leaves them.
             technology: index into ``TECHNOLOGIES``.
             organ: index of the organ.
             expression: (N, G) log1p expression behind the two tokens, or rows of

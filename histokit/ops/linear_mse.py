@@ -10,7 +10,7 @@ from histokit.ops.dispatch import check_shape
 from histokit.ops.gemm import linear, matmul, transposed_matmul
 from histokit.ops.targets import (
     Csr,
-    centered,
+    center_rows,
     check_target,
     dense_transpose_matmul,
     reference_target,
@@ -83,18 +83,18 @@ def _linear_mse(
     if min(rows, genes) <= hidden.shape[1]:
         sparse = None if row_offsets is None else (row_offsets, col_index)
         return _mse_by_residual(hidden, weight, bias, sparse, values, measured, scale, with_grad)
-    mean, centred = centered(hidden)
-    gram = transposed_matmul(centred, centred)
+    mean, centered = center_rows(hidden)
+    gram = transposed_matmul(centered, centered)
     if row_offsets is None:
-        cross, moments = dense_transpose_matmul(values, centred)
+        cross, moments = dense_transpose_matmul(values, centered)
     else:
         cross, moments = torch.ops.histokit.csr_transpose_matmul(
-            row_offsets, col_index, values, centred, genes
+            row_offsets, col_index, values, centered, genes
         )
     masked = weight if measured is None else weight * measured[:, None]
     keep = 1 if measured is None else measured
-    centre = weight @ mean if bias is None else torch.addmv(bias, weight, mean)  # c
-    offset = (centre.double() - moments[0]) * keep
+    center = weight @ mean if bias is None else torch.addmv(bias, weight, mean)  # c
+    offset = (center.double() - moments[0]) * keep
     total = (moments[1] * keep).sum() + rows * offset.square().sum()
     inner = torch.zeros_like(gram)  # W^T W
     shift = (offset * rows).to(hidden.dtype)
@@ -109,7 +109,7 @@ def _linear_mse(
     loss = (total * scale / 2).to(hidden.dtype)
     if not with_grad:
         return loss, *(hidden.new_empty(0) for _ in range(3))
-    grad_hidden = matmul(centred, inner).add_(centre @ masked)
+    grad_hidden = matmul(centered, inner).add_(center @ masked)
     if row_offsets is None:
         grad_hidden.sub_(matmul(values.to(masked.dtype), masked))
     else:

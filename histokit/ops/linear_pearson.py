@@ -10,7 +10,7 @@ from histokit.ops.gemm import matmul, transposed_matmul
 from histokit.ops.moments import is_constant
 from histokit.ops.targets import (
     Csr,
-    centered,
+    center_rows,
     check_target,
     reference_target,
     transposed_product,
@@ -36,10 +36,10 @@ def linear_pearson(
         if not dispatch.kernels_serve(op, hidden):
             r, mse = reference.linear_pearson(h, w, b, reference_target(target, acc))
             return r.to(hidden.dtype), mse.to(hidden.dtype)
-        mean, centred = centered(h)
-        cross, moments = transposed_product(target, centred)
+        mean, centered = center_rows(h)
+        cross, moments = transposed_product(target, centered)
         cov = (cross * w).sum(1, dtype=torch.float64)
-        wide = centred.double()
+        wide = centered.double()
         m2_p = torch.ops.histokit.quadratic_form(w, wide.T @ wide)
         offset = (w @ mean if b is None else torch.addmv(b, w, mean)).double() - moments[0]
         mean_p = offset + moments[0]

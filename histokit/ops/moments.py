@@ -31,7 +31,7 @@ def is_constant(squares: Tensor, mean: Tensor, count: int | Tensor, eps: float |
 
     Args:
         squares: summed squared deviations, of any shape.
-        mean: of the same shape.
+        mean: the mean of the series, of the same shape.
         count: entries behind them.
         eps: the unit, ``torch.finfo(dtype).eps`` of the dtype that the series came in.
     """

@@ -42,7 +42,7 @@ def cancer_cross_attention(
         num_heads: h, divides D.
         slide_index: (N,) int64, which context a patch sees; None when S is 1.
         dropout_mask: (N, h * T) multiplies the attention weights: 0 or ``1 / (1 - p)``.
-        eps: of the LayerNorm.
+        eps: added to the variance in the LayerNorm.
 
     Returns:
         (N, D), the dtype of x.

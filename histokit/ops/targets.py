@@ -16,7 +16,7 @@ from histokit.ops import dispatch
 from histokit.ops.dispatch import check_float, check_shape
 from histokit.ops.gemm import matmul, transposed_matmul
 
-GENES = 1024  # genes of a dense target that are centred at a time
+GENES = 1024  # genes of a dense target that are centered at a time
 ROWS = 1024  # rows of it, and genes of the weight, that are worked on at a time, in the cache
 
 
@@ -72,29 +72,29 @@ def reference_target(target: Tensor | Csr, dtype: torch.dtype) -> Tensor:
     return (target.to_sparse() if isinstance(target, Csr) else target).to(dtype)
 
 
-def centered(hidden: Tensor) -> tuple[Tensor, Tensor]:
+def center_rows(hidden: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (d,) and hidden minus it (N, d); twice, so that the rest sums to zero to rounding."""
     mean = hidden.mean(0)
-    centred = hidden - mean
-    rest = centred.mean(0)
-    return mean + rest, centred.sub_(rest) if not centred.requires_grad else centred - rest
+    centered = hidden - mean
+    rest = centered.mean(0)
+    return mean + rest, centered.sub_(rest) if not centered.requires_grad else centered - rest
 
 
-def transposed_product(target: Tensor | Csr, centred: Tensor) -> tuple[Tensor, Tensor]:
-    """target^T centred (G, d), and moments of the target (2, G) float64: mean and squares."""
+def transposed_product(target: Tensor | Csr, centered: Tensor) -> tuple[Tensor, Tensor]:
+    """target^T centered (G, d), and moments of the target (2, G) float64: mean and squares."""
     if isinstance(target, Csr):
         return torch.ops.histokit.csr_transpose_matmul(
-            target.row_offsets, target.col_index, target.values.to(centred.dtype), centred,
+            target.row_offsets, target.col_index, target.values.to(centered.dtype), centered,
             target.num_cols,
         )  # fmt: skip
-    return torch.ops.histokit.dense_transpose_matmul(target, centred)
+    return torch.ops.histokit.dense_transpose_matmul(target, centered)
 
 
 @torch.library.custom_op("histokit::dense_transpose_matmul", mutates_args=())
 def dense_transpose_matmul(target: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
     """(target - mean)^T dense (G, d) and the moments of target (2, G) float64.
 
-    By blocks of genes and rows: each is centred, summed and multiplied while it is in the cache.
+    By blocks of genes and rows: each is centered, summed and multiplied while it is in the cache.
     The rounding of the mean is found on the way; it does not change the product, for the columns
     of dense sum to zero.
     """
@@ -106,10 +106,10 @@ def dense_transpose_matmul(target: Tensor, dense: Tensor) -> tuple[Tensor, Tenso
         mean = target[:, block].mean(0, dtype=dense.dtype)
         rest = torch.zeros_like(moments[0, block])
         for some, own in zip(target[:, block].split(ROWS), dense.split(ROWS), strict=True):
-            centred = some.to(dense.dtype) - mean
-            rest += centred.sum(0)
-            out[block] += transposed_matmul(centred, own)
-            moments[1, block] += centred.square_().sum(0)
+            centered = some.to(dense.dtype) - mean
+            rest += centered.sum(0)
+            out[block] += transposed_matmul(centered, own)
+            moments[1, block] += centered.square_().sum(0)
         rest /= rows
         moments[0, block] = mean + rest
         moments[1, block] -= rows * rest.square()

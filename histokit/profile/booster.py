@@ -65,12 +65,12 @@ def booster_training(at: Setting, fused: bool) -> Case:
     model = _model(at, 1)
     x, y = at.tensor(at.patches, FEATURES), at.tensor(at.patches, HVGS)
     learned = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(learned, 1e-3, weight_decay=0, fused=True)
+    optimizer = torch.optim.AdamW(learned, 1e-3, weight_decay=0, fused=True)
     plain = Plain(model)
 
     def gradients(fused: bool) -> torch.Tensor:
         model.train()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         with torch.enable_grad():
             loss = (model if fused else plain).patch_loss(x, y)
             loss.backward()
@@ -78,7 +78,7 @@ def booster_training(at: Setting, fused: bool) -> Case:
 
     def step() -> torch.Tensor:
         loss = gradients(fused)
-        optimiser.step()
+        optimizer.step()
         return loss
 
     def check() -> tuple[torch.Tensor, torch.Tensor]:

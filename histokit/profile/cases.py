@@ -132,7 +132,7 @@ def training(at: Setting, here: bool) -> Case:
     model, authors, x = _histoprism(at)
     target = _slide_expression(at)
     dense = None if here else target.to_dense()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-5, weight_decay=0.01, fused=here)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, weight_decay=0.01, fused=here)
 
     def loss_here(model: HistoPrism) -> torch.Tensor:
         head = model.head
@@ -144,11 +144,11 @@ def training(at: Setting, here: bool) -> Case:
     def step() -> torch.Tensor:
         model.train()
         with torch.enable_grad():
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss = loss_here(model) if here else loss_of_authors(authors.train(), dense)
             loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         return loss.detach()
 
     def check() -> tuple[torch.Tensor, torch.Tensor]:

@@ -66,7 +66,7 @@ def size_of(*what) -> int:
     )
 
 
-def synchronise(device: str) -> None:
+def synchronize(device: str) -> None:
     """Wait for the device."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
@@ -76,7 +76,7 @@ def seconds_of(call: Call, repeat: int, device: str) -> list[float]:
     """Seconds of each of ``repeat`` calls, ascending; device events on CUDA."""
     found = []
     for _ in range(repeat):
-        synchronise(device)
+        synchronize(device)
         if device.startswith("cuda"):
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
@@ -147,7 +147,7 @@ def growth(seconds: dict[int, float], quadratic: float) -> dict[int, float]:
     """Measured seconds over those of the model ``c1 N + c2 N^2``, for each number of patches N.
 
     Args:
-        seconds: of a call with N patches.
+        seconds: the time of a call with N patches.
         quadratic: c2, known from the rate of attention; c1 is the median of what that leaves.
     """
     linear = statistics.median((t - quadratic * n**2) / n for n, t in seconds.items())

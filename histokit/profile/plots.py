@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from histokit.core.files import atomic_path
-from histokit.report.plots import COLOURS, STYLE
+from histokit.report.plots import COLORS, STYLE
 
 PANELS = (
     ("Time of a call", "seconds", "ms_p50", 1e-3),
@@ -23,16 +23,16 @@ def draw_profile(rows: list[dict], path: Path) -> None:
     """One line a row of the table in each of three panels, on logarithmic axes.
 
     Args:
-        rows: of run_profile.py: ``row``, ``patches``, ``against``, ``ms_p50``, ``peak_mb`` and
-            ``gflop``; those left out have empty values. A form that another is compared with
-            is dashed, in the same colour.
+        rows: the rows of run_profile.py: ``row``, ``patches``, ``against``, ``ms_p50``,
+            ``peak_mb`` and ``gflop``; those left out have empty values. A form that another is compared with
+            is dashed, in the same color.
         path: the PNG.
     """
     names = list(dict.fromkeys(row["row"] for row in rows))
     against = {row["row"]: row["against"] for row in rows}
     leaders = [name for name in names if name not in against.values()]
-    colour = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(leaders)}
-    colour |= {against[name]: colour[name] for name in leaders if against[name]}
+    color = {name: COLORS[i % len(COLORS)] for i, name in enumerate(leaders)}
+    color |= {against[name]: color[name] for name in leaders if against[name]}
     ticks = sorted({row["patches"] for row in rows})
     with matplotlib.rc_context(STYLE | {"text.parse_math": True}):  # powers of ten
         figure = Figure(figsize=(13, 4.4), layout="constrained")
@@ -45,10 +45,10 @@ def draw_profile(rows: list[dict], path: Path) -> None:
                 axis.plot(
                     *zip(*sorted(points), strict=True) if points else ([], []),
                     label=name,
-                    color=colour[name],
+                    color=color[name],
                     linestyle="--" if published else "-",
                     marker="o" if published else "s",
-                    markerfacecolor="white" if published else colour[name],
+                    markerfacecolor="white" if published else color[name],
                 )
             axis.set(title=title, xlabel="patches", ylabel=unit, xscale="log")
             if any(row[key] for row in rows):  # a logarithm of nothing is an error

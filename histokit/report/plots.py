@@ -17,8 +17,8 @@ from PIL import Image
 
 from histokit.core.files import atomic_path
 
-# Okabe and Ito's colours, told apart with every common colour vision.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
+# Okabe and Ito's colors, told apart with every common color vision.
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 INK, PALE = "#222222", "#8a8a8a"
 _PANEL = 600  # pixels across a panel of a gene map
 STYLE = {
@@ -41,14 +41,14 @@ class Tissue:
     Attributes:
         image: (H, W, 3) uint8 thumbnail.
         scale: thumbnail pixels for each pixel of level 0.
-        centres: (N, 2) spot centres x, y in pixels of level 0.
-        diameter: of a spot, in pixels of level 0.
+        centers: (N, 2) spot centers x, y in pixels of level 0.
+        diameter: the diameter of a spot, in pixels of level 0.
         mpp: microns for each pixel of level 0, or None.
     """
 
     image: np.ndarray
     scale: float
-    centres: np.ndarray
+    centers: np.ndarray
     diameter: float
     mpp: float | None = None
 
@@ -79,7 +79,7 @@ def new_figure(width: float, height: float) -> Figure:
 def gene_maps(tissue: Tissue, maps: list[GeneMap], title: str, unit: str) -> Figure:
     """Tissue, measured and predicted expression side by side, a row a gene.
 
-    Measured and predicted share one colour scale, from the 1st to the 99th percentile of both.
+    Measured and predicted share one color scale, from the 1st to the 99th percentile of both.
     """
     left, right, bottom, top = tissue_window(tissue)
     plain = tissue_picture(tissue, left, right, bottom, top)
@@ -114,7 +114,7 @@ def gene_maps(tissue: Tissue, maps: list[GeneMap], title: str, unit: str) -> Fig
 def spot_maps(
     tissue: Tissue, maps: Mapping[str, np.ndarray], title: str, columns: int = 3
 ) -> Figure:
-    """The tissue, then one panel a map of (N,) values, each on its own colour scale.
+    """The tissue, then one panel a map of (N,) values, each on its own color scale.
 
     A scale runs from the 1st to the 99th percentile of its map.
     """
@@ -147,7 +147,7 @@ def spot_maps(
 def tissue_window(tissue: Tissue) -> tuple[float, float, float, float]:
     """Left, right, bottom, top of the spots with a margin, in pixels of level 0."""
     margin = 1.5 * tissue.diameter
-    (left, top), (right, bottom) = tissue.centres.min(0) - margin, tissue.centres.max(0) + margin
+    (left, top), (right, bottom) = tissue.centers.min(0) - margin, tissue.centers.max(0) + margin
     return left, right, bottom, top
 
 
@@ -174,7 +174,7 @@ def draw_spots(axis, tissue: Tissue, values: np.ndarray, norm, cmap="viridis"):
         diameters,
         np.zeros(len(values)),
         units="xy",
-        offsets=tissue.centres,
+        offsets=tissue.centers,
         offset_transform=axis.transData,
         array=np.asarray(values),
         cmap=cmap,
@@ -201,14 +201,14 @@ def _scale_bar(axis, tissue: Tissue, left, right, bottom, top) -> None:
 def pcc_histogram(genes: pd.DataFrame) -> Figure:
     """How PCC is spread over genes: all genes, and the highly variable ones; a line is a mean."""
     scored = genes.dropna(subset="pcc")
-    groups = [("all genes", scored["pcc"], COLOURS[4])]
-    groups.append(("highly variable genes", scored.loc[scored["hvg_folds"] > 0, "pcc"], COLOURS[5]))
+    groups = [("all genes", scored["pcc"], COLORS[4])]
+    groups.append(("highly variable genes", scored.loc[scored["hvg_folds"] > 0, "pcc"], COLORS[5]))
     with matplotlib.rc_context(STYLE):
         figure = new_figure(7.5, 4.6)
         panels = figure.subplots(2, 1, sharex=True)
         edges = np.arange(-1, 1.0001, 0.04)
-        for axis, (name, values, colour) in zip(panels, groups, strict=True):
-            axis.hist(values, edges, color=colour, edgecolor="white", linewidth=0.4)
+        for axis, (name, values, color) in zip(panels, groups, strict=True):
+            axis.hist(values, edges, color=color, edgecolor="white", linewidth=0.4)
             axis.set_ylabel("genes")
             axis.yaxis.get_major_locator().set_params(integer=True)
             axis.axvline(0, color=PALE, linewidth=0.8, linestyle=":")
@@ -230,16 +230,16 @@ def slide_bars(slides: pd.DataFrame, num_hvg: int) -> Figure:
     cancers = list(dict.fromkeys(slides["cancer"]))
     several = slides["slide_id"].duplicated().any()
     names = slides["slide_id"] + (" (" + slides["fold"] + ")" if several else "")
-    if len(cancers) > len(COLOURS):
+    if len(cancers) > len(COLORS):
         names, cancers = names + ", " + slides["cancer"], []
     size = float(np.clip(20 / len(slides), 0.13, 0.34))
     with matplotlib.rc_context(STYLE | {"hatch.linewidth": 1.0, "hatch.color": "white"}):
         figure = new_figure(8, 1.6 + size * len(slides))
         axis = figure.subplots()
         place = np.arange(len(slides))
-        colours = [COLOURS[cancers.index(c) if cancers else 0] for c in slides["cancer"]]
+        colors = [COLORS[cancers.index(c) if cancers else 0] for c in slides["cancer"]]
         values = slides["pcc_hvg"].to_numpy()
-        bars = axis.barh(place, np.nan_to_num(values), color=colours, height=0.7)
+        bars = axis.barh(place, np.nan_to_num(values), color=colors, height=0.7)
         for y, bar, value, seen in zip(place, bars, values, slides["patient_seen"], strict=True):
             if seen == "yes":
                 bar.set_hatch("///")
@@ -253,8 +253,8 @@ def slide_bars(slides: pd.DataFrame, num_hvg: int) -> Figure:
         axis.set_xlim(min(0, np.nanmin(values, initial=0) * 1.1), top * 1.15)
         axis.set_xlabel(f"PCC, mean over {num_hvg} highly variable genes")
         handles = [
-            Patch(color=colour, label=cancer or "no cancer code")
-            for colour, cancer in zip(COLOURS, cancers, strict=False)
+            Patch(color=color, label=cancer or "no cancer code")
+            for color, cancer in zip(COLORS, cancers, strict=False)
         ]
         if (slides["patient_seen"] == "yes").any():
             seen = {"facecolor": PALE, "hatch": "///", "edgecolor": "white"}
@@ -276,8 +276,8 @@ def run_dots(table: pd.DataFrame, metric_label: str) -> Figure:
         axis = figure.subplots()
         place = np.arange(len(table))
         value = table["pcc_hvg"].to_numpy()
-        axis.hlines(place, table["pcc_hvg_low"], table["pcc_hvg_high"], color=COLOURS[0], lw=2.5)
-        axis.plot(value, place, "o", color=COLOURS[0], markersize=7)
+        axis.hlines(place, table["pcc_hvg_low"], table["pcc_hvg_high"], color=COLORS[0], lw=2.5)
+        axis.plot(value, place, "o", color=COLORS[0], markersize=7)
         for y, v, high in zip(place, value, table["pcc_hvg_high"], strict=True):
             _label(axis, v, (0 if np.isnan(v) else np.fmax(v, high), y), offset=9)
         axis.set_yticks(place, table["run"])

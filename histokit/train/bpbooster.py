@@ -220,7 +220,7 @@ def fit_readout(
 
     Args:
         model: trained.
-        spots: of all slides of the fold, before the model.
+        spots: the spots of all slides of the fold, before the model.
         readout: ``ridge``, ``ridge-by-gene`` or ``ridge-hest``.
         alpha: penalty of the first two; cross-validated by default.
     """
@@ -245,7 +245,7 @@ def fit_readout(
 
 
 def as_one_layer(linear: LinearMap) -> tuple[torch.Tensor, torch.Tensor]:
-    """Standardisation, components and regression as one weight (G, D) and bias (G,), float64."""
+    """Standardization, components and regression as one weight (G, D) and bias (G,), float64."""
     state = {name: value.double() for name, value in linear.state_dict().items()}
     components = state["components"] / state["scale"]
     offset = components @ state["mean"] + state["offset"]

@@ -27,7 +27,7 @@ class Control:
     """The training of a control.
 
     Attributes:
-        options: of its training; ``run`` is a folder in ``RUN/controls``.
+        options: the options of its training; ``run`` is a folder in ``RUN/controls``.
         cohort: what describes the data: genes, their ranks, features.
         note: for its config.json.
         draws: how often each fold is trained; 0 is once, on the cohort itself.
@@ -65,9 +65,9 @@ def controls_of(cohort: Cohort, cfg: Options, folder: Path) -> list[Control]:
     """The controls of a training.
 
     Args:
-        cohort: of the training.
+        cohort: the cohort that is trained on.
         cfg: its options, resolved.
-        folder: of the run; controls become runs in ``folder/controls``.
+        folder: the folder of the run; controls become runs in ``folder/controls``.
     """
     place = folder / "controls" / SHUFFLED
     options = dataclasses.replace(cfg, run=str(place), controls=False)

@@ -13,7 +13,7 @@ import torch
 from histokit.core.errors import InputError
 from histokit.data.cohort import Cohort
 from histokit.data.gene_sets import rename
-from histokit.data.genes import detected, normalise, select_panel
+from histokit.data.genes import detected, normalize, select_panel
 from histokit.data.graph import TOUCHING, morans_i, spot_graph
 
 MIN_GENES = 10  # spatially variable genes that make a pathway a program
@@ -57,7 +57,7 @@ def gene_programs(
     """Gene programs of the training slides: their genes, and the profile of each.
 
     Args:
-        cohort: of the slides.
+        cohort: the cohort that holds the slides.
         slides: training slides; no other is read.
         gene_sets: pathway to genes, in symbols or Ensembl ids.
         target: transform of the counts.
@@ -80,10 +80,10 @@ def gene_programs(
 def spatially_variable_genes(
     cohort: Cohort, slides: Sequence[str], target: str, num: int
 ) -> tuple[pd.DataFrame, sp.csr_matrix]:
-    """Genes whose expression neighbouring spots share, by the mean of Moran's I over slides.
+    """Genes whose expression neighboring spots share, by the mean of Moran's I over slides.
 
     All genes that every slide measures take part, in the panel or not, if at least 10 % of the
-    spots of each slide detect them: one pair of neighbours that share a molecule of a rare gene
+    spots of each slide detect them: one pair of neighbors that share a molecule of a rare gene
     would otherwise look like a pattern.
 
     Returns:
@@ -94,9 +94,9 @@ def spatially_variable_genes(
     seen, statistics, parts = np.ones(len(panel), bool), [], []
     for slide_id in slides:
         slide = cohort.load(slide_id, panel)
-        y = normalise(slide.counts, slide.library_size, target)
+        y = normalize(slide.counts, slide.library_size, target)
         try:
-            found = morans_i(y, spot_graph(slide.centres, TOUCHING))
+            found = morans_i(y, spot_graph(slide.centers, TOUCHING))
         except InputError as error:
             raise InputError(
                 f"slide {slide_id}: {error}; spatially variable genes need the place of each spot: "

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from histokit.core.errors import InputError
 from histokit.data.cohort import Cohort
-from histokit.data.genes import normalise
+from histokit.data.genes import normalize
 from histokit.data.sparse import csr_tensor
 from histokit.models.base import Standardizer
 
@@ -29,7 +29,7 @@ class TrainingSlide:
 
     Attributes:
         features: (N, D) float32.
-        coords: (N, 2) float32 spot centres in pixels of level 0.
+        coords: (N, 2) float32 spot centers in pixels of level 0.
         target: (N, G) sparse CSR float32 on the target scale.
         measured: (G,) bool.
         cancer: the slide's oncotree code.
@@ -61,11 +61,11 @@ class Preparation:
     def __call__(
         self, slide_id: str
     ) -> tuple[np.ndarray, sp.csr_matrix, np.ndarray, str, np.ndarray]:
-        """Plain arrays: features (N, D), targets (N, G) CSR, measured (G,), cancer, centres."""
+        """Plain arrays: features (N, D), targets (N, G) CSR, measured (G,), cancer, centers."""
         slide = self.cohort.load(slide_id, self.genes)
-        y = normalise(slide.counts, slide.library_size, self.target)
+        y = normalize(slide.counts, slide.library_size, self.target)
         features = self.standardizer(slide.features).numpy()
-        return features, y, slide.measured, slide.cancer, slide.centres
+        return features, y, slide.measured, slide.cancer, slide.centers
 
 
 class SlideReader:
@@ -152,7 +152,7 @@ class SlideReader:
         except InputError as error:
             return None, str(error)
 
-    def _place(self, slide_id: str, features, target, measured, cancer, centres) -> TrainingSlide:
+    def _place(self, slide_id: str, features, target, measured, cancer, centers) -> TrainingSlide:
         # a copy, for what came from a worker lies at odd addresses, at which products may sum in
         # another order
         slide = TrainingSlide(
@@ -161,7 +161,7 @@ class SlideReader:
             csr_tensor(target).to(self.device),
             torch.from_numpy(measured).to(self.device),
             cancer,
-            torch.tensor(centres, dtype=torch.float32, device=self.device),
+            torch.tensor(centers, dtype=torch.float32, device=self.device),
         )
         if self._bytes + slide.num_bytes() <= self.max_bytes:
             self._kept[slide_id] = slide

@@ -25,8 +25,8 @@ class Options(Checked):
     )
     neighbors: str = option(
         "none",
-        "what stands beside a patch's features: the mean of the neighbouring spots' (eight on a "
-        "square grid, six on a hexagonal one), or their mean weighted by likeness",
+        "append the mean of the neighboring spots' features (8 neighbors on a square grid, 6 on "
+        "a hexagonal one), plain or weighted by similarity",
         choices=("none", "mean", "attention"),
     )
     target: str = option(
@@ -42,7 +42,7 @@ class Options(Checked):
     hvg: str = option(
         "variance",
         "how highly variable genes are ranked on the training spots: variance of counts10k-log1p, "
-        "or scanpy's normalised dispersion",
+        "or scanpy's normalized dispersion",
         choices=("variance", "dispersion"),
     )
     folds: str = option(
@@ -70,7 +70,8 @@ class Options(Checked):
     )
     preset: str = option(
         "paper",
-        "hyper-parameters below that are not given; paper-idc to paper-prad are of bpbooster alone",
+        "defaults for the hyper-parameters below; the paper-<cancer> presets apply only to "
+        "bpbooster",
         PRESET_NAMES,
     )
     lr: float | None = hyper("peak learning rate", above=0)
@@ -120,7 +121,7 @@ class Options(Checked):
         None, "pathways for that: a GMT file or a library's name for gseapy", group="BP-Booster"
     )
     standardize_programs: bool | None = boost(
-        "standardise genes and programs first, without which the programs' profiles hardly differ"
+        "standardize genes and programs first, without which the programs' profiles hardly differ"
     )
     num_svgs: int | None = boost("spatially variable genes that make programs", least=1)
     num_prototypes: int | None = boost("random prototypes", least=1)
@@ -132,8 +133,10 @@ class Options(Checked):
         "prototypes hardly matter",
         choices=("prototypes", "literal"),
     )
-    gates: str | None = boost("gates that exist", choices=("both", "prototype", "latent", "none"))
-    losses: str | None = boost("losses in use", choices=("both", "reconstruction", "regression"))
+    gates: str | None = boost("which gates to use", choices=("both", "prototype", "latent", "none"))
+    losses: str | None = boost(
+        "which losses to train with", choices=("both", "reconstruction", "regression")
+    )
     readout: str | None = boost(
         "regression on the refined embedding: alpha by cross-validation for all genes or each, or "
         "HEST-Bench's",
@@ -141,7 +144,7 @@ class Options(Checked):
     )
     ablate: bool = option(
         False,
-        "train what the paper's Table 4 compares, each into a folder in RUN; with --programs",
+        "run the ablations of the paper's Table 4, one subfolder of RUN each; requires --programs",
         group="BP-Booster",
     )
     allow_leakage: bool = option(
@@ -175,8 +178,7 @@ class Options(Checked):
     )
     on_error: str = option(
         "stop",
-        "a training slide that cannot be read, or a disk too full for a checkpoint: stop, or skip "
-        "it, say so and go on",
+        "on an unreadable training slide or a full disk: stop, or skip with a warning",
         choices=("stop", "skip"),
         group="machine",
     )

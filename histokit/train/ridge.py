@@ -129,7 +129,7 @@ def choose_alpha(
     mean of that over all genes count alike.
 
     Args:
-        spots, rescale, components: of ``fit_ridge``.
+        spots, rescale, components: as ``fit_ridge`` has them.
         splits: rows that train and rows held out.
         by_gene: choose (G,) penalties instead of one.
     """
@@ -232,8 +232,8 @@ def fit_library_size(spots: Spots) -> LinearMap:
     """
     y, measured, slide = spots.y, spots.measured, spots.slide
     x = spots.x[:, 0].astype(np.float64)
-    centre = x.mean()
-    x = x - centre
+    center = x.mean()
+    x = x - center
     mean_y = moments(y, measured, slide)[0]
     count, sum_x, sum_xx = (
         np.bincount(slide, weights, minlength=len(measured)) @ measured
@@ -246,7 +246,7 @@ def fit_library_size(spots: Spots) -> LinearMap:
     slope = np.divide(covariance, variance, out=np.zeros_like(mean_y), where=variance > 1e-12)
     model = LinearMap(1, 1, y.shape[1])
     values = {
-        "mean": [centre],
+        "mean": [center],
         "scale": [1.0],
         "components": [[1.0]],
         "offset": [0.0],

@@ -11,7 +11,7 @@ import torch
 
 from histokit.core.errors import InputError
 from histokit.data.cohort import Slide
-from histokit.data.genes import detected, moments_of_sums, normalise, power_sums
+from histokit.data.genes import detected, moments_of_sums, normalize, power_sums
 from histokit.models.base import Standardizer
 
 
@@ -40,10 +40,10 @@ class TrainingMoments:
         """Take one slide into account."""
         self.detected &= detected(slide.counts)
         self._counted += len(slide.barcodes) * slide.measured
-        y = normalise(slide.counts, slide.library_size, self.target)
+        y = normalize(slide.counts, slide.library_size, self.target)
         self._sums += power_sums(y)
         if self.target != "counts10k-log1p":
-            y = normalise(slide.counts, slide.library_size, "counts10k-log1p")
+            y = normalize(slide.counts, slide.library_size, "counts10k-log1p")
         self._scaled += power_sums(y)
         variance, mean = torch.var_mean(slide.features.double(), 0, correction=0)
         self._join(len(slide.barcodes), mean, variance * len(slide.barcodes))
@@ -118,7 +118,7 @@ def stack(
         slides: with the counts of one panel.
         target: scale of the targets.
         seen: (G,) bool, the genes of the panel that are kept.
-        standardizer: of the features.
+        standardizer: the standardizer of the features.
 
     Raises:
         InputError: slides whose features have different dimensions.
@@ -133,7 +133,7 @@ def stack(
     sizes = [len(s.barcodes) for s in slides]
     return Spots(
         torch.cat([standardizer(s.features) for s in slides]).numpy(),
-        normalise(counts, library_size, target)[:, seen],
+        normalize(counts, library_size, target)[:, seen],
         np.stack([s.measured for s in slides])[:, seen],
         np.repeat(np.arange(len(slides)), sizes),
         _groups(slides),
@@ -147,5 +147,5 @@ def _groups(slides: list) -> np.ndarray:
         return np.repeat([s.patient for s in slides], sizes)
     if len(slides) > 1:
         return np.repeat([s.slide_id for s in slides], sizes)
-    x = slides[0].centres[:, 0]
+    x = slides[0].centers[:, 0]
     return np.searchsorted(np.quantile(x, [0.25, 0.5, 0.75]), x)

@@ -23,9 +23,9 @@ class FoldTask:
         cohort: the cohort that holds the slides.
         taught: the cohort that the model learns from; another one in a control.
         panel: gene, gene_id, symbol, hvg_rank, train_mean, train_variance of the G outputs.
-        standardizer: of the features, fitted on the training and validation spots.
+        standardizer: the standardizer of the features, fitted on the training and validation spots.
         options: resolved.
-        folder: of the fold.
+        folder: the folder of the fold.
         team: the processes that train together.
     """
 

@@ -72,7 +72,7 @@ class Progress:
     """How far a training is.
 
     Attributes:
-        epoch: of the epoch that runs: its steps done, summed loss and weight, learning rate.
+        epoch: the epoch that runs: its steps done, summed loss and weight, learning rate.
         history: one row a finished epoch.
         best: weights of the best epoch, None without validation.
     """
@@ -176,7 +176,7 @@ def train_network(
 
 
 def _step(parts: Parts, slides: list[TrainingSlide], settings: Settings, epoch: int, team: Team):
-    """One step of the optimiser; the summed loss of this rank's slides and their number."""
+    """One step of the optimizer; the summed loss of this rank's slides and their number."""
     model, optimizer, scaler = parts.model, parts.optimizer, parts.scaler
     parameters = list(model.parameters())
     optimizer.zero_grad()

@@ -21,7 +21,7 @@ def test_rows_are_joined_by_barcode(folder):
     assert slide.barcodes != list(data.obs_names)  # the feature file is in another order
     expected = data[slide.barcodes]
     assert (slide.counts != expected.X).nnz == 0
-    np.testing.assert_array_equal(slide.centres, expected.obsm["spatial"])
+    np.testing.assert_array_equal(slide.centers, expected.obsm["spatial"])
     np.testing.assert_array_equal(slide.library_size, np.asarray(expected.X.sum(axis=1)).ravel())
     assert slide.measured.all()
     assert slide.features.shape == (12, 16)

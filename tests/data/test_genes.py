@@ -10,7 +10,7 @@ from histokit.data.genes import (
     detected,
     dispersion,
     moments,
-    normalise,
+    normalize,
     rank_hvgs,
     read_gene_list,
     select_panel,
@@ -29,7 +29,7 @@ def test_counts10k_is_scanpys(counts):
     data = anndata.AnnData(counts.copy())
     sc.pp.normalize_total(data, target_sum=1e4)
     sc.pp.log1p(data)
-    ours = normalise(counts, size, "counts10k-log1p")
+    ours = normalize(counts, size, "counts10k-log1p")
     np.testing.assert_allclose(ours.toarray(), data.X.toarray(), rtol=1e-6)
 
 
@@ -37,14 +37,14 @@ def test_raw_transforms(counts):
     size = np.asarray(counts.sum(axis=1)).ravel()
     dense = counts.toarray()
     for name, expected in (("log1p", np.log1p(dense)), ("log2", np.log2(dense + 1))):
-        np.testing.assert_allclose(normalise(counts, size, name).toarray(), expected, rtol=1e-6)
+        np.testing.assert_allclose(normalize(counts, size, name).toarray(), expected, rtol=1e-6)
     with pytest.raises(InputError, match="choose from counts10k-log1p, log1p, log2"):
-        normalise(counts, size, "cpm")
+        normalize(counts, size, "cpm")
 
 
 def test_spot_without_counts_stays_zero():
     empty = sp.csr_matrix((2, 3), dtype=np.float32)
-    assert normalise(empty, np.zeros(2), "counts10k-log1p").nnz == 0
+    assert normalize(empty, np.zeros(2), "counts10k-log1p").nnz == 0
 
 
 def test_hvgs_are_scanpys_among_detected_genes(counts):
@@ -55,7 +55,7 @@ def test_hvgs_are_scanpys_among_detected_genes(counts):
     assert np.array_equal(eligible, ((dense[:40] > 0).sum(0) >= 4) & ((dense[40:] > 0).sum(0) >= 4))
     assert np.array_equal(np.isfinite(ranks), eligible)
     assert sorted(ranks[eligible]) == list(range(1, eligible.sum() + 1))
-    data = anndata.AnnData(normalise(counts, size, "counts10k-log1p")[:, eligible])
+    data = anndata.AnnData(normalize(counts, size, "counts10k-log1p")[:, eligible])
     sc.pp.highly_variable_genes(data, n_top_genes=10, flavor="seurat")
     top = np.flatnonzero(eligible)[data.var["highly_variable"].to_numpy()]
     assert set(top) == set(np.flatnonzero(ranks <= 10))

@@ -22,7 +22,7 @@ def hexagonal(rows=5, columns=5):
     return np.stack([x + 0.5 * (y % 2), y * np.sqrt(0.75)], axis=1) * 100
 
 
-def test_neighbours_on_both_grids():
+def test_neighbors_on_both_grids():
     degree = np.asarray(spot_graph(SQUARE, AROUND).sum(axis=1)).ravel()
     assert (degree[12], degree[0], degree[2]) == (8, 3, 5)
     graph = spot_graph(hexagonal(), AROUND)
@@ -31,7 +31,7 @@ def test_neighbours_on_both_grids():
     assert graph.diagonal().sum() == 0
 
 
-def test_mean_is_the_mean_of_the_neighbours():
+def test_mean_is_the_mean_of_the_neighbors():
     x = torch.randn(25, 3)
     found = with_neighbors(x, SQUARE, "mean")
     assert found.shape == (25, 6)
@@ -46,17 +46,17 @@ def test_attention_prefers_patches_that_look_the_same():
     x[:, 0] = torch.tensor((SQUARE[:, 0] > 400).astype(np.float32) * 2 - 1)
     x[:, 1] = torch.randn(25) * 1e-3
     mean, attention = (with_neighbors(x, SQUARE, how)[:, 2] for how in ("mean", "attention"))
-    border = 12  # its neighbours lie on both sides
+    border = 12  # its neighbors lie on both sides
     assert attention[border] < mean[border] < 0
     everything = with_neighbors(torch.ones(25, 2), SQUARE, "attention")
     torch.testing.assert_close(everything, torch.ones(25, 4))
 
 
 @pytest.mark.parametrize("how", ["mean", "attention"])
-def test_spots_without_neighbours_get_their_own_features(how):
-    for centres in (np.zeros((0, 2)), np.zeros((1, 2)), np.array([[0, 0], [1, 0], [90.0, 0]])):
-        x = torch.randn(len(centres), 3)
-        found = with_neighbors(x, centres, how)
+def test_spots_without_neighbors_get_their_own_features(how):
+    for centers in (np.zeros((0, 2)), np.zeros((1, 2)), np.array([[0, 0], [1, 0], [90.0, 0]])):
+        x = torch.randn(len(centers), 3)
+        found = with_neighbors(x, centers, how)
         assert found.shape == (len(x), 6)
         if len(x):
             torch.testing.assert_close(found[-1], x[-1].repeat(2))
@@ -88,7 +88,7 @@ def test_two_encoders_side_by_side(two_encoders):
 
 
 @pytest.mark.parametrize("how", ["train", "slide"])
-def test_standardised_encoders_count_alike(how):
+def test_standardized_encoders_count_alike(how):
     x = torch.randn(50, 20) * 7 + 3
     found = Standardizer.fit(how, x, (16, 4))(x)
     wide, slim = found[:, :16].square().sum(), found[:, 16:].square().sum()
@@ -129,12 +129,12 @@ def expression(num, genes=40, seed=0):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("hexagonal", "neighbours"), [(False, 4), (True, 6)])
-def test_radius_is_the_grid_and_the_statistic_squidpys(hexagonal, neighbours):
-    centres = array(12, hexagonal)
-    data = anndata.AnnData(expression(len(centres)), obsm={"spatial": centres})
-    squidpy.gr.spatial_neighbors(data, coord_type="grid", n_neighs=neighbours)
-    graph = spot_graph(centres, TOUCHING)
+@pytest.mark.parametrize(("hexagonal", "neighbors"), [(False, 4), (True, 6)])
+def test_radius_is_the_grid_and_the_statistic_squidpys(hexagonal, neighbors):
+    centers = array(12, hexagonal)
+    data = anndata.AnnData(expression(len(centers)), obsm={"spatial": centers})
+    squidpy.gr.spatial_neighbors(data, coord_type="grid", n_neighs=neighbors)
+    graph = spot_graph(centers, TOUCHING)
     assert (graph != data.obsp["spatial_connectivities"]).nnz == 0
     oracle = squidpy.gr.spatial_autocorr(data, mode="moran", copy=True, show_progress_bar=False)
     oracle = oracle.loc[data.var_names]
@@ -145,9 +145,9 @@ def test_radius_is_the_grid_and_the_statistic_squidpys(hexagonal, neighbours):
 
 
 def test_is_the_definition_with_holes_and_a_lonely_spot():
-    centres = np.delete(array(9), [3, 4, 20, 41], axis=0)
-    centres = np.vstack([centres, [[5000.0, 5000.0]]])
-    y, graph = expression(len(centres)), spot_graph(centres, TOUCHING)
+    centers = np.delete(array(9), [3, 4, 20, 41], axis=0)
+    centers = np.vstack([centers, [[5000.0, 5000.0]]])
+    y, graph = expression(len(centers)), spot_graph(centers, TOUCHING)
     assert graph[-1].nnz == 0
     weights = graph.toarray() / np.maximum(graph.toarray().sum(1, keepdims=True), 1)
     z = y.toarray() - y.toarray().mean(0)
@@ -171,9 +171,9 @@ def test_noise_is_rarely_significant():
 
 
 @pytest.mark.parametrize(
-    ("centres", "text"),
+    ("centers", "text"),
     [(np.full((5, 2), np.nan), "not finite"), (np.zeros((5, 2)), "at the place of another one")],
 )
-def test_spots_without_places(centres, text):
+def test_spots_without_places(centers, text):
     with pytest.raises(InputError, match=text):
-        spot_graph(centres, TOUCHING)
+        spot_graph(centers, TOUCHING)

@@ -21,7 +21,7 @@ def test_cohort_is_joined_by_barcode_in_the_order_of_the_spots(tmp_path):
     assert joined.obs_names.tolist() == spots["barcode"].tolist()
     np.testing.assert_array_equal(joined.X.toarray(), counts.loc[spots["barcode"]])
     np.testing.assert_allclose(joined.obsm["spatial"], spots[["x", "y"]])
-    assert joined.obs["region"].tolist() == ["tumour"] * 12
+    assert joined.obs["region"].tolist() == ["tumor"] * 12
     assert row["joined"] == 12
 
 
@@ -173,7 +173,7 @@ def test_hest_slide_without_a_patient_stands_for_itself(tmp_path, patient):
     assert read_source(tmp_path)[0].patient == "TENX1"
 
 
-def test_hest_centres_from_the_patches(tmp_path):
+def test_hest_centers_from_the_patches(tmp_path):
     write_hest(tmp_path, spatial=False)
     joined, _ = join_spots(read_source(tmp_path)[0], np.inf, np.inf)
     np.testing.assert_allclose(joined.obsm["spatial"], np.arange(24).reshape(12, 2) * 100 + 224)

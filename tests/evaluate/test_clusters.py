@@ -35,7 +35,7 @@ def test_cancers_that_differ_are_found_and_noise_is_not():
 
 
 def test_many_spots_are_clustered():
-    """More than the 4,096 up to which scanpy searches neighbours exactly by itself."""
+    """More than the 4,096 up to which scanpy searches neighbors exactly by itself."""
     table = score_clusters(blocks(2.0, spots=500), components=10, seeds=1)
     spots = table.set_index(["level", "method"]).loc["spot"]
     assert (spots["items"] == 4500).all()

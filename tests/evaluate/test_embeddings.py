@@ -161,7 +161,7 @@ def test_large_slides_are_sampled_row_by_row(evaluated, monkeypatch):
     assert len(set(rows)) == 10
     torch.testing.assert_close(part.features, whole.features[rows])
     np.testing.assert_array_equal(part.counts.toarray(), whole.counts[rows].toarray())
-    np.testing.assert_array_equal(part.centres, whole.centres[rows])
+    np.testing.assert_array_equal(part.centers, whole.centers[rows])
     y = varying_expression(part, "counts10k-log1p")
     np.testing.assert_allclose(y.mean(0), 0, atol=1e-9)
     np.testing.assert_allclose(y.var(0), 1, atol=1e-9)

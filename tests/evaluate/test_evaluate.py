@@ -107,7 +107,7 @@ def test_scores_equal_scipy_on_the_written_predictions(ridge):
         assert row["target_variance"] == pytest.approx(variance, rel=1e-5)
 
 
-def test_targets_are_the_normalised_counts_of_the_same_barcodes(ridge, data):
+def test_targets_are_the_normalized_counts_of_the_same_barcodes(ridge, data):
     for slide_id in ("A1", "C1"):
         raw = anndata.read_h5ad(data / "expression" / f"{slide_id}.h5ad")
         written = anndata.read_h5ad(

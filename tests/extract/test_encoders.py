@@ -22,7 +22,7 @@ def patches():
     return np.stack([picture(seed, 224) for seed in range(5)])
 
 
-def test_bundled_weights_recognise_a_photograph(lite0):
+def test_bundled_weights_recognize_a_photograph(lite0):
     """The renamed weights classify: scikit-learn's photograph of a flower is a daisy."""
     from sklearn.datasets import load_sample_image
     from timm.data import ImageNetInfo
@@ -79,7 +79,7 @@ def test_provenance_says_what_was_done(lite0):
 
 
 def test_hed_follows_the_tissue():
-    """More nuclei: more haematoxylin, more blobs; glass has none of either."""
+    """More nuclei: more hematoxylin, more blobs; glass has none of either."""
     from histokit.extract.hed import HedEncoder
 
     glass = np.full((224, 224, 3), 245, dtype=np.uint8)
@@ -89,9 +89,9 @@ def test_hed_follows_the_tissue():
             for x in range(14, 224, step):
                 patch[y - 7 : y + 7, x - 7 : x + 7] = (80, 50, 130)
     statistics = HedEncoder().encode([glass, sparse, dense])
-    white, haematoxylin, blobs = statistics[:, 6], statistics[:, 7], statistics[:, 35]
+    white, hematoxylin, blobs = statistics[:, 6], statistics[:, 7], statistics[:, 35]
     assert white.tolist() == [1, 0, 0]
-    assert haematoxylin[0] < haematoxylin[1] < haematoxylin[2]
+    assert hematoxylin[0] < hematoxylin[1] < hematoxylin[2]
     assert blobs == pytest.approx(np.log1p([0, 16, 64]))
 
 

@@ -77,26 +77,26 @@ def test_border_is_filled_with_white(tmp_path):
     assert (read_window(image, 100, 100, 8) == 255).all()
 
 
-def test_batches_are_centred_and_in_order(tmp_path):
+def test_batches_are_centered_and_in_order(tmp_path):
     pixels = picture(side=256)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    centres = np.array([[40.0, 60.0], [100.4, 99.6], [200.0, 30.0]])
-    batches = list(image_batches(tmp_path / "a.png", centres, [32], 32, 2))
+    centers = np.array([[40.0, 60.0], [100.4, 99.6], [200.0, 30.0]])
+    batches = list(image_batches(tmp_path / "a.png", centers, [32], 32, 2))
     assert [batch.shape[:2] for batch in batches] == [(1, 2), (1, 1)]
     for (x, y), patch in zip(
-        top_left(centres, 32), np.concatenate(batches, axis=1)[0], strict=True
+        top_left(centers, 32), np.concatenate(batches, axis=1)[0], strict=True
     ):
         np.testing.assert_array_equal(patch, pixels[y : y + 32, x : x + 32])
-    np.testing.assert_array_equal(top_left(centres, 32)[1], [84, 84])
+    np.testing.assert_array_equal(top_left(centers, 32)[1], [84, 84])
 
 
 @pytest.mark.parametrize("sides", [(31, 64, 101), (100, 33, 50)])
 def test_scales_are_the_patches_of_each_side(tmp_path, sides):
     Image.fromarray(picture(side=256)).save(tmp_path / "a.png")
-    centres = np.random.default_rng(0).uniform(0, 256, (20, 2))
-    together = np.concatenate(list(image_batches(tmp_path / "a.png", centres, sides, 32, 7)), 1)
+    centers = np.random.default_rng(0).uniform(0, 256, (20, 2))
+    together = np.concatenate(list(image_batches(tmp_path / "a.png", centers, sides, 32, 7)), 1)
     for scale, side in enumerate(sides):
-        (alone,) = image_batches(tmp_path / "a.png", centres, [side], 32, 20)
+        (alone,) = image_batches(tmp_path / "a.png", centers, [side], 32, 20)
         np.testing.assert_array_equal(together[scale], alone[0])
 
 
@@ -160,8 +160,8 @@ def test_stored_patches_are_cropped_to_the_microns_asked_for(tmp_path):
     np.testing.assert_array_equal(batch, pixels[[2, 0], 16:240, 16:240])
     with pytest.raises(InputError, match="holds patches of 128 um"):
         list(stored_batches(tmp_path / "a.h5", np.array([0]), 224.0, 224, 8))
-    centres = np.array([[300.0, 200.0], [700.0, 200.0], [300.0, 700.0]])
-    small, scale = stored_thumbnail(tmp_path / "a.h5", np.arange(3), centres, 256, longest=200)
+    centers = np.array([[300.0, 200.0], [700.0, 200.0], [300.0, 700.0]])
+    small, scale = stored_thumbnail(tmp_path / "a.h5", np.arange(3), centers, 256, longest=200)
     assert max(small.size) == 200
     shown = np.asarray(small)
     assert (shown[round(700 * scale), round(700 * scale)] == 255).all()
@@ -173,8 +173,8 @@ import sys
 import numpy as np
 from histokit.extract.patches import image_batches
 side = int(sys.argv[2])
-centres = np.random.default_rng(0).uniform(300, side - 300, (200, 2))
-for batch in image_batches(sys.argv[1], centres, [160], 224, 16):
+centers = np.random.default_rng(0).uniform(300, side - 300, (200, 2))
+for batch in image_batches(sys.argv[1], centers, [160], 224, 16):
     pass
 status = open("/proc/self/status").read()
 print(int(status.split("VmHWM:")[1].split()[0]) / 1024)

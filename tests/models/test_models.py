@@ -66,7 +66,7 @@ def test_packed_slides_never_see_each_other():
     torch.testing.assert_close(packed, alone)
 
 
-def test_cancer_type_matters_and_neighbours_matter():
+def test_cancer_type_matters_and_neighbors_matter():
     model = HistoPrism(**SMALL).eval()
     x = torch.randn(6, 32)
     assert not torch.allclose(model(x, 0), model(x, 1))
@@ -200,7 +200,7 @@ def test_heads_that_do_not_divide():
         HistoPrism(**SMALL | {"input_dim": 30})
 
 
-def test_standardisation_by_training_and_by_slide():
+def test_standardization_by_training_and_by_slide():
     x = torch.randn(50, 8) * torch.tensor([5.0, 2.0] * 4) + 7
     x[:, 3] = 2.0
     y = torch.randn(20, 8) * 3

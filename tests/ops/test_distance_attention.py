@@ -98,9 +98,9 @@ def test_dropout_drops_at_its_rate_and_independently():
         means = kept.movedim(axis, 0).flatten(1).mean(1)
         error = (0.9 * 0.1 / (kept.numel() / len(means))) ** 0.5
         assert (means - 0.9).abs().max() < 5 * error
-    centred = (kept - kept.mean()) / kept.std()
+    centered = (kept - kept.mean()) / kept.std()
     for shift in ((0, 0, 1), (0, 1, 0), (0, 1, 1), (1, 0, 0)):
-        assert (centred * centred.roll(shift, (0, 1, 2))).mean().abs() < 5e-3
+        assert (centered * centered.roll(shift, (0, 1, 2))).mean().abs() < 5e-3
     other = reference.dropout_mask(torch.tensor([4]), 0.1, 4, 500)
     assert ((other > 0).double() * kept).mean() < 0.82
 

@@ -120,8 +120,8 @@ def test_numbers_for_people():
 
 
 def test_report_is_one_file_with_everything_in_it(tmp_path):
-    colour = (1, 200, 3)
-    Image.new("RGB", (30, 20), colour).save(tmp_path / "p.png")
+    color = (1, 200, 3)
+    Image.new("RGB", (30, 20), color).save(tmp_path / "p.png")
     noise = np.random.default_rng(0).integers(0, 255, (500, 500, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "photo.png")
     sections = [
@@ -155,6 +155,6 @@ def test_report_is_one_file_with_everything_in_it(tmp_path):
     kinds = re.findall(r"data:image/(\w+);base64,([A-Za-z0-9+/=]+)", html)
     assert [kind for kind, _ in kinds] == ["png", "jpeg"]
     (tmp_path / "back.png").write_bytes(base64.b64decode(kinds[0][1]))
-    assert Image.open(tmp_path / "back.png").getpixel((3, 3)) == colour
+    assert Image.open(tmp_path / "back.png").getpixel((3, 3)) == color
     assert "must not be compared" in html
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []

@@ -13,12 +13,12 @@ def tissue():
     """A white slide of 1000 x 800 pixels with a red square around the first spot."""
     image = np.full((400, 500, 3), 255, np.uint8)
     image[50:150, 75:175] = (200, 0, 0)
-    centres = np.array([[250.0, 200.0], [850.0, 200.0], [250.0, 650.0], [850.0, 650.0]])
-    return plots.Tissue(image, 0.5, centres, diameter=60.0, mpp=1.0)
+    centers = np.array([[250.0, 200.0], [850.0, 200.0], [250.0, 650.0], [850.0, 650.0]])
+    return plots.Tissue(image, 0.5, centers, diameter=60.0, mpp=1.0)
 
 
 def pixel(figure, axis, point):
-    """Colour at a point of an axis as the figure is drawn."""
+    """Color at a point of an axis as the figure is drawn."""
     figure.canvas.draw()
     canvas = np.asarray(figure.canvas.buffer_rgba())
     x, y = axis.transData.transform(point)
@@ -30,16 +30,16 @@ def test_tissue_and_spots_lie_on_each_other_with_y_downwards(tissue):
     maps = [plots.GeneMap("GENE", measured, measured[::-1])]
     figure = plots.gene_maps(tissue, maps, "slide", "unit")
     picture, left, right = figure.axes[:3]
-    assert np.abs(pixel(figure, picture, tissue.centres[0]) - (200, 0, 0)).max() < 12
-    assert pixel(figure, picture, tissue.centres[3]).min() > 240
+    assert np.abs(pixel(figure, picture, tissue.centers[0]) - (200, 0, 0)).max() < 12
+    assert pixel(figure, picture, tissue.centers[3]).min() > 240
     low, high = np.percentile(np.concatenate([measured, measured]), [1, 99])
     for axis, values in ((left, measured), (right, measured[::-1])):
         assert axis.get_ylim()[0] > axis.get_ylim()[1]
         assert axis.get_aspect() == 1
-        for centre, value in zip(tissue.centres, values, strict=True):
-            colour = matplotlib.colormaps["viridis"](np.clip((value - low) / (high - low), 0, 1))
-            expected = np.array(colour[:3]) * 255
-            assert np.abs(pixel(figure, axis, centre) - expected).max() < 3
+        for center, value in zip(tissue.centers, values, strict=True):
+            color = matplotlib.colormaps["viridis"](np.clip((value - low) / (high - low), 0, 1))
+            expected = np.array(color[:3]) * 255
+            assert np.abs(pixel(figure, axis, center) - expected).max() < 3
 
 
 def test_spots_have_their_physical_size(tissue):
@@ -48,11 +48,11 @@ def test_spots_have_their_physical_size(tissue):
     axis = figure.axes[1]
     background = pixel(figure, axis, (550.0, 425.0))
     inside, outside = np.array([26.0, 0]), np.array([34.0, 0])
-    assert np.abs(pixel(figure, axis, tissue.centres[3] + inside) - background).max() > 60
-    assert np.abs(pixel(figure, axis, tissue.centres[3] + outside) - background).max() < 20
+    assert np.abs(pixel(figure, axis, tissue.centers[3] + inside) - background).max() > 60
+    assert np.abs(pixel(figure, axis, tissue.centers[3] + outside) - background).max() < 20
 
 
-def test_measured_and_predicted_share_one_scale_and_one_colour_bar(tissue):
+def test_measured_and_predicted_share_one_scale_and_one_color_bar(tissue):
     maps = [
         plots.GeneMap("one", np.arange(4.0), np.arange(4.0) + 10),
         plots.GeneMap("two", np.zeros(4), np.zeros(4)),
@@ -82,7 +82,7 @@ def test_spot_diameter_is_the_arrays_or_half_the_pitch(technology, mpp, expected
 
 
 def test_a_single_spot_can_be_drawn(tissue, tmp_path):
-    one = plots.Tissue(tissue.image, 0.5, tissue.centres[:1], 60.0)
+    one = plots.Tissue(tissue.image, 0.5, tissue.centers[:1], 60.0)
     figure = plots.gene_maps(one, [plots.GeneMap("G", np.ones(1), np.ones(1))], "slide", "unit")
     plots.save(figure, tmp_path / "one.png")
     assert (tmp_path / "one.png").stat().st_size > 1000

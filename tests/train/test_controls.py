@@ -18,7 +18,7 @@ import run_eval
 import run_train
 from histokit.core.errors import InputError
 from histokit.data.cohort import Cohort
-from histokit.data.genes import normalise
+from histokit.data.genes import normalize
 from histokit.data.views import LibrarySizeCohort, ShuffledCohort
 from histokit.evaluate.controls import controls_of, open_cohort
 from histokit.evaluate.runs import Run
@@ -50,7 +50,7 @@ def test_shuffling_keeps_images_and_deals_counts_over_the_slides(data):
     pairs = [(plain.load(name, GENES), shuffled.load(name, GENES)) for name in MEMBERS]
     for a, b in pairs:
         assert torch.equal(a.features, b.features)
-        np.testing.assert_array_equal(a.centres, b.centres)
+        np.testing.assert_array_equal(a.centers, b.centers)
         assert a.barcodes == b.barcodes
         np.testing.assert_array_equal(b.counts.toarray().sum(axis=1), b.library_size)
     rows = lambda slide: set(map(tuple, slide.counts.toarray()))  # noqa: E731
@@ -118,7 +118,7 @@ def test_the_control_learns_nothing_from_levels_of_slides(tmp_path):
 
     def reached(taught: Cohort) -> float:
         slides = [taught.load(name, GENES) for name in train]
-        y = normalise(
+        y = normalize(
             sp.vstack([s.counts for s in slides], format="csr"),
             np.concatenate([s.library_size for s in slides]),
             "counts10k-log1p",
@@ -129,7 +129,7 @@ def test_the_control_learns_nothing_from_levels_of_slides(tmp_path):
         scores = []
         for name in test:
             one = cohort.load(name, GENES)
-            truth = normalise(one.counts, one.library_size, "counts10k-log1p").toarray()
+            truth = normalize(one.counts, one.library_size, "counts10k-log1p").toarray()
             pred = model.predict(one.features, "IDC").numpy()
             scores += [np.corrcoef(pred[:, g], truth[:, g])[0, 1] for g in range(10)]
         return float(np.mean(scores))

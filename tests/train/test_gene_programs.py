@@ -11,7 +11,7 @@ from cohorts import GENES, write_cohort
 from histokit.core.errors import InputError
 from histokit.data.cohort import Cohort
 from histokit.data.gene_sets import load_gene_sets
-from histokit.data.genes import normalise
+from histokit.data.genes import normalize
 from histokit.data.graph import TOUCHING, morans_i, spot_graph
 from histokit.train import gene_programs
 
@@ -30,8 +30,8 @@ def test_genes_are_ranked_by_mean_moran_over_slides(cohort):
     means = []
     for slide_id in slides:
         slide = cohort.load(slide_id, GENES)
-        expression = normalise(slide.counts, slide.library_size, TARGET)
-        means.append(morans_i(expression, spot_graph(slide.centres, TOUCHING))["I"])
+        expression = normalize(slide.counts, slide.library_size, TARGET)
+        means.append(morans_i(expression, spot_graph(slide.centers, TOUCHING))["I"])
     means = np.mean(means, axis=0)
     best = np.argsort(-means)[:20]
     assert list(genes["gene"]) == [GENES[i] for i in best]
@@ -39,7 +39,7 @@ def test_genes_are_ranked_by_mean_moran_over_slides(cohort):
     assert list(genes["svg_rank"]) == list(range(1, 21))
     assert y.shape == (40 + 45 + 38, 20)
     last = cohort.load("C1", list(genes["gene"]))
-    expected = normalise(last.counts, last.library_size, TARGET)
+    expected = normalize(last.counts, last.library_size, TARGET)
     np.testing.assert_array_equal(y[-38:].toarray(), expected.toarray())
 
 
@@ -79,14 +79,14 @@ def test_profiles_are_the_equations():
     np.testing.assert_allclose(gene_programs.profiles(sp.csr_matrix(y), membership), expected)
 
 
-def test_saturated_sigmoid_gives_equal_profiles_and_standardising_does_not(cohort):
+def test_saturated_sigmoid_gives_equal_profiles_and_standardizing_does_not(cohort):
     plain, standard = (
         gene_programs.gene_programs(cohort, ["A1", "B1"], SETS, TARGET, 30, standardize)
         for standardize in (False, True)
     )
     assert plain.similarity > 0.9999
     assert standard.similarity < 0.9
-    # A standardised profile says what the program's spots express more than others: its genes.
+    # A standardized profile says what the program's spots express more than others: its genes.
     for profile, members in zip(standard.profiles, standard.members.values(), strict=True):
         own = standard.genes["gene"].isin(members).to_numpy()
         assert profile[own].mean() > 1.5 * profile[~own].mean()
@@ -126,14 +126,14 @@ def test_slide_without_coordinates_is_named(tmp_path, how):
         gene_programs.gene_programs(Cohort(folder, "tiny"), ["A1", "B1"], SETS, TARGET, 30)
 
 
-def test_initialisation_is_fast():
+def test_initialization_is_fast():
     rng = np.random.default_rng(0)
     y = sp.random(10_000, 200, 0.6, format="csr", random_state=0)
-    centres = np.stack([np.arange(10_000) % 100, np.arange(10_000) // 100], 1) * 100.0
+    centers = np.stack([np.arange(10_000) % 100, np.arange(10_000) // 100], 1) * 100.0
     membership = (rng.random((200, 64)) < 0.1).astype(float)
-    morans_i(y[:, :2], spot_graph(centres, TOUCHING))  # imports and compiles
+    morans_i(y[:, :2], spot_graph(centers, TOUCHING))  # imports and compiles
     start = time.perf_counter()
-    morans_i(y, spot_graph(centres, TOUCHING))
+    morans_i(y, spot_graph(centers, TOUCHING))
     gene_programs.project(gene_programs.profiles(y, membership), 256)
     assert time.perf_counter() - start < 2
 

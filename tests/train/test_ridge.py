@@ -49,7 +49,7 @@ def test_hest_recipe_is_the_definition(data):
 
 
 def oracle(x, y, alpha):
-    """Standardise, PCA and scikit-learn's ridge with intercept."""
+    """Standardize, PCA and scikit-learn's ridge with intercept."""
     pca = PCA(min(256, len(x) - 1, x.shape[1]), random_state=1)
     return make_pipeline(StandardScaler(), pca, Ridge(alpha, solver="svd")).fit(x, y)
 

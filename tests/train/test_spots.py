@@ -6,7 +6,7 @@ import torch
 from cohorts import write_cohort
 
 from histokit.data.cohort import Cohort
-from histokit.data.genes import detected, normalise
+from histokit.data.genes import detected, normalize
 from histokit.train.spots import TrainingMoments
 
 
@@ -32,12 +32,12 @@ def survey(slides, target="log1p"):
 @pytest.mark.parametrize("target", ["log1p", "counts10k-log1p"])
 def test_it_equals_all_spots_stacked(slides, target):
     found = survey(slides, target)
-    y = [normalise(s.counts, s.library_size, target).toarray().astype(float) for s in slides]
+    y = [normalize(s.counts, s.library_size, target).toarray().astype(float) for s in slides]
     seen = np.concatenate([np.tile(s.measured, (len(s.barcodes), 1)) for s in slides])
     y = np.ma.masked_array(np.concatenate(y), ~seen)
     for ours, theirs in zip(found.moments(), (y.mean(0), y.var(0)), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
-    scaled = [normalise(s.counts, s.library_size, "counts10k-log1p").toarray() for s in slides]
+    scaled = [normalize(s.counts, s.library_size, "counts10k-log1p").toarray() for s in slides]
     np.testing.assert_allclose(found.variability(), np.concatenate(scaled).var(0), rtol=1e-5)
     x = torch.cat([s.features for s in slides])
     mean, deviation = found.feature_moments()

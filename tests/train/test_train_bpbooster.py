@@ -69,10 +69,10 @@ def test_predictions_beat_the_mean(data, tmp_path, one_fold):
     run = train(data, tmp_path / "run", folds=one_fold, epochs=40, preset="small", batch_size=16)
     fold = run.folds[0]
     from histokit.data.cohort import Cohort
-    from histokit.data.genes import normalise
+    from histokit.data.genes import normalize
 
     slide = Cohort(data, "tiny").load("D1", list(fold.genes.gene))
-    truth = normalise(slide.counts, slide.library_size, "counts10k-log1p").toarray()
+    truth = normalize(slide.counts, slide.library_size, "counts10k-log1p").toarray()
     error = (fold.load_model().predict(slide.features, "PRAD").numpy() - truth) ** 2
     assert error.mean() < 0.7 * ((truth - fold.genes.train_mean.to_numpy()) ** 2).mean()
     history = pd.read_csv(fold.folder / "metrics.csv")
@@ -167,14 +167,14 @@ def test_validation_slides_choose_the_penalty(data, tmp_path, one_fold, capsys, 
     assert "by the validation slides, on 158 spots" in said
     alpha = float(said.split("alpha ")[1].split()[0])
     from histokit.data.cohort import Cohort
-    from histokit.data.genes import normalise
+    from histokit.data.genes import normalize
     from histokit.train import ridge
     from histokit.train.spots import Spots
 
     slides = [Cohort(data, "tiny").load(s, GENES) for s in ("A1", "A2", "C1", "B1")]
     model = run.folds[0].load_model()
     latent = np.concatenate([model.embed(s.features, "IDC").numpy() for s in slides])
-    y = sp.vstack([normalise(s.counts, s.library_size, "counts10k-log1p") for s in slides]).tocsr()
+    y = sp.vstack([normalize(s.counts, s.library_size, "counts10k-log1p") for s in slides]).tocsr()
     slide = np.repeat(np.arange(4), [40, 35, 38, 45])
     spots = Spots(latent, y, np.ones((4, 30), bool), slide, slide)
     if not refit:  # else the network that chose it is not the one that is kept

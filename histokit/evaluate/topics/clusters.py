@@ -23,7 +23,7 @@ from histokit.report.page import Section, Table, number
 
 COMPONENTS = 50
 SEEDS = 5
-NEIGHBOURS = 15
+NEIGHBORS = 15
 # Predicted rows in memory at once. An incremental PCA costs least when a batch is a few times as
 # large as the number of components; 256 rows of 38,982 genes are 40 MB.
 ROWS = 256
@@ -109,13 +109,13 @@ def score_clusters(
     Args:
         blocks: called twice, yields the same predictions both times; memory is one batch of
             spots, the mean of each slide and the principal components of each spot.
-        components: of the PCA, fewer where there are fewer spots or slides.
-        seeds: of the clusterings, whose scores are averaged.
+        components: the components of the PCA, fewer where there are fewer spots or slides.
+        seeds: the seeds of the clusterings, whose scores are averaged.
 
     Returns:
         One row for each ``level`` (``slide``, its mean prediction; ``spot``) and ``method``
         (``k-means`` with as many clusters as cancer types; ``leiden`` of the graph of 15 nearest
-        neighbours at resolution 1): ``items`` clustered, ``cancers``, ``clusters`` on average,
+        neighbors at resolution 1): ``items`` clustered, ``cancers``, ``clusters`` on average,
         ``ami``, ``ami_sd``, ``ari``, ``ari_sd`` over seeds.
 
     Raises:
@@ -226,14 +226,14 @@ def _k_means(points: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:
 
 
 def _leiden(points: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:
-    """Labels from the graph of nearest neighbours; the number of clusters is the method's own."""
+    """Labels from the graph of nearest neighbors; the number of clusters is the method's own."""
     import anndata
     import scanpy
     from sklearn.neighbors import KNeighborsTransformer
 
     data = anndata.AnnData(points)
-    near = min(NEIGHBOURS, len(points) - 1)
-    # Exact neighbours at every size: from 4,096 points on scanpy would take approximate ones.
+    near = min(NEIGHBORS, len(points) - 1)
+    # Exact neighbors at every size: from 4,096 points on scanpy would take approximate ones.
     exact = KNeighborsTransformer(n_neighbors=near, algorithm="brute")
     scanpy.pp.neighbors(data, n_neighbors=near, use_rep="X", random_state=seed, transformer=exact)
     scanpy.tl.leiden(
@@ -267,7 +267,7 @@ def cluster_section(table: pd.DataFrame | None) -> Section:
     ]  # fmt: skip
     note = (
         "Mean and deviation over 5 seeds. Slides by their mean prediction; k-means with as many "
-        "clusters as cancers; Leiden on 15 nearest neighbours at resolution 1; both on 50 "
+        "clusters as cancers; Leiden on 15 nearest neighbors at resolution 1; both on 50 "
         "principal components of all genes."
     )
     columns = ["clustered", "method", "items", "cancers", "clusters", "AMI", "ARI"]

@@ -41,7 +41,7 @@ def control_parts(
     """Sentences on what a run's controls say, and the table that holds them beside it.
 
     Args:
-        name: of the run.
+        name: the name of the run.
         result: the run.
         controls: its controls, by name; not empty.
     """

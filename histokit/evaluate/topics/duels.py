@@ -93,7 +93,7 @@ def duel_sections(
         collections: the gene sets.
         runs: by name.
         order: names of the runs on each target, best first.
-        folder: of the comparison; gets pathways.csv and pictures.
+        folder: the folder of the comparison; gets pathways.csv and pictures.
     """
     duels = [
         duel
@@ -157,7 +157,7 @@ def _duel_pictures(duel: Duel, folder: Path) -> list[Picture]:
         Picture(
             scatter,
             f"{duel.collection}: each point is a pathway; above the diagonal {duel.run} predicts "
-            "it better. Colour is the variance level of its genes.",
+            "it better. Color is the variance level of its genes.",
             60,
         ),
         Picture(

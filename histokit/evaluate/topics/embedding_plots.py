@@ -1,4 +1,4 @@
-"""Pictures of embeddings: t-SNE coloured by cluster, and the clusters on the tissue."""
+"""Pictures of embeddings: t-SNE colored by cluster, and the clusters on the tissue."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from histokit.report.plots import (
-    COLOURS,
+    COLORS,
     STYLE,
     Tissue,
     draw_spots,
@@ -37,8 +37,8 @@ def cluster_maps(tissue: Tissue, maps: Sequence[ClusterMap], title: str) -> Figu
     left, right, bottom, top = window = tissue_window(tissue)
     faded = faded_picture(tissue_picture(tissue, *window))
     clusters = 1 + max(int(m.labels.max()) for m in maps)
-    colours, norm = (
-        ListedColormap(COLOURS[:clusters]),
+    colors, norm = (
+        ListedColormap(COLORS[:clusters]),
         BoundaryNorm(np.arange(clusters + 1) - 0.5, clusters),
     )
     aspect = (bottom - top) / (right - left)
@@ -47,18 +47,18 @@ def cluster_maps(tissue: Tissue, maps: Sequence[ClusterMap], title: str) -> Figu
         figure.suptitle(title, fontsize=13, fontweight="bold")
         axes = figure.subplots(2, len(maps), squeeze=False, height_ratios=[1, aspect])
         for above, below, one in zip(*axes, maps, strict=True):
-            above.scatter(*one.points.T, c=one.labels, cmap=colours, norm=norm, s=16, linewidths=0)
+            above.scatter(*one.points.T, c=one.labels, cmap=colors, norm=norm, s=16, linewidths=0)
             above.set_title(one.title, loc="left", fontsize=10)
             above.set(xticks=[], yticks=[], xlabel="t-SNE 1", box_aspect=1)
             below.imshow(
                 faded, extent=(left, right, bottom, top), cmap="gray", vmin=0, vmax=255
             )  # y grows downwards, as in the image
-            draw_spots(below, tissue, one.labels, norm, colours)
+            draw_spots(below, tissue, one.labels, norm, colors)
             below.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
             below.set_axis_off()
         axes[0, 0].set_ylabel("t-SNE 2")
         handles = [
-            Line2D([], [], marker="o", linestyle="", color=colours(k), label=f"cluster {k + 1}")
+            Line2D([], [], marker="o", linestyle="", color=colors(k), label=f"cluster {k + 1}")
             for k in range(clusters)
         ]
         figure.legend(

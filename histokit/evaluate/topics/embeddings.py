@@ -17,7 +17,7 @@ from sklearn.metrics import confusion_matrix, silhouette_score
 
 from histokit.core.distributed import Team
 from histokit.data.cohort import Cohort, Slide
-from histokit.data.genes import normalise
+from histokit.data.genes import normalize
 from histokit.evaluate.evaluation import Evaluation
 from histokit.evaluate.intervals import Units, mean_interval, units_of
 from histokit.evaluate.runs import Fold, Run
@@ -151,7 +151,7 @@ def sample_spots(slide: Slide) -> Slide:
     return dataclasses.replace(
         slide,
         barcodes=[slide.barcodes[i] for i in rows],
-        centres=slide.centres[rows],
+        centers=slide.centers[rows],
         features=slide.features[rows],
         counts=slide.counts[rows],
         library_size=slide.library_size[rows],
@@ -162,7 +162,7 @@ def training_pca(model: BPBooster, read: Callable[[str], torch.Tensor], fold: Fo
     """Principal components of a fold's training patches, as many as refined dimensions.
 
     Args:
-        model: of the fold.
+        model: the model of the fold.
         read: gives the features (N, D) of a slide.
         fold: its training and validation slides take part.
     """
@@ -180,7 +180,7 @@ def training_pca(model: BPBooster, read: Callable[[str], torch.Tensor], fold: Fo
 
 def varying_expression(slide: Slide, target: str) -> np.ndarray:
     """Expression of the slide's genes that vary on it, each to mean 0 and variance 1: (N, K)."""
-    y = normalise(slide.counts, slide.library_size, target).toarray().astype(np.float64)
+    y = normalize(slide.counts, slide.library_size, target).toarray().astype(np.float64)
     y = y[:, slide.measured & (y.std(axis=0) > 1e-6)]
     return (y - y.mean(axis=0)) / y.std(axis=0)
 
@@ -222,8 +222,8 @@ def cluster_all(embeddings: Mapping[str, np.ndarray]) -> dict[str, Clustering]:
 
 def effective_dimensions(values: np.ndarray) -> float:
     """Participation ratio of the variances along the principal axes of (N, D) values."""
-    centred = values - values.mean(axis=0)
-    gram = centred @ centred.T if len(centred) < centred.shape[1] else centred.T @ centred
+    centered = values - values.mean(axis=0)
+    gram = centered @ centered.T if len(centered) < centered.shape[1] else centered.T @ centered
     squares = np.square(gram).sum()
     return float(np.trace(gram) ** 2 / squares) if squares > 0 else 0.0
 
@@ -307,7 +307,7 @@ def draw(
     caption = (
         f"Slide {slide.slide_id}, fold {fold.name}: t-SNE of its spots and, below, the same "
         "clusters on the tissue. Clusters were found in each embedding, not on its t-SNE; like "
-        "colours overlap most. Distances and sizes of groups in a t-SNE mean nothing."
+        "colors overlap most. Distances and sizes of groups in a t-SNE mean nothing."
     )
     return Picture(path, caption)
 

@@ -43,7 +43,7 @@ def telling_genes(score: SlideScore, mean_pcc: pd.Series) -> dict[str, int]:
     """Best, median and worst highly variable gene by mean PCC over the run's test slides.
 
     Args:
-        score: of the slide to show; only genes scored on it are chosen, or, where none is (a
+        score: the slide to show; only genes scored on it are chosen, or, where none is (a
             constant prediction), the most variable ones it measured.
         mean_pcc: by gene name.
 
@@ -106,7 +106,7 @@ def draw_map(
         mean_pcc: by gene name, over the run's test slides.
         cohort: the cohort that holds its picture.
         target: scale of the targets.
-        folder: of the evaluation.
+        folder: the folder of the evaluation.
     """
     score, fold, slide = view.score, view.fold, view.slide
     chosen = telling_genes(score, mean_pcc)
@@ -126,7 +126,7 @@ def draw_map(
     headline = number(mean_or_nan(score.pcc[score.hvg]))
     caption = (
         f"Slide {score.slide_id}, fold {score.fold}, {SEEN_GROUPS[score.patient_seen]}; mean PCC "
-        f"of its highly variable genes {headline}. Measured and predicted share one colour scale; "
+        f"of its highly variable genes {headline}. Measured and predicted share one color scale; "
         "spots have their size on the tissue."
     )
     return Picture(path, caption)

@@ -23,7 +23,7 @@ def short_name(pathway: str) -> str:
     return pathway if len(pathway) <= 44 else f"{pathway[:42]}\u2026"
 
 
-def _colour(levels) -> np.ndarray:
+def _color(levels) -> np.ndarray:
     return _LEVEL_MAP(_LEVEL_NORM(levels))
 
 
@@ -40,9 +40,9 @@ def pathway_dots(table: pd.DataFrame, mean_pcc: float) -> Figure:
     The dashed line is the mean over all genes.
 
     Args:
-        table: of ``histokit.evaluate.coherence.coherence``; of many pathways the ends are drawn,
-            apart.
-        mean_pcc: of all genes.
+        table: as ``histokit.evaluate.coherence.coherence`` returns it; of many pathways
+            the ends are drawn, apart.
+        mean_pcc: the mean PCC of all genes.
     """
     table = table.dropna(subset="score").sort_values("score", ascending=False, kind="stable")
     place = np.arange(min(len(table), 2 * SHOWN), dtype=float)
@@ -52,9 +52,9 @@ def pathway_dots(table: pd.DataFrame, mean_pcc: float) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = new_figure(9.5, 1.2 + 0.2 * len(table))
         axis = figure.subplots()
-        colours = _colour(table["variance_level"])
+        colors = _color(table["variance_level"])
         axis.hlines(place, table["low"], table["high"], color=PALE, lw=1.2, zorder=1)
-        axis.scatter(table["score"], place, c=colours, s=34, zorder=2)
+        axis.scatter(table["score"], place, c=colors, s=34, zorder=2)
         axis.plot(table["expected"], place, "|", color=INK, markersize=8, zorder=3)
         axis.axvline(mean_pcc, color=INK, linewidth=1, linestyle="--")
         axis.axvline(0, color=PALE, linewidth=0.8, linestyle=":")
@@ -72,8 +72,8 @@ def by_level(values: pd.Series, levels: pd.Series, means: pd.DataFrame, label: s
     Args:
         values: by pathway, a score or a gain.
         levels: by pathway.
-        means: of ``histokit.evaluate.coherence.scores_by_level``.
-        label: of the value.
+        means: as ``histokit.evaluate.coherence.scores_by_level`` returns them.
+        label: the label of the value.
     """
     values = values.dropna()
     levels = levels[values.index]
@@ -82,7 +82,7 @@ def by_level(values: pd.Series, levels: pd.Series, means: pd.DataFrame, label: s
         figure = new_figure(7.5, 4)
         axis = figure.subplots()
         axis.axhline(0, color=PALE, linewidth=0.8, linestyle=":")
-        axis.scatter(levels - 0.1 + shift, values, c=_colour(levels), s=22, alpha=0.8, linewidths=0)
+        axis.scatter(levels - 0.1 + shift, values, c=_color(levels), s=22, alpha=0.8, linewidths=0)
         at = means.index + 0.27
         axis.vlines(at, means["low"], means["high"], color=INK, lw=1.4)
         axis.plot(at, means["value"], "D", color=INK, markersize=5)
@@ -100,7 +100,7 @@ def pathway_scatter(x: pd.Series, y: pd.Series, levels: pd.Series, names: tuple)
         x: score by pathway under the first run.
         y: the same under the second.
         levels: by pathway.
-        names: of the two runs.
+        names: the names of the two runs.
     """
     both = pd.DataFrame({"x": x, "y": y, "level": levels}).dropna()
     low, high = both[["x", "y"]].to_numpy().min(), both[["x", "y"]].to_numpy().max()
@@ -110,7 +110,7 @@ def pathway_scatter(x: pd.Series, y: pd.Series, levels: pd.Series, names: tuple)
         figure = new_figure(7, 5.6)
         axis = figure.subplots()
         axis.plot(ends, ends, color=PALE, linewidth=1, zorder=1)
-        axis.scatter(both["x"], both["y"], c=_colour(both["level"]), s=32, linewidths=0, zorder=2)
+        axis.scatter(both["x"], both["y"], c=_color(both["level"]), s=32, linewidths=0, zorder=2)
         axis.set(xlim=ends, ylim=ends, aspect="equal")
         axis.set_xlabel(f"pathway coherence of {names[0]}")
         axis.set_ylabel(f"pathway coherence of {names[1]}")
@@ -124,8 +124,8 @@ def signature_bars(genes: pd.DataFrame, score: float, random: float, mean_pcc: f
     Args:
         genes: index the gene's name; columns pcc, pcc_lowest, pcc_highest over slides.
         score: PCC of the signature's score, a solid line.
-        random: of the score of random genes, a thin one.
-        mean_pcc: of all genes, a dashed line.
+        random: the PCC of the score of random genes, a thin line.
+        mean_pcc: the mean PCC of all genes, a dashed line.
     """
     genes = genes.dropna(subset="pcc").sort_values("pcc", ascending=False, kind="stable")
     with matplotlib.rc_context(STYLE):

@@ -95,9 +95,9 @@ class Pathways:
     """A collection within a panel: its sets, why others are not there, its scores.
 
     Attributes:
-        table: of ``histokit.evaluate.coherence.coherence``.
+        table: as ``histokit.evaluate.coherence.coherence`` returns it.
         by_slide: pathways x slides.
-        levels: of ``histokit.evaluate.coherence.scores_by_level``.
+        levels: as ``histokit.evaluate.coherence.scores_by_level`` returns them.
     """
 
     name: str
@@ -116,8 +116,8 @@ class PathwayGenes:
     Attributes:
         panel: gene, gene_id, symbol.
         pcc: genes x slides.
-        variance: of the targets by gene.
-        patients: of each slide, empty where unknown.
+        variance: the variance of the targets by gene.
+        patients: the patients of each slide, empty where unknown.
     """
 
     panel: pd.DataFrame
@@ -199,8 +199,8 @@ def pathway_section(
 
     Args:
         pathways: the collection.
-        patients: of each slide, empty where unknown.
-        mean_pcc: of all genes.
+        patients: the patients of each slide, empty where unknown.
+        mean_pcc: the mean PCC of all genes.
         folder: gets two pictures.
         explain: say what the figures mean; once in a report.
     """

@@ -25,7 +25,7 @@ class PredictionTopic(Topic):
     """Predicted expression of every test slide, one .h5ad each.
 
     Args:
-        folder: of the evaluation.
+        folder: the folder of the evaluation.
         cohort: its slides.
         provenance: what is stored beside every prediction.
         whole: write every gene, not only those of the headline PCC.
@@ -52,11 +52,11 @@ def read_tissue(cohort: Cohort, slide: Slide) -> Tissue:
     if path.is_file():
         image, scale = np.asarray(Image.open(path).convert("RGB")), float(row["thumbnail_scale"])
     else:
-        scale = _PICTURE / max(1.0, slide.centres.max())
-        width, height = np.ceil(slide.centres.max(axis=0) * scale).astype(int) + 1
+        scale = _PICTURE / max(1.0, slide.centers.max())
+        width, height = np.ceil(slide.centers.max(axis=0) * scale).astype(int) + 1
         image = np.full((height, width, 3), 255, np.uint8)
-    diameter = spot_diameter(slide.centres, row["technology"], mpp)
-    return Tissue(image, scale, slide.centres, diameter, mpp)
+    diameter = spot_diameter(slide.centers, row["technology"], mpp)
+    return Tissue(image, scale, slide.centers, diameter, mpp)
 
 
 def write_prediction(
@@ -65,7 +65,7 @@ def write_prediction(
     """Write one slide's prediction.
 
     ``X`` is the prediction, ``layers["target"]`` the measured expression, both float32 on the
-    target scale; NaN where a gene was not measured. ``obsm["spatial"]`` holds spot centres in
+    target scale; NaN where a gene was not measured. ``obsm["spatial"]`` holds spot centers in
     pixels of level 0, ``uns["spatial"]`` the tissue in Space Ranger's form.
 
     Args:
@@ -85,7 +85,7 @@ def write_prediction(
         obs=pd.DataFrame(index=pd.Index(slide.barcodes, name="barcode")),
         var=var[chosen],
         layers={"target": measured},
-        obsm={"spatial": np.asarray(slide.centres, dtype=np.float64)},
+        obsm={"spatial": np.asarray(slide.centers, dtype=np.float64)},
     )
     data.uns["histokit"] = {
         key: value if isinstance(value, str) else json.dumps(value)

@@ -104,7 +104,7 @@ def fold_table(learnt: pd.DataFrame, weights: torch.Tensor) -> pd.DataFrame:
     """Prototypes of a fold over its test slides, what tells patches apart most first.
 
     Args:
-        learnt: of ``learnt_table``.
+        learnt: as ``learnt_table`` returns it.
         weights: (N, M) attention of all test patches.
 
     Returns:
@@ -151,7 +151,7 @@ def draw_attention(
     plots.save(figure, path)
     caption = (
         f"Slide {slide_id}, fold {fold.name}: attention to the {len(maps)} prototypes that "
-        "tell its patches apart most; each map has its own colour scale."
+        "tell its patches apart most; each map has its own color scale."
     )
     return Picture(path, caption)
 

@@ -245,9 +245,9 @@ def signature_section(
     Args:
         signature: its genes.
         scores: rows of ``SignatureScores.table`` of this signature.
-        genes: of the run.
-        table: of ``histokit.evaluate.summary.gene_table``.
-        folder: of the evaluation; gets signature_NAME.csv and .png.
+        genes: the genes of the run.
+        table: as ``histokit.evaluate.summary.gene_table`` returns it.
+        folder: the folder of the evaluation; gets signature_NAME.csv and .png.
     """
     found = find_genes(signature, genes.panel)
     places = genes.panel["gene"].iloc[found.to_numpy()]
