@@ -12,7 +12,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,6 @@ from histokit.core.errors import InputError
 from histokit.core.weights import misfit, read_state_dict
 from histokit.extract.base import Encoder, versions
 
-NAMES = ("efficientnet-lite0", "efficientnet-lite0-random", "hed", "timm:<name>")
 STAGES = 4
 RANDOM_SEED = 0
 
@@ -139,27 +138,28 @@ def make_encoder(
     """Build an encoder.
 
     Args:
-        name: one of ``NAMES``.
+        name: one of ``ENCODERS``, or ``timm:<name>``.
         weights: a ``.safetensors`` or PyTorch state dict for ``timm:<name>``, loaded strictly.
         pool, views: as ``NetworkEncoder`` has them; ``hed`` has neither.
 
     Raises:
         InputError: unknown name, weights that do not fit or cannot be fetched.
     """
-    how = {"pool": pool, "views": views}
-    if weights is not None and not name.startswith("timm:"):
+    builder = ENCODERS.get(name, _from_timm if name.startswith("timm:") else None)
+    if builder is None:
+        known = ", ".join([*ENCODERS, "timm:<name>"])
+        raise InputError(f"unknown encoder {name!r}; choose one of {known}")
+    if weights is not None and builder is not _from_timm:
         raise InputError(f"--weights goes with timm:<name>; the encoder {name} brings its own")
-    if name == "hed":
-        from histokit.extract.hed import HedEncoder
+    return builder(name, weights, {"pool": pool, "views": views})
 
-        if how != {"pool": "last", "views": 1}:
-            raise InputError("--pool and --views apply only to neural encoders, not to hed")
-        return HedEncoder()
-    if name in ("efficientnet-lite0", "efficientnet-lite0-random"):
-        return _efficientnet_lite0(name, how)
-    if name.startswith("timm:"):
-        return _from_timm(name, weights, how)
-    raise InputError(f"unknown encoder {name!r}; choose one of {', '.join(NAMES)}")
+
+def _hed(name: str, weights: None, how: dict) -> Encoder:
+    from histokit.extract.hed import HedEncoder
+
+    if how != {"pool": "last", "views": 1}:
+        raise InputError("--pool and --views apply only to neural encoders, not to hed")
+    return HedEncoder()
 
 
 def import_timm():
@@ -186,7 +186,7 @@ def import_timm():
 _DECLARED: list[torch.library.Library] = []  # a schema lives as long as its Library object
 
 
-def _efficientnet_lite0(name: str, how: dict) -> Encoder:
+def _efficientnet_lite0(name: str, weights: None, how: dict) -> Encoder:
     timm = import_timm()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
@@ -326,3 +326,11 @@ def _state_sha256(model: nn.Module) -> str:
         digest.update(key.encode())
         digest.update(value.contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+# Each makes an encoder of its name, a file of weights or None, and how features are pooled.
+ENCODERS: dict[str, Callable[..., Encoder]] = {
+    "efficientnet-lite0": _efficientnet_lite0,
+    "efficientnet-lite0-random": _efficientnet_lite0,
+    "hed": _hed,
+}

@@ -24,8 +24,8 @@ def draw_profile(rows: list[dict], path: Path) -> None:
 
     Args:
         rows: the rows of run_profile.py: ``row``, ``patches``, ``against``, ``ms_p50``,
-            ``peak_mb`` and ``gflop``; those left out have empty values. A form that another is compared with
-            is dashed, in the same color.
+            ``peak_mb`` and ``gflop``; those left out have empty values. A form that another
+            is compared with is dashed, in the same color.
         path: the PNG.
     """
     names = list(dict.fromkeys(row["row"] for row in rows))

@@ -40,7 +40,7 @@ def fit_closed_form(task: FoldTask, spots: Spots) -> Trained:
         model, alpha = fit_ridge(spots, rescale, components, by_gene)
         said = f"{spec.name}, {in_words(alpha)} by cross-validation"
     arguments = {"input_dim": spots.x.shape[1], "num_genes": spots.y.shape[1]}
-    if spec.name != "mean":
+    if isinstance(model, LinearMap):
         arguments["num_components"] = len(model.components)
     model.standardizer = task.standardizer
     return Trained(model, arguments, f"{said}, on {len(spots):,} spots")

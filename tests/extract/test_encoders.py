@@ -151,9 +151,9 @@ def test_views_forget_how_a_patch_lies(pool, patches):
 
 
 def test_what_has_no_stages_says_so():
-    with pytest.raises(InputError, match="hed has one form"):
+    with pytest.raises(InputError, match="apply only to neural encoders, not to hed"):
         make_encoder("hed", pool="stages")
-    with pytest.raises(InputError, match="hed has one form"):
+    with pytest.raises(InputError, match="apply only to neural encoders, not to hed"):
         make_encoder("hed", views=8)
     with pytest.raises(InputError, match="does not show its stages"):
         NetworkEncoder("own", torch.nn.Flatten(), {}, "", pool="stages")
