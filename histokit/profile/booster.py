@@ -36,7 +36,7 @@ class Plain:
         with ops.use("reference"):
             return self.model.head(self.latent(x))
 
-    def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def patch_loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Eq. 12."""
         with ops.use("reference"):
             latent = self.latent(x)

@@ -145,7 +145,7 @@ def test_components_are_of_the_training_slides_and_as_the_model_sees_them(evalua
     run, cohort = Run(evaluated / "run"), Cohort(evaluated / "data", "tiny")
     fold = run.folds[0]
     model = fold.load_model()
-    pca = training_pca(model, cohort, fold)
+    pca = training_pca(model, lambda name: cohort.load(name, counts=False).features, fold)
     x = torch.cat([cohort.load(s).features for s in ("B1", "B2", "C1", "D1")])
     x = model.standardizer(x).double().numpy()
     values, vectors = np.linalg.eigh(np.cov(x.T))

@@ -2,14 +2,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_checks import DEVICES, check_budget, needs_kernels
+from op_checks import DEVICES, check_budget, needs_kernels, results
 
 from histokit import ops
 from histokit.ops import reference
 
 
-def case(rows, heads, head_dim, scale=1.0):
-    torch.manual_seed(0)
+def case(rows, heads, head_dim, scale=1.0, seed=0):
+    torch.manual_seed(seed)
     vectors = torch.randn(3, heads, rows, head_dim, dtype=torch.float64)
     coords = torch.rand(rows, 2, dtype=torch.float64)
     slope = torch.randn(heads, dtype=torch.float64) * 3
@@ -43,7 +43,24 @@ def test_equals_the_sum_over_patches():
 def test_within_budget(rows, heads, head_dim, dtype, device):
     wide = dtype in (torch.float32, torch.float64)
     arguments = case(rows, heads, head_dim)
-    check_budget("distance_attention", arguments, {}, dtype, device, wide, slack=4.0)
+    check_budget("distance_attention", arguments, {}, dtype, device, wide, slack=4.0, fewest=4)
+
+
+@pytest.mark.parametrize("rows", [7, 63, 130])
+def test_gradient_of_the_slope_is_within_budget(rows):
+    """A single number a head, so errors are compared over many draws."""
+    errors = []
+    for draw in range(24):
+        arguments = [a.float() for a in case(rows, 2, 32, seed=draw)]
+        wide = [a.double() for a in arguments]
+        truth = results(reference.distance_attention, wide, {}, True)[-1]
+        found = [
+            results(module.distance_attention, [a.clone() for a in arguments], {}, True)[-1]
+            for module in (ops, reference)
+        ]
+        errors.append([(one.double() - truth).square().mean() for one in found])
+    ours, eager = torch.tensor(errors).mean(0).sqrt()
+    assert ours <= 4 * eager
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import re
 import subprocess
 import sysconfig
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -79,6 +82,21 @@ def _make(cache: Path, name: str, command: list, read: list[Path]) -> Path:
     for path in read:
         digest.update(path.read_bytes())
     target = cache / f"{name}-{digest.hexdigest()[:16]}"
+    with _alone(cache / f"{name}.lock"):
+        _made(target, name, command)
+    return target
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold a lock: several processes of a test run may want the same file at once."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _made(target: Path, name: str, command: list) -> None:
+    cache = target.parent
     if not target.exists():
         plain = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
         part = Path(f"{target}.part")
@@ -86,7 +104,6 @@ def _make(cache: Path, name: str, command: list, read: list[Path]) -> Path:
         for stale in cache.glob(f"{name}-{'?' * 16}"):
             stale.unlink()
         part.rename(target)
-    return target
 
 
 def params_type(header: str, name: str) -> type[ctypes.Structure]:
