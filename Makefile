@@ -31,8 +31,9 @@ demo: $(READY)
 	  $(ARGS_$(model)) --folds $(FOLDS) --run $(DEMO)/runs/$(model) &&) true
 	$(PY) run_eval.py --run $(MODELS:%=$(DEMO)/runs/%) --out $(DEMO)/report
 
+# two workers, a module each at a time; ops are told to use one thread so that they do not wait
 test: $(READY)
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadscope --durations=10
 
 include build.mk
 

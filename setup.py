@@ -57,8 +57,13 @@ def cuda_objects(nvcc, archs, folder):
     def compile_one(source):
         out = folder / f"{source.stem}-{'-'.join(archs)}.o"
         if not out.exists() or out.stat().st_mtime < max(newest, source.stat().st_mtime):
-            command = [nvcc, "-O3", "-std=c++17", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
-            subprocess.run([*command, *flags, "-c", source, "-o", out], check=True)
+            command = [nvcc, "-O3", "-std=c++17", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall"]
+            done = subprocess.run(
+                [*command, *flags, "-c", source, "-o", out], stderr=subprocess.PIPE, text=True
+            )
+            sys.stderr.write(done.stderr)
+            out.with_suffix(".log").write_text(done.stderr)  # warnings, which a test looks for
+            done.check_returncode()
         return str(out)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
