@@ -6,6 +6,21 @@ import torch
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+LONG = (
+    "test_long_work",
+    "test_cuda_host_ops",
+    "test_train_bpbooster",
+    "test_train",
+    "test_evaluate",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest modules begin first, so that no worker is left with one at the end."""
+    place = {f"{name}.py": i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

@@ -5,6 +5,7 @@ Graphs and statistics are squidpy's.
 
 from __future__ import annotations
 
+import logging
 import warnings
 
 import anndata
@@ -26,7 +27,7 @@ SHARPNESS = 4.0  # of attention: how much more a patch that looks the same count
 def spot_graph(centers: np.ndarray, reach: float) -> sp.csr_matrix:
     """Which spots are nearer than ``reach`` times the median distance to the nearest spot.
 
-    By ``squidpy.gr.spatial_neighbors`` with a radius. The nearest k spots would be the same inside
+    By ``squidpy.gr.spatial_neighbors_radius``. The nearest k spots would be the same inside
     a hexagonal array, but not at its edge, and on a square one would leave the choice among
     diagonals to the order of the spots.
 
@@ -49,10 +50,8 @@ def spot_graph(centers: np.ndarray, reach: float) -> sp.csr_matrix:
     if pitch == 0:
         raise InputError("most spots lie at the place of another one")
     data = anndata.AnnData(obsm={"spatial": np.asarray(centers, dtype=np.float64)})
-    graph, _ = _squidpy().gr.spatial_neighbors(
-        data, coord_type="generic", radius=float(reach * pitch), copy=True
-    )
-    graph = sp.csr_matrix(graph)
+    found = _squidpy().gr.spatial_neighbors_radius(data, radius=float(reach * pitch), copy=True)
+    graph = sp.csr_matrix(found.connectivities)
     graph.sort_indices()
     return graph
 
@@ -124,4 +123,5 @@ def _squidpy():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import squidpy
+    logging.getLogger("spatialdata._logging").setLevel(logging.WARNING)  # a line for each graph
     return squidpy

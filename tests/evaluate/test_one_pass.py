@@ -50,7 +50,8 @@ def test_slides_and_models_are_read_as_seldom_as_can_be(run, monkeypatch):
     run_eval.main(
         run_eval.Options(
             run=[str(run / "run")], gene_sets=[str(run / "sets.gmt")], curate=False, clusters=True,
-            signature=[str(run / "sig.txt")], protocol="histoprism",
+            signature=[str(run / "sig.txt")], protocol="histoprism", max_pictures=1,
+            predictions=False,
         )
     )  # fmt: skip
     trained = [Run(run / "run"), *map(Run, (run / "run" / "controls").iterdir())]

@@ -17,8 +17,8 @@ from cuda_host.build import DTYPES, Launcher, build, nvcc_check
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from histokit import ops
 from histokit.ops import reference
+from histokit.ops.cancer_cross_attention import _fold
 
 SMALL = settings(max_examples=15, deadline=None, derandomize=True)
 DTYPE = st.sampled_from(list(DTYPES))
@@ -89,7 +89,7 @@ def check_cancer_cross_attention(
         return [y.detach(), *torch.autograd.grad(y, given, grad_y.to(dtype))]
 
     given = [t.to(small).requires_grad_() for t in params]
-    score_weight, score_bias, value, bias, gamma, beta = ops._fold(*given, heads, with_mask=dropout)
+    score_weight, score_bias, value, bias, gamma, beta = _fold(*given, heads, with_mask=dropout)
     y, grad_z = (unwritten(n, dim, dtype=dtype) for _ in range(2))
     mean, rstd = (unwritten(n, dtype=small) for _ in range(2))
     keys, scored = value.shape[1], tokens > 1

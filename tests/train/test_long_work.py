@@ -54,12 +54,24 @@ def weights(run):
     return load_file(run / "folds" / "0" / "model.safetensors")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_same_command_goes_on(data, tmp_path, one_fold, number):
-    more = "--epochs 100 --patience 100 --cache-gb 0 --workers 0 --checkpoint-seconds 0.2".split()
-    whole = [sys.executable, *command(data, tmp_path / "whole", one_fold, *more)]
+SLOWLY = "--epochs 40 --patience 40 --cache-gb 0 --workers 0 --checkpoint-seconds 0.2".split()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory):
+    """Weights of a training that no signal meets, and its folds."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    folds = folder / "folds.csv"
+    folds.write_text("slide_id,split\nA1,train\nA2,train\nC1,train\nB1,val\nD1,test\n")
+    whole = [sys.executable, *command(data, folder / "whole", str(folds), *SLOWLY)]
     subprocess.run(whole, check=True, capture_output=True)
-    stopped = [sys.executable, *command(data, tmp_path / "stopped", one_fold, *more)]
+    return weights(folder / "whole"), str(folds)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_same_command_goes_on(data, tmp_path, undisturbed, number):
+    expected, folds = undisturbed
+    stopped = [sys.executable, *command(data, tmp_path / "stopped", folds, *SLOWLY)]
     process, _ = begun(stopped, tmp_path / "stopped")
     begin = time.monotonic()
     process.send_signal(number)
@@ -69,7 +81,6 @@ def test_a_signal_saves_and_the_same_command_goes_on(data, tmp_path, one_fold, n
     assert "stopped: saved in epoch" in said
     assert not (tmp_path / "stopped/folds/0/model.safetensors").exists()
     subprocess.run(stopped, check=True, capture_output=True)
-    expected = weights(tmp_path / "whole")
     for name, value in weights(tmp_path / "stopped").items():
         assert torch.equal(value, expected[name]), name
 
@@ -239,6 +250,7 @@ def test_ranks_share_the_slides_of_an_evaluation(data, tmp_path):
     signature.write_text("GENE1\nGENE4\nGENE7\n")
     for start, name in (([sys.executable], "one"), (TORCHRUN, "two")):
         where = ("--run", tmp_path / "run", "--out", tmp_path / name, "--signature", signature)
+        where += ("--max-pictures", "1")
         said = call(start, "run_eval.py", *where)
         assert said.count("wrote the evaluation of") == 3
     names = {p.name for p in (tmp_path / "one").rglob("*.csv")}

@@ -93,7 +93,7 @@ def test_one_seed_one_result(data, tmp_path, one_fold):
 
 
 def test_killed_training_ends_with_the_same_weights(data, tmp_path, one_fold):
-    options = {"epochs": 40, "checkpoint_seconds": 0.0, "refit": True, "folds": one_fold}
+    options = {"epochs": 15, "checkpoint_seconds": 0.0, "refit": True, "folds": one_fold}
     command = [sys.executable, str(SCRIPT), "--data", str(data)]
     for name, value in (SMALL | options).items():
         flag = "--" + name.replace("_", "-")
