@@ -33,7 +33,7 @@ demo: $(READY)
 
 # two workers, a module each at a time; ops are told to use one thread so that they do not wait
 test: $(READY)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadscope --durations=10
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadscope --no-loadscope-reorder --durations=10
 
 include build.mk
 

@@ -30,7 +30,8 @@ def main(cfg: Options) -> None:
         views = Views(job.run, job.cohort, cfg.num_hvg, questions.listed)
         with whole_folder(job.out) if team.first else nullcontext() as folder:
             folder = team.gather(folder)[0]
-            topics = report.topics(job, cfg, questions, views, results, folder, team)
+            current = report.Report(job, cfg, questions, views, folder)
+            topics = report.topics(current, results, team)
             scores = []
             bar = progress_bar(total=len(team.share(views.work)), desc=job.name, unit="slide")
             with bar:
@@ -43,7 +44,7 @@ def main(cfg: Options) -> None:
             for topic in topics:
                 topic.gather(team, scores)
             if team.first:
-                results[job.name] = report.write(job, cfg, questions, views, topics, scores, folder)
+                results[job.name] = report.write(current, topics, scores)
         if team.first:
             report.tell(results[job.name], alone=len(cfg.run) == 1)
     if len(cfg.run) > 1 and team.first:

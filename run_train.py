@@ -93,13 +93,14 @@ def train_folds(folder: Path, cfg: Options, cohort, folds: list, team, key, taug
             continue
         own = cohort.with_cancers(split.cancers)
         learnt = taught(split).with_cancers(split.cancers) if taught else own
-        panel = steps.choose_panel(own, split, cfg, key)
-        moments, slides = steps.read_slides(own, learnt, split, panel, cfg, helpers)
-        panel, seen = steps.rank_genes(panel, moments, slides, cfg, split.name)
-        standardizer = steps.fit_standardizer(own, split, moments, cfg)
-        task = steps.FoldTask(own, learnt, split, panel, standardizer, cfg, place, helpers)
+        slides = steps.FoldSlides(own, learnt, split)
+        panel = steps.choose_panel(slides, cfg, key)
+        moments, kept = steps.read_slides(slides, panel, cfg, helpers)
+        panel, seen = steps.rank_genes(panel, moments, kept, cfg, split.name)
+        standardizer = steps.fit_standardizer(slides, moments, cfg)
+        task = steps.FoldTask(slides, panel, standardizer, cfg, place, helpers)
         steps.write_tables(task)
-        trained = steps.fit(task, slides, seen)
+        trained = steps.fit(task, kept, seen)
         steps.save(task, trained)
     team.wait()
 

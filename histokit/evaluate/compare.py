@@ -22,7 +22,7 @@ from histokit.evaluate.topics.pathways import Collection, PathwayGenes
 from histokit.evaluate.topics.protocol import protocol_comparison
 from histokit.evaluate.verdict import GLOSSARY, interval_note, over_units, with_interval
 from histokit.report import plots
-from histokit.report.page import Picture, Section, Table, plural, render
+from histokit.report.page import Page, Picture, Section, Table, plural, render
 
 
 def without_repeats(results: Mapping[str, Evaluation]) -> dict[str, Evaluation]:
@@ -73,8 +73,7 @@ def compare_runs(
         order = table[table["by"] == "all"].groupby("transform", sort=False)["run"].agg(list)
         duels = duel_sections(collections, genes, order, folder)
         more = protocol_comparison(results, cfg.protocol, folder)
-        render(
-            folder / "report.html",
+        page = Page(
             "Runs side by side",
             f"{plural(len(results), 'run')} on the same test slides",
             [*said, *comparison_notes(results)],
@@ -82,6 +81,7 @@ def compare_runs(
             {"evaluation": dataclasses.asdict(cfg), "versions": versions()},
             GLOSSARY,
         )
+        render(folder / "report.html", page)
     return tables + [table for section in more for table in section.tables]
 
 

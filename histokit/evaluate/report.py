@@ -13,6 +13,7 @@ from histokit.core.distributed import Team
 from histokit.core.errors import InputError
 from histokit.core.files import write_json
 from histokit.core.progress import progress_bar
+from histokit.data.cohort import Cohort
 from histokit.data.genes import read_gene_list
 from histokit.evaluate import compare as comparison
 from histokit.evaluate.controls import controls_of, open_cohort
@@ -50,7 +51,7 @@ from histokit.evaluate.topics.signatures import (
 )
 from histokit.evaluate.verdict import GLOSSARY, patients_sentence, unknown_cancers, verdict
 from histokit.evaluate.views import Views, check_run
-from histokit.report.page import plural, render
+from histokit.report.page import Page, plural, render
 
 
 @dataclasses.dataclass
@@ -100,26 +101,33 @@ def prepare(cfg: Options) -> tuple[Questions, list[Job]]:
         check_protocol(run, PROTOCOLS[cfg.protocol])
         for label, control in controls_of(run).items():
             cohort, out = open_cohort(control, cfg.data), control.folder / "eval"
-            controls.append(_job(f"{name}, {label}", control, cohort, out, questions, (), label))
+            tests = _tests(control, cohort)
+            job = Job(f"{name}, {label}", control, cohort, out, tests, control=label)
+            controls.append(_checked(job, questions))
         out = Path(cfg.out) if cfg.out and len(cfg.run) == 1 else run.folder / "eval"
         names = tuple(control.name for control in controls)
-        job = _job(name, run, open_cohort(run, cfg.data), out, questions, names)
-        jobs += [*controls, job]
+        cohort = open_cohort(run, cfg.data)
+        job = Job(name, run, cohort, out, _tests(run, cohort), names)
+        jobs += [*controls, _checked(job, questions)]
     if len(cfg.run) > 1:
         check_same_slides({job.name: set(job.tests) for job in jobs})
         check_replaceable(_comparison_folder(cfg))
     return questions, jobs
 
 
-def _job(name, run, cohort, out, questions: Questions, controls=(), control: str = "") -> Job:
-    tests = [slide for _, members in check_run(run, cohort) for slide in members]
+def _checked(job: Job, questions: Questions) -> Job:
+    """Refuse gene sets and signatures that a run cannot score, and a folder that is not ours."""
     for collection in questions.collections:
-        collection.within(panel_of(run))
+        collection.within(panel_of(job.run))
     for signature in questions.signatures:
-        for fold in run.folds:
+        for fold in job.run.folds:
             find_genes(signature, fold.genes)
-    check_replaceable(out)
-    return Job(name, run, cohort, out, tests, controls, control)
+    check_replaceable(job.out)
+    return job
+
+
+def _tests(run: Run, cohort: Cohort) -> list[str]:
+    return [slide for _, members in check_run(run, cohort) for slide in members]
 
 
 def _short_names(folders: list[str]) -> list[str]:
@@ -136,11 +144,34 @@ def _comparison_folder(cfg: Options) -> Path:
     return Path(cfg.out) if cfg.out else Path(os.path.normpath(cfg.run[0])).parent / "comparison"
 
 
-def topics(
-    job: Job, cfg: Options, questions: Questions, views: Views, results: Mapping[str, Evaluation],
-    folder: Path, team: Team,
-) -> list[Topic]:  # fmt: skip
-    """What the report of a run asks, in the order of its sections."""
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The evaluation of one run, from its slides to its folder.
+
+    Attributes:
+        job: the run.
+        cfg: the options.
+        questions: what is asked; takes what a comparison needs of the run.
+        views: its test slides; a few are seen again to be drawn.
+        folder: the folder to write.
+    """
+
+    job: Job
+    cfg: Options
+    questions: Questions
+    views: Views
+    folder: Path
+
+
+def topics(report: Report, results: Mapping[str, Evaluation], team: Team) -> list[Topic]:
+    """What the report of a run asks, in the order of its sections.
+
+    Args:
+        report: the run's.
+        results: evaluations of runs before it, its controls among them.
+        team: the processes that evaluate together.
+    """
+    job, cfg, questions = report.job, report.cfg, report.questions
     found: list[Topic] = [ResultTopic(), ControlTopic({n: results[n] for n in job.controls
                                                        if team.first})]  # fmt: skip
     if cfg.protocol != "histokit":
@@ -156,28 +187,23 @@ def topics(
         found += [PrototypeTopic(), EmbeddingTopic(job.run, job.cohort)]
     found += [PathwayTopic(questions.collections), SignatureTopic(questions.signatures)]
     if cfg.clusters and not job.control:
-        found.append(ClusterTopic(views))
+        found.append(ClusterTopic(report.views))
     if cfg.predictions and not job.control:
         whole = cfg.predict_genes == "all"
-        found.append(PredictionTopic(folder, job.cohort, _provenance(job, cfg), whole))
+        found.append(PredictionTopic(report.folder, job.cohort, _provenance(job, cfg), whole))
     return [*found, AuditTopic()]
 
 
-def write(
-    job: Job, cfg: Options, questions: Questions, views: Views, topics: Sequence[Topic],
-    scores: Sequence[SlideScore], folder: Path,
-) -> Evaluation:  # fmt: skip
+def write(report: Report, topics: Sequence[Topic], scores: Sequence[SlideScore]) -> Evaluation:
     """Write a run's tables, pictures and report into its folder.
 
     Args:
-        job: the run.
-        cfg: the options.
-        questions: what is asked; takes what a comparison needs of the run.
-        views: its slides, of which a few are seen again to be drawn.
+        report: the run's.
         topics: as ``topics`` returns them, after the pass over the slides.
         scores: the scores of its test slides.
-        folder: the folder.
     """
+    job, cfg, questions = report.job, report.cfg, report.questions
+    views, folder = report.views, report.folder
     found = Evaluation.of(job, folder, scores)
     found.slides.to_csv(folder / "slides.csv", index=False)
     found.genes.to_csv(folder / "genes.csv", float_format="%.6g")
@@ -198,8 +224,7 @@ def write(
     found.caveats = [*audit, patients_sentence(found.slides, found.summary), strange]
     if strange:
         print(f"{job.name}: {strange}")
-    render(
-        folder / "report.html",
+    page = Page(
         f"How well {found.model} predicts expression from tissue",
         f"Run {job.run.folder} · encoder {found.encoder} · "
         f"{plural(len(job.run.folds), 'fold')} · data {job.cohort.folder}",
@@ -213,6 +238,7 @@ def write(
         },
         GLOSSARY,
     )
+    render(folder / "report.html", page)
     for topic in topics:
         if isinstance(topic, PathwayTopic):
             questions.pathway_genes[job.name] = topic.genes

@@ -94,7 +94,6 @@ def score_slide(
     slide: Slide,
     prediction: Prediction,
     target: sp.csr_matrix,
-    cancer_known: bool = True,
 ) -> SlideScore:
     """Correlate and compare in closed form; target: (N, G) CSR float32."""
     head, spots = prediction.head, target.shape[0]
@@ -115,7 +114,7 @@ def score_slide(
         patient=slide.patient,
         patient_seen=patient_seen(fold.split, slide.slide_id),
         num_spots=spots,
-        cancer_known=cancer_known,
+        cancer_known=True,
         genes=fold.genes,
         hvg=hvg,
         measured=slide.measured,

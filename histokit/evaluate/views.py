@@ -164,8 +164,9 @@ class Views:
         slide, model = self._slide(fold, slide_id), self.model(fold)
         prediction = predict(self.run, fold, model, slide)
         target = normalize(slide.counts, slide.library_size, self.run.config["options"]["target"])
+        score = score_slide(fold, self._hvg(fold), slide, prediction, target)
         known = model.knows_cancer(slide.cancer)
-        score = score_slide(fold, self._hvg(fold), slide, prediction, target, known)
+        score = dataclasses.replace(score, cancer_known=known)
         return SlideView(fold, model, slide, prediction, target, score)
 
     def model(self, fold: Fold) -> Model:

@@ -70,19 +70,11 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def render(
-    path: Path,
-    title: str,
-    subtitle: str,
-    verdict: Sequence[str],
-    sections: Sequence[Section],
-    configuration: Mapping[str, object],
-    glossary: Sequence[tuple[str, str]] = (),
-) -> None:
-    """Write a report: styles and pictures inside, no script, nothing fetched.
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """A report.
 
-    Args:
-        path: the HTML file.
+    Attributes:
         title: its heading.
         subtitle: one line under it.
         verdict: the answer, a sentence or two each.
@@ -90,6 +82,17 @@ def render(
         configuration: name and value of every option and version.
         glossary: terms and what they mean.
     """
+
+    title: str
+    subtitle: str
+    verdict: Sequence[str]
+    sections: Sequence[Section]
+    configuration: Mapping[str, object]
+    glossary: Sequence[tuple[str, str]] = ()
+
+
+def render(path: Path, page: Page) -> None:
+    """Write a report as one HTML file: styles and pictures inside, no script, nothing fetched."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("histokit.report", "."),
         autoescape=True,
@@ -99,12 +102,7 @@ def render(
     )
     environment.filters |= {"number": number, "data_uri": _data_uri}
     html = environment.get_template("report.html.j2").render(
-        title=title,
-        subtitle=subtitle,
-        verdict=verdict,
-        sections=sections,
-        configuration=flatten(configuration),
-        glossary=glossary,
+        vars(page) | {"configuration": flatten(page.configuration)}
     )
     with atomic_path(path) as temporary:
         temporary.write_text(html, encoding="utf-8")

@@ -138,7 +138,7 @@ def _gene_programs(task: FoldTask) -> gene_programs.Programs:
     """Programs of the training slides as they are, in a control too: it deals counts anew later."""
     options, split = task.options, task.split
     found = gene_programs.gene_programs(
-        task.cohort,
+        task.slides.cohort,
         split.train + split.val,
         load_gene_sets(options.programs),
         options.target,

@@ -15,10 +15,9 @@ from histokit.core.distributed import ALONE, Team
 from histokit.core.errors import InputError
 from histokit.core.files import atomic_path
 from histokit.core.progress import progress_bar
-from histokit.data.cohort import Cohort, Slide
+from histokit.data.cohort import Slide
 from histokit.data.gene_keys import GeneKey
 from histokit.data.genes import dispersion, rank_hvgs, select_panel
-from histokit.data.splits import Split
 from histokit.models.base import Standardizer
 from histokit.models.registry import BOOSTED, CLOSED_FORM, MODELS, NETWORK
 from histokit.train.bpbooster import fit_bpbooster
@@ -26,7 +25,7 @@ from histokit.train.network import fit_network
 from histokit.train.options import Options
 from histokit.train.ridge import fit_closed_form
 from histokit.train.spots import TrainingMoments, stack
-from histokit.train.task import FoldTask, Trained
+from histokit.train.task import FoldSlides, FoldTask, Trained
 
 
 def is_trained(folder: Path) -> bool:
@@ -34,33 +33,28 @@ def is_trained(folder: Path) -> bool:
     return (folder / "model.safetensors").is_file()
 
 
-def choose_panel(
-    cohort: Cohort, split: Split, cfg: Options, key: GeneKey | None = None
-) -> pd.DataFrame:
+def choose_panel(slides: FoldSlides, cfg: Options, key: GeneKey | None = None) -> pd.DataFrame:
     """The genes to predict: gene, gene_id, symbol; test slides have no say.
 
     Args:
-        cohort: the cohort that holds the slides.
-        split: the fold.
+        slides: the slides of the fold.
         cfg: the options, resolved.
         key: how the cohort's genes are joined; decided by the fold's slides alone by default.
     """
-    members = split.train + split.val
-    return select_panel({s: cohort.gene_table(s) for s in members}, cfg.panel, key)
+    tables = {s: slides.cohort.gene_table(s) for s in slides.members}
+    return select_panel(tables, cfg.panel, key)
 
 
-def fit_standardizer(
-    cohort: Cohort, split: Split, moments: TrainingMoments, cfg: Options
-) -> Standardizer:
+def fit_standardizer(slides: FoldSlides, moments: TrainingMoments, cfg: Options) -> Standardizer:
     """What is done to features before a model sees them."""
-    blocks = cohort.provenance(split.train[0]).get("blocks", ())
+    blocks = slides.cohort.provenance(slides.split.train[0]).get("blocks", ())
     return Standardizer.from_moments(cfg.standardize, *moments.feature_moments(), blocks)
 
 
 def write_tables(task: FoldTask) -> None:
     """Write split.csv and genes.csv into the fold's folder."""
     if task.team.first:
-        _write_table(task.split.table(task.cohort.slides), task.folder / "split.csv")
+        _write_table(task.split.table(task.slides.cohort.slides), task.folder / "split.csv")
         _write_table(task.panel, task.folder / "genes.csv")
 
 
@@ -88,9 +82,8 @@ def save(task: FoldTask, trained: Trained) -> None:
 
 
 def read_slides(
-    cohort: Cohort, taught: Cohort, split: Split, panel: pd.DataFrame, cfg: Options,
-    team: Team = ALONE,
-) -> tuple[TrainingMoments, list[Slide]]:  # fmt: skip
+    slides: FoldSlides, panel: pd.DataFrame, cfg: Options, team: Team = ALONE
+) -> tuple[TrainingMoments, list[Slide]]:
     """Moments of the training and validation slides, each rank its share; one slide in memory.
 
     Closed forms, BP-Booster and ``--hvg dispersion`` need all training spots at once: for them the
@@ -99,9 +92,9 @@ def read_slides(
     stacked = MODELS[cfg.model].trained_by != NETWORK or cfg.hvg == "dispersion"
     moments, kept = TrainingMoments(len(panel), cfg.target), []
     genes = panel[["gene", "gene_id", "symbol"]]
-    members = split.train + split.val
+    cohort, taught, split = slides.cohort, slides.taught, slides.split
     bar = progress_bar(
-        members if stacked else team.share(members),
+        slides.members if stacked else team.share(slides.members),
         desc=f"fold {split.name}: reading",
         unit="slide",
     )

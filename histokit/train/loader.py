@@ -50,6 +50,17 @@ class TrainingSlide:
 
 
 @dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A training slide as plain arrays, which travel between processes; fields as its own."""
+
+    features: np.ndarray
+    target: sp.csr_matrix
+    measured: np.ndarray
+    cancer: str
+    centers: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Preparation:
     """How a slide of a cohort becomes a training slide: genes, scale of targets and features."""
 
@@ -65,7 +76,7 @@ class Preparation:
         slide = self.cohort.load(slide_id, self.genes)
         y = normalize(slide.counts, slide.library_size, self.target)
         features = self.standardizer(slide.features).numpy()
-        return features, y, slide.measured, slide.cancer, slide.centers
+        return Prepared(features, y, slide.measured, slide.cancer, slide.centers)
 
 
 class SlideReader:
@@ -114,7 +125,7 @@ class SlideReader:
                     # SIGTERM, and the end of the process would wait for them for ever
                     ahead = stack.enter_context(closing(self._read_ahead(rest)))
                 found, mistake = next(ahead) if ahead else self.attempt(slide_id)
-                slide = None if mistake else self._place(slide_id, *found)
+                slide = None if mistake else self._place(slide_id, found)
                 self.waited += time.perf_counter() - begin
                 if mistake and not self.skip:
                     raise InputError(mistake)
@@ -145,23 +156,23 @@ class SlideReader:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return _pulled(found)
 
-    def attempt(self, slide_id: str) -> tuple[tuple | None, str]:
+    def attempt(self, slide_id: str) -> tuple[Prepared | None, str]:
         """The prepared slide and no mistake, or None and what is wrong with its files."""
         try:
             return self.prepare(slide_id), ""
         except InputError as error:
             return None, str(error)
 
-    def _place(self, slide_id: str, features, target, measured, cancer, centers) -> TrainingSlide:
+    def _place(self, slide_id: str, found: Prepared) -> TrainingSlide:
         # a copy, for what came from a worker lies at odd addresses, at which products may sum in
         # another order
         slide = TrainingSlide(
             slide_id,
-            torch.tensor(features, device=self.device),
-            csr_tensor(target).to(self.device),
-            torch.from_numpy(measured).to(self.device),
-            cancer,
-            torch.tensor(centers, dtype=torch.float32, device=self.device),
+            torch.tensor(found.features, device=self.device),
+            csr_tensor(found.target).to(self.device),
+            torch.from_numpy(found.measured).to(self.device),
+            found.cancer,
+            torch.tensor(found.centers, dtype=torch.float32, device=self.device),
         )
         if self._bytes + slide.num_bytes() <= self.max_bytes:
             self._kept[slide_id] = slide

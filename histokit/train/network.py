@@ -39,7 +39,7 @@ def fit_network(task: FoldTask) -> Trained:
 
     genes = task.panel[["gene", "gene_id", "symbol"]]
     slides = SlideReader(
-        Preparation(task.taught, genes, options.target, task.standardizer),
+        Preparation(task.slides.taught, genes, options.target, task.standardizer),
         options.device,
         int(options.cache_gb * 1e9),
         options.workers,
@@ -72,11 +72,11 @@ def fit_network(task: FoldTask) -> Trained:
 def network_arguments(task: FoldTask) -> dict:
     """What rebuilds the network: its sizes, its options, the cancers it is told."""
     split, panel = task.split, task.panel
-    dim = task.cohort.provenance(split.train[0])["dimension"]
+    dim = task.slides.cohort.provenance(split.train[0])["dimension"]
     arguments = {"input_dim": dim, "num_genes": len(panel)}
     arguments |= {name: getattr(task.options, name) for name in task.spec.takes}
     if task.spec.conditioned:
-        members = task.taught.slides.loc[split.train + split.val]
+        members = task.slides.taught.slides.loc[split.train + split.val]
         arguments["cancers"] = sorted(members["cancer"].unique())
     if task.spec.ranked:
         rank = panel["hvg_rank"].astype(float).to_numpy()

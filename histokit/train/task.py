@@ -16,12 +16,31 @@ from histokit.train.options import Options
 
 
 @dataclasses.dataclass(frozen=True)
+class FoldSlides:
+    """The slides of a fold.
+
+    Attributes:
+        cohort: the cohort that holds them; genes and their ranks come from it.
+        taught: the cohort that the model learns from; another one in a control.
+        split: which of them train, validate and test; test slides are never read.
+    """
+
+    cohort: Cohort
+    taught: Cohort
+    split: Split
+
+    @property
+    def members(self) -> list[str]:
+        """Training and then validation slides."""
+        return self.split.train + self.split.val
+
+
+@dataclasses.dataclass(frozen=True)
 class FoldTask:
     """The training of a model on one fold.
 
     Attributes:
-        cohort: the cohort that holds the slides.
-        taught: the cohort that the model learns from; another one in a control.
+        slides: the slides of the fold.
         panel: gene, gene_id, symbol, hvg_rank, train_mean, train_variance of the G outputs.
         standardizer: the standardizer of the features, fitted on the training and validation spots.
         options: resolved.
@@ -29,14 +48,17 @@ class FoldTask:
         team: the processes that train together.
     """
 
-    cohort: Cohort
-    taught: Cohort
-    split: Split
+    slides: FoldSlides
     panel: pd.DataFrame
     standardizer: Standardizer
     options: Options
     folder: Path
     team: Team = ALONE
+
+    @property
+    def split(self) -> Split:
+        """The fold."""
+        return self.slides.split
 
     @property
     def spec(self) -> ModelSpec:

@@ -10,7 +10,7 @@ from histokit.evaluate.intervals import row_intervals
 from histokit.evaluate.summary import pick, summarize
 from histokit.evaluate.tables import result_table, text_table
 from histokit.evaluate.verdict import GLOSSARY, verdict, with_interval
-from histokit.report.page import Picture, Section, Table, number, render
+from histokit.report.page import Page, Picture, Section, Table, number, render
 
 
 def slides(**columns):
@@ -133,15 +133,9 @@ def test_report_is_one_file_with_everything_in_it(tmp_path):
         )
     ]
     path = tmp_path / "report.html"
-    render(
-        path,
-        "Title & all",
-        "subtitle",
-        ["Well."],
-        sections,
-        {"a": {"b": [1, 2]}, "c": None},
-        GLOSSARY,
-    )
+    configuration = {"a": {"b": [1, 2]}, "c": None}
+    page = Page("Title & all", "subtitle", ["Well."], sections, configuration, GLOSSARY)
+    render(path, page)
     html = path.read_text()
     assert "<script" not in html
     assert not re.search(r"""(src|href)=["'](?!data:)""", html)

@@ -58,11 +58,12 @@ SLOWLY = "--epochs 40 --patience 40 --cache-gb 0 --workers 0 --checkpoint-second
 
 
 @pytest.fixture(scope="module")
-def undisturbed(data, tmp_path_factory):
+def undisturbed(tmp_path_factory):
     """Weights of a training that no signal meets, and its folds."""
     folder = tmp_path_factory.mktemp("undisturbed")
     folds = folder / "folds.csv"
     folds.write_text("slide_id,split\nA1,train\nA2,train\nC1,train\nB1,val\nD1,test\n")
+    data = write_cohort(folder / "data")
     whole = [sys.executable, *command(data, folder / "whole", str(folds), *SLOWLY)]
     subprocess.run(whole, check=True, capture_output=True)
     return weights(folder / "whole"), str(folds)
