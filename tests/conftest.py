@@ -1,18 +1,19 @@
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from histokit.core.options import run
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 LONG = (
-    "test_long_work",
-    "test_cuda_host_ops",
-    "test_train_bpbooster",
-    "test_train",
-    "test_evaluate",
-)
+    "test_cuda_host_ops", "test_evaluate", "test_train_bpbooster", "test_long_work", "test_train",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
@@ -49,3 +50,22 @@ def one_fold(tmp_path) -> str:
     path = tmp_path / "folds.csv"
     path.write_text("slide_id,split\nA1,train\nA2,train\nC1,train\nB1,val\nD1,test\n")
     return str(path)
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs a script's main as its command line does, in this process, where imports are done."""
+
+    def in_process(script, *arguments) -> subprocess.CompletedProcess:
+        arguments, code, before = list(map(str, arguments)), 0, signal.getsignal(signal.SIGTERM)
+        monkeypatch.setattr(sys, "argv", [script.__name__, *arguments])
+        capsys.readouterr()
+        try:
+            run(script.main, script.Options, "")
+        except SystemExit as end:
+            code = end.code or 0
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+
+    return in_process

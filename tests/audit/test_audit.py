@@ -168,15 +168,15 @@ def command(*arguments):
     )
 
 
-def test_command_line_exit_codes(data, tmp_path):
+def test_command_line_exit_codes(data, tmp_path, call):
     out = tmp_path / "out"
     base = ["--data", data, "--encoder", "tiny", "--out", out, "--splits"]
-    done = command(*base, "leave-one-slide-out")
+    done = call(audit, *base, "leave-one-slide-out")
     assert done.returncode == 1
     assert "error   fold A1: test and train share 1 patient" in done.stdout
     assert set(pd.read_csv(out / "leakage.csv")["reason"]) == {"same patient"}
     assert len(pd.read_csv(out / "slides.csv")) == 4
-    done = command(*base, "leave-one-patient-out")
+    done = call(audit, *base, "leave-one-patient-out")
     assert done.returncode == 0
     assert "warning C1: the cancer code is XYZ" in done.stdout
     for arguments, message in (
@@ -184,7 +184,7 @@ def test_command_line_exit_codes(data, tmp_path):
         (["--metadata", "/nowhere.csv", "--splits", tmp_path], "does not exist"),
         (["--data", tmp_path], "holds no slides.csv"),
     ):
-        done = command(*arguments)
+        done = call(audit, *arguments) if arguments else command()
         assert done.returncode == 2
         assert message in done.stderr
         assert done.stderr.count("\n") == 1

@@ -205,15 +205,18 @@ def test_other_features_are_refused(data, tmp_path):
         train(folder, tmp_path / "run", model="ridge")
 
 
-def test_command_line_errors_are_one_sentence(data, tmp_path):
-    command = [sys.executable, str(SCRIPT), "--model", "ridge", "--run", str(tmp_path / "r")]
+def test_command_line_errors_are_one_sentence(data, tmp_path, call):
+    common = ["--model", "ridge", "--run", str(tmp_path / "r")]
+    program = [sys.executable, str(SCRIPT), *common, "--data", str(tmp_path)]
+    apart = subprocess.run(program, capture_output=True, text=True)
+    assert (apart.returncode, apart.stderr.count("\n")) == (2, 1)
     for options, message in (
         (["--data", str(tmp_path)], "holds no slides.csv"),
         (["--data", str(data), "--encoder", "uni"], "holds no features of uni"),
         (["--data", str(data), "--encoder", "tiny", "--folds", "x"], "--folds x is neither auto"),
         (["--data", str(data), "--encoder", "tiny", "--run", "/proc/r"], "cannot make the folder"),
     ):
-        done = subprocess.run([*command, *options], capture_output=True, text=True)
+        done = call(run_train, *common, *options)
         assert done.returncode == 2
         assert message in done.stderr
         assert done.stderr.startswith("error: ")
