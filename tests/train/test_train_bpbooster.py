@@ -313,3 +313,12 @@ def test_linear_evaluation_serves_the_readout(data, tmp_path, one_fold):
     truth = slide.counts.toarray()
     expected = [np.corrcoef(y[:, g], truth[:, g])[0, 1] for g in range(30)]
     np.testing.assert_allclose(pcc.detach().numpy(), expected, atol=1e-4)
+
+
+def test_controls_keep_the_programs_of_the_real_counts(data, tmp_path, one_fold, pathways):
+    options = {"init": "programs", "programs": pathways, "num_svgs": 25, "folds": one_fold}
+    run = train(data, tmp_path / "run", epochs=1, controls=True, **options)
+    real = (run.folds[0].folder / "programs.csv").read_text()
+    dealt = sorted((run.folder / "controls/shuffled-spots/folds").glob("*/programs.csv"))
+    assert len(dealt) == 5
+    assert {path.read_text() for path in dealt} == {real}
