@@ -5,6 +5,7 @@ Rebuilt from the published architecture; parameters carry the names of the autho
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 from histokit import ops
 from histokit.core.errors import InputError
 from histokit.core.weights import load_weights, read_state_dict
-from histokit.models.base import Model
+from histokit.models.base import Batch, Model
 from histokit.ops.gemm import Linear
 
 TECHNOLOGIES = ("<pad>", "Spatial Transcriptomics", "Visium", "Xenium", "Visium HD")
@@ -286,12 +287,7 @@ class STPathModel(Model):
 
     def hidden(self, batch):
         """(N, D) to (N, hidden_dim); no expression is known."""
-        starts = [0, *torch.tensor(batch.sizes()).cumsum(0).tolist()]
-        parts = [
-            self._encode(batch.features[a:b], rescale_coords(batch.coords[a:b]), code)
-            for a, b, code in zip(starts[:-1], starts[1:], batch.cancers.tolist(), strict=True)
-        ]
-        return torch.cat(parts)
+        return torch.cat([self._encode(*slide) for slide in _slides(batch)])
 
     def _encode(self, features, coords, code: int, expression=None) -> torch.Tensor:
         hidden = self.network.encode(features, coords, 0, code, expression)
@@ -304,18 +300,14 @@ class STPathModel(Model):
         """
         if not self.training:
             return super().loss(batch, targets, autocast)
-        starts = [0, *torch.tensor(batch.sizes()).cumsum(0).tolist()]
         losses = []
-        for a, b, code, target in zip(
-            starts[:-1], starts[1:], batch.cancers.tolist(), targets, strict=True
-        ):
-            coords = rescale_coords(batch.coords[a:b])
+        for (features, coords, code), target in zip(_slides(batch), targets, strict=True):
             rows = self._crop(coords)
             masked = self._masked(len(rows), rows.device)
             known = self._known(target.values, rows, masked)
             kind = batch.features.device.type
             with torch.autocast(kind, autocast, enabled=autocast is not None):
-                hidden = self._encode(batch.features[a:b][rows], coords[rows], code, known)
+                hidden = self._encode(features[rows], coords[rows], code, known)
             measured = target.measured
             if torch.rand(()) < self.restricted and (measured & self.variable).any():
                 measured = measured & self.variable
@@ -358,6 +350,13 @@ class STPathModel(Model):
         data = torch.cat([data.new_ones(len(at)), data])
         size = (len(rows), values.shape[1] + 2)
         return torch.sparse_coo_tensor(torch.stack([owner, genes]), data, size).to_sparse_csr()
+
+
+def _slides(batch: Batch) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
+    """Features, rescaled coordinates and cancer code of each slide."""
+    parts = (part.split(batch.sizes()) for part in (batch.features, batch.coords))
+    for features, coords, code in zip(*parts, batch.cancers.tolist(), strict=True):
+        yield features, rescale_coords(coords), code
 
 
 def _rows(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

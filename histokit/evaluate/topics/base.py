@@ -38,3 +38,10 @@ class Topic:
     def finish(self, evaluation: Evaluation) -> Part:
         """Write tables into ``evaluation.folder`` and answer."""
         return Part()
+
+
+def gather_rows(team: Team, rows: list[dict], scores: Sequence[SlideScore]) -> list[dict]:
+    """Rows of all ranks, each with its ``fold`` and ``slide_id``, in the order of the scores."""
+    order = {(score.fold, score.slide_id): i for i, score in enumerate(scores)}
+    found = [row for part in team.gather(rows) for row in part]
+    return sorted(found, key=lambda row: order[row["fold"], row["slide_id"]])

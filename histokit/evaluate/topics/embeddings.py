@@ -23,7 +23,7 @@ from histokit.evaluate.intervals import Units, mean_interval, units_of
 from histokit.evaluate.runs import Fold, Run
 from histokit.evaluate.scores import SlideScore
 from histokit.evaluate.summary import MIN_SPOTS, averaged
-from histokit.evaluate.topics.base import Part, Topic
+from histokit.evaluate.topics.base import Part, Topic, gather_rows
 from histokit.evaluate.topics.embedding_plots import ClusterMap, cluster_maps
 from histokit.evaluate.topics.maps import picture_path
 from histokit.evaluate.topics.predictions import read_tissue
@@ -96,9 +96,7 @@ class EmbeddingTopic(Topic):
 
     def gather(self, team: Team, scores: Sequence[SlideScore]) -> None:
         """Take over the rows of all ranks, in the order of the scores."""
-        order = {(score.fold, score.slide_id): i for i, score in enumerate(scores)}
-        rows = [row for part in team.gather(self.rows) for row in part]
-        self.rows = sorted(rows, key=lambda row: order[row["fold"], row["slide_id"]])
+        self.rows = gather_rows(team, self.rows, scores)
 
     def show(self, view: SlideView, evaluation: Evaluation) -> None:
         """Draw a slide's clusters."""

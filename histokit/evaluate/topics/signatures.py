@@ -27,7 +27,7 @@ from histokit.evaluate.summary import (
     averaged,
     one_row_a_slide,
 )
-from histokit.evaluate.topics.base import Part, Topic
+from histokit.evaluate.topics.base import Part, Topic, gather_rows
 from histokit.evaluate.topics.pathway_plots import signature_bars
 from histokit.evaluate.topics.pathways import PathwayGenes, genes_of
 from histokit.evaluate.verdict import interval_note, with_interval
@@ -204,9 +204,7 @@ class SignatureTopic(Topic):
 
     def gather(self, team: Team, scores: Sequence[SlideScore]) -> None:
         """Take over the rows of all ranks, in the order of the scores."""
-        order = {(score.fold, score.slide_id): i for i, score in enumerate(scores)}
-        rows = [row for part in team.gather(self.rows) for row in part]
-        self.rows = sorted(rows, key=lambda row: order[row["fold"], row["slide_id"]])
+        self.rows = gather_rows(team, self.rows, scores)
 
     def table(self) -> pd.DataFrame:
         """One row a signature, fold and slide; ``random_pcc`` is that of genes as variable."""
