@@ -67,16 +67,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cancer_cross_attention(
   p.eps = eps, p.y = y.mutable_data_ptr();
   p.prob = scored ? prob.mutable_data_ptr() : nullptr;
   p.mean = mean.mutable_data_ptr(), p.rstd = rstd.mutable_data_ptr();
-  if (x.is_cuda()) {
-#ifdef HISTOKIT_CUDA
-    const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-    check_launch(kOp, cancer_cross_attention_cuda(p, current_stream(x)));
-#endif
-  } else {
-    torch::stable::parallel_for(0, p.num_rows, 64, [&](int64_t begin, int64_t end) {
-      cancer_cross_attention_cpu(p, begin, end);
-    });
-  }
+  launch(
+      kOp, x, p.num_rows, 64, [&](auto stream) { return cancer_cross_attention_cuda(p, stream); },
+      [&](int64_t begin, int64_t end) { cancer_cross_attention_cpu(p, begin, end); });
   return {y, prob, mean, rstd};
 }
 
@@ -100,12 +93,9 @@ std::tuple<Tensor, Tensor, Tensor> cancer_cross_attention_backward(
   Tensor grad_score =
       scored ? new_tensor(x, {p.num_rows, p.num_keys}, acc) : new_tensor(x, {0}, acc);
   if (p.num_rows == 0) return {grad_z, grad_score, torch::stable::new_zeros(x, {2, p.dim}, acc)};
-#ifdef HISTOKIT_CUDA
-  p.num_partials = x.is_cuda() ? cancer_cross_attention_partials_cuda(p.num_rows)
-                               : cancer_cross_attention_partials_cpu(p.num_rows);
-#else
-  p.num_partials = cancer_cross_attention_partials_cpu(p.num_rows);
-#endif
+  p.num_partials = by_device(
+      x, [&](auto) { return cancer_cross_attention_partials_cuda(p.num_rows); },
+      [&] { return cancer_cross_attention_partials_cpu(p.num_rows); });
   Tensor partial = new_tensor(x, {p.num_partials, 2, p.dim}, acc);
   p.grad_y = grad.const_data_ptr(), p.grad_y_stride = grad.stride(0);
   p.prob = const_cast<void*>(data(weight));
@@ -114,16 +104,10 @@ std::tuple<Tensor, Tensor, Tensor> cancer_cross_attention_backward(
   p.grad_z = grad_z.mutable_data_ptr();
   p.grad_score = scored ? grad_score.mutable_data_ptr() : nullptr;
   p.partial_norm = partial.mutable_data_ptr();
-  if (x.is_cuda()) {
-#ifdef HISTOKIT_CUDA
-    const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-    check_launch(kOp, cancer_cross_attention_backward_cuda(p, current_stream(x)));
-#endif
-  } else {
-    torch::stable::parallel_for(0, p.num_partials, 1, [&](int64_t begin, int64_t end) {
-      cancer_cross_attention_backward_cpu(p, begin, end);
-    });
-  }
+  launch(
+      kOp, x, p.num_partials, 1,
+      [&](auto stream) { return cancer_cross_attention_backward_cuda(p, stream); },
+      [&](int64_t begin, int64_t end) { cancer_cross_attention_backward_cpu(p, begin, end); });
   const std::vector<int64_t> blocks = {0};
   return {grad_z, grad_score, torch::stable::sum(partial, blocks)};
 }

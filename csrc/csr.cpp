@@ -63,18 +63,12 @@ Tensor csr_matmul(Tensor row_offsets, Tensor col_index, Tensor values, Tensor de
   Tensor out = new_tensor(dense, {p.num_rows, p.dim}, dense.scalar_type());
   if (p.num_rows == 0 || p.dim == 0) return out;
   p.out = out.mutable_data_ptr();
-  if (values.is_cuda()) {
-#ifdef HISTOKIT_CUDA
-    const torch::stable::accelerator::DeviceGuard guard(values.get_device_index());
-    check_launch(kOp, csr_matmul_cuda(p, current_stream(values)));
-#endif
-    return out;
-  }
   std::atomic<int64_t> visited = 0;
   p.visited = &visited;
-  torch::stable::parallel_for(0, p.num_rows, 16,
-                              [&](int64_t begin, int64_t end) { csr_matmul_cpu(p, begin, end); });
-  check_visited(kOp, visited, values);
+  launch(
+      kOp, values, p.num_rows, 16, [&](auto stream) { return csr_matmul_cuda(p, stream); },
+      [&](int64_t begin, int64_t end) { csr_matmul_cpu(p, begin, end); });
+  if (!values.is_cuda()) check_visited(kOp, visited, values);
   return out;
 }
 
@@ -98,10 +92,8 @@ std::tuple<Tensor, Tensor> csr_transpose_matmul(Tensor row_offsets, Tensor col_i
   return {out, moments};
 }
 
-Tensor csr_moments([[maybe_unused]] Tensor row_offsets, Tensor values,
-                   [[maybe_unused]] int64_t num_cols) {
+Tensor csr_moments(Tensor row_offsets, Tensor values, int64_t num_cols) {
   Tensor moments = new_tensor(values, {2, row_offsets.size(0) - 1}, ScalarType::Double);
-#ifdef HISTOKIT_CUDA
   constexpr const char* kOp = "csr_moments";
   CsrParams p = {};
   p.dtype = dtype_of(kOp, values);
@@ -110,9 +102,9 @@ Tensor csr_moments([[maybe_unused]] Tensor row_offsets, Tensor values,
   if (p.num_rows == 0) return moments;
   p.row_offsets = row_offsets.const_data_ptr(), p.values = values.const_data_ptr();
   p.moments = static_cast<double*>(moments.mutable_data_ptr());
-  const torch::stable::accelerator::DeviceGuard guard(values.get_device_index());
-  check_launch(kOp, csr_moments_cuda(p, current_stream(values)));
-#endif
+  launch(
+      kOp, values, p.num_rows, 0, [&](auto stream) { return csr_moments_cuda(p, stream); },
+      [&](int64_t, int64_t) { fail(kOp, ": on CUDA alone"); });
   return moments;
 }
 

@@ -51,10 +51,9 @@ struct Inputs {
 
   // Into how many a head is parted in the backward pass.
   int64_t parts() const {
-#ifdef HISTOKIT_CUDA
-    if (query.is_cuda()) return distance_attention_blocks_cuda(p);
-#endif
-    return distance_attention_chunks_cpu(p.num_rows);
+    return by_device(
+        query, [&](auto) { return distance_attention_blocks_cuda(p); },
+        [&] { return distance_attention_chunks_cpu(p.num_rows); });
   }
 };
 
@@ -68,16 +67,10 @@ std::tuple<Tensor, Tensor> distance_attention(Tensor query, Tensor key, Tensor v
   Tensor logsumexp = new_tensor(query, {p.num_heads, p.num_rows}, acc_type(p.dtype));
   if (p.num_rows == 0) return {out, logsumexp};
   p.out = out.mutable_data_ptr(), p.logsumexp = logsumexp.mutable_data_ptr();
-  if (query.is_cuda()) {
-#ifdef HISTOKIT_CUDA
-    const torch::stable::accelerator::DeviceGuard guard(query.get_device_index());
-    check_launch(kOp, distance_attention_cuda(p, current_stream(query)));
-#endif
-  } else {
-    const int64_t tasks = p.num_heads * distance_attention_blocks_cpu(p.num_rows);
-    torch::stable::parallel_for(
-        0, tasks, 1, [&](int64_t begin, int64_t end) { distance_attention_cpu(p, begin, end); });
-  }
+  launch(
+      kOp, query, p.num_heads * distance_attention_blocks_cpu(p.num_rows), 1,
+      [&](auto stream) { return distance_attention_cuda(p, stream); },
+      [&](int64_t begin, int64_t end) { distance_attention_cpu(p, begin, end); });
   return {out, logsumexp};
 }
 
@@ -105,24 +98,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> distance_attention_backward(
   p.logsumexp = const_cast<void*>(sums.const_data_ptr());
   p.grad_key = grad_key.mutable_data_ptr(), p.grad_value = grad_value.mutable_data_ptr();
   if (with_slope) p.partial_slope = static_cast<double*>(partial.mutable_data_ptr());
-  Tensor grad_query;
   const std::vector<int64_t> over_chunks = {0}, over_parts = {1};
-  if (query.is_cuda()) {
-#ifdef HISTOKIT_CUDA
-    grad_query = new_tensor(query, shape, type);
-    Tensor delta = new_tensor(query, {p.num_heads, p.num_rows}, acc);
-    p.grad_query = grad_query.mutable_data_ptr(), p.delta = delta.mutable_data_ptr();
-    const torch::stable::accelerator::DeviceGuard guard(query.get_device_index());
-    check_launch(kOp, distance_attention_backward_cuda(p, current_stream(query)));
-#endif
-  } else {
-    Tensor chunks = new_tensor(query, {parts, p.num_rows, p.num_heads, p.head_dim}, type);
-    p.grad_query = chunks.mutable_data_ptr();
-    torch::stable::parallel_for(0, p.num_heads * parts, 1, [&](int64_t begin, int64_t end) {
-      distance_attention_backward_cpu(p, begin, end);
-    });
-    grad_query = torch::stable::sum(chunks, over_chunks);
-  }
+  const int64_t chunks =
+      query.is_cuda() ? 1 : parts;  // the CPU sums over chunks of keys at the end
+  Tensor grad_query = new_tensor(query, {chunks, p.num_rows, p.num_heads, p.head_dim}, type);
+  Tensor delta = new_tensor(query, {query.is_cuda() ? p.num_heads : 0, p.num_rows}, acc);
+  p.grad_query = grad_query.mutable_data_ptr(), p.delta = delta.mutable_data_ptr();
+  launch(
+      kOp, query, p.num_heads * parts, 1,
+      [&](auto stream) { return distance_attention_backward_cuda(p, stream); },
+      [&](int64_t begin, int64_t end) { distance_attention_backward_cpu(p, begin, end); });
+  grad_query = chunks == 1 ? torch::stable::select(grad_query, 0, 0)
+                           : torch::stable::sum(grad_query, over_chunks);
   return {grad_query, grad_key, grad_value, torch::stable::sum(partial, over_parts)};
 }
 

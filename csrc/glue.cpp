@@ -84,6 +84,4 @@ Stream current_stream(const Tensor& t) {
   return stream;
 }
 
-void check_launch(const char* op, Error error) { HK_CHECK(!error, op, " (CUDA): ", error); }
-
 }  // namespace histokit

@@ -68,6 +68,30 @@ Tensor new_tensor(const Tensor& like, std::vector<int64_t> shape, ScalarType typ
 // where torch has CUDA, and this library must load where it has not.
 Stream current_stream(const Tensor& t);
 
-void check_launch(const char* op, Error error);
+// What `cuda` gives for a tensor on a GPU, `cpu` for others. `cuda` takes an argument of no
+// meaning: a generic lambda is not compiled where it is not called, in a library without CUDA.
+template <class Cuda, class Cpu>
+auto by_device(const Tensor& t, [[maybe_unused]] Cuda cuda, Cpu cpu) {
+#ifdef HISTOKIT_CUDA
+  if (t.is_cuda()) return cuda(0);
+#endif
+  return cpu();
+}
+
+// Runs an op where `like` lies: cuda(stream), which returns an Error, or cpu(begin, end) on all
+// threads over [0, size) in pieces of at least `grain`.
+template <class Cuda, class Cpu>
+void launch([[maybe_unused]] const char* op, const Tensor& like, int64_t size, int64_t grain,
+            [[maybe_unused]] Cuda cuda, Cpu cpu) {
+#ifdef HISTOKIT_CUDA
+  if (like.is_cuda()) {
+    const torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
+    const Error error = cuda(current_stream(like));
+    HK_CHECK(!error, op, " (CUDA): ", error);
+    return;
+  }
+#endif
+  torch::stable::parallel_for(0, size, grain, cpu);
+}
 
 }  // namespace histokit

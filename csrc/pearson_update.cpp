@@ -36,22 +36,17 @@ void pearson_update(Tensor state, Tensor pred, Tensor target, OptionalTensor mas
   check_index(kOp, "offsets", starts, p.num_rows + 1);
   p.order = data_as<int64_t>(rows), p.offsets = data_as<int64_t>(starts);
   p.state = static_cast<double*>(state.mutable_data_ptr());
-  p.num_partials = 1;
-  if (pred.is_cuda()) {
-#ifdef HISTOKIT_CUDA
-    const torch::stable::accelerator::DeviceGuard guard(pred.get_device_index());
-    p.num_partials = pearson_update_partials_cuda(p.num_rows, p.num_slides, p.num_genes);
-    Tensor scratch = new_tensor(
-        state, {p.num_partials > 1 ? p.num_partials : 0, kPearsonRows, p.num_slides, p.num_genes},
-        ScalarType::Double);
-    p.partial = p.num_partials > 1 ? static_cast<double*>(scratch.mutable_data_ptr()) : nullptr;
-    check_launch(kOp, pearson_update_cuda(p, current_stream(pred)));
-#endif
-  } else {
-    torch::stable::parallel_for(0, p.num_genes, 256, [&](int64_t begin, int64_t end) {
-      pearson_update_cpu(p, begin, end);
-    });
-  }
+  p.num_partials = by_device(
+      pred,
+      [&](auto) { return pearson_update_partials_cuda(p.num_rows, p.num_slides, p.num_genes); },
+      [] { return int64_t(1); });
+  Tensor scratch = new_tensor(
+      state, {p.num_partials > 1 ? p.num_partials : 0, kPearsonRows, p.num_slides, p.num_genes},
+      ScalarType::Double);
+  p.partial = p.num_partials > 1 ? static_cast<double*>(scratch.mutable_data_ptr()) : nullptr;
+  launch(
+      kOp, pred, p.num_genes, 256, [&](auto stream) { return pearson_update_cuda(p, stream); },
+      [&](int64_t begin, int64_t end) { pearson_update_cpu(p, begin, end); });
 }
 
 }  // namespace histokit

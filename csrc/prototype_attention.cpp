@@ -40,16 +40,9 @@ std::tuple<Tensor, Tensor> prototype_attention(Tensor query, Tensor key, Tensor 
   Tensor logsumexp = new_tensor(query, {p.num_rows, num_heads}, acc_type(p.dtype));
   if (p.num_rows == 0) return {out, logsumexp};
   p.out = out.mutable_data_ptr(), p.logsumexp = logsumexp.mutable_data_ptr();
-  if (query.is_cuda()) {
-#ifdef HISTOKIT_CUDA
-    const torch::stable::accelerator::DeviceGuard guard(query.get_device_index());
-    check_launch(kOp, prototype_attention_cuda(p, current_stream(query)));
-#endif
-  } else {
-    torch::stable::parallel_for(0, p.num_rows, 64, [&](int64_t begin, int64_t end) {
-      prototype_attention_cpu(p, begin, end);
-    });
-  }
+  launch(
+      kOp, query, p.num_rows, 64, [&](auto stream) { return prototype_attention_cuda(p, stream); },
+      [&](int64_t begin, int64_t end) { prototype_attention_cpu(p, begin, end); });
   return {out, logsumexp};
 }
 
@@ -72,12 +65,9 @@ std::tuple<Tensor, Tensor, Tensor> prototype_attention_backward(Tensor grad_out,
     const Tensor zeros = torch::stable::new_zeros(key, {p.num_prototypes, width});
     return {grad_query, zeros, torch::stable::new_zeros(key, {p.num_prototypes, width})};
   }
-#ifdef HISTOKIT_CUDA
-  p.num_partials = query.is_cuda() ? prototype_attention_partials_cuda(p.num_rows, p.num_prototypes)
-                                   : prototype_attention_partials_cpu(p.num_rows);
-#else
-  p.num_partials = prototype_attention_partials_cpu(p.num_rows);
-#endif
+  p.num_partials = by_device(
+      query, [&](auto) { return prototype_attention_partials_cuda(p.num_rows, p.num_prototypes); },
+      [&] { return prototype_attention_partials_cpu(p.num_rows); });
   Tensor partial_key = new_tensor(query, {p.num_partials, p.num_prototypes, width}, acc);
   Tensor partial_value = new_tensor(query, {p.num_partials, p.num_prototypes, width}, acc);
   p.grad_out = grad.const_data_ptr(), p.grad_out_stride = grad.stride(0);
@@ -86,16 +76,10 @@ std::tuple<Tensor, Tensor, Tensor> prototype_attention_backward(Tensor grad_out,
   p.grad_query = grad_query.mutable_data_ptr();
   p.partial_key = partial_key.mutable_data_ptr();
   p.partial_value = partial_value.mutable_data_ptr();
-  if (query.is_cuda()) {
-#ifdef HISTOKIT_CUDA
-    const torch::stable::accelerator::DeviceGuard guard(query.get_device_index());
-    check_launch(kOp, prototype_attention_backward_cuda(p, current_stream(query)));
-#endif
-  } else {
-    torch::stable::parallel_for(0, p.num_partials, 1, [&](int64_t begin, int64_t end) {
-      prototype_attention_backward_cpu(p, begin, end);
-    });
-  }
+  launch(
+      kOp, query, p.num_partials, 1,
+      [&](auto stream) { return prototype_attention_backward_cuda(p, stream); },
+      [&](int64_t begin, int64_t end) { prototype_attention_backward_cpu(p, begin, end); });
   const std::vector<int64_t> blocks = {0};
   return {grad_query, torch::stable::sum(partial_key, blocks),
           torch::stable::sum(partial_value, blocks)};

@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   using A = Acc<T>;
   constexpr int kTiles = kLaneValues / kPack;
   constexpr int kRows = kPackRows<A, kPack>;
-  __shared__ A scratch[16 * kRows];
+  HK_SHARED(scratch, Shared<A, 16 * kRows>);
   const Group<A> group(row_warps, p.dim, scratch);
   const int groups = blockDim.x / (row_warps * kWarp);
   const T* x = static_cast<const T*>(p.x);

@@ -13,8 +13,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     backward_kernel(const Params p, const int row_warps) {
   using A = Acc<T>;
   constexpr int kTiles = kLaneValues / kPack;
-  __shared__ A scratch[16 * 2];
-  __shared__ A shared_sums[kBlockWarps][kWarp * kPack];
+  HK_SHARED(scratch, Shared<A, 16 * 2>);
+  HK_SHARED(shared_sums, Shared<A[kWarp * kPack], kBlockWarps>);
   const Group<A> group(row_warps, p.dim, scratch);
   const int groups = blockDim.x / (row_warps * kWarp);
   const A* value = static_cast<const A*>(p.value);

@@ -8,11 +8,13 @@
 
 #include "../dtype.h"
 
-#ifndef HK_LAUNCH  // tests/cuda_host defines it to run the blocks on the host
+#ifndef HK_LAUNCH  // tests/ops/cuda_host defines both to run the blocks on the host
+// A variable of shared memory, at an address that 16-byte loads may read.
+#define HK_SHARED(name, ...) __shared__ __align__(16) __VA_ARGS__ name
 #define HK_LAUNCH(kernel, grid, block, stream, ...) \
   kernel<<<grid, block, 0, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
 #endif
-#ifndef HK_BLOCK_WARPS  // fewer there, where every thread is a real one
+#ifndef HK_BLOCK_WARPS  // fewer in some tests, for more blocks and ragged ends
 #define HK_BLOCK_WARPS 4
 #endif
 
@@ -23,6 +25,9 @@ constexpr int kWarp = 32;
 constexpr int kBlockWarps = HK_BLOCK_WARPS;
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int64_t kMaxBlocks = 1 << 20;  // of a grid-stride loop
+
+template <class T, int kCount>
+using Shared = T[kCount];
 
 template <class T>
 struct AccOf {

@@ -12,8 +12,9 @@ template <class T, int kDim>
 __global__ void __launch_bounds__(kThreads, 3)
     forward_kernel(const Params p, const int lanes, const bool wide) {
   using A = Acc<T>;
-  __shared__ Tile<A, kDim> keys, values;
-  __shared__ Places<A, kDim> places;
+  HK_SHARED(keys, Tile<A, kDim>);
+  HK_SHARED(values, Tile<A, kDim>);
+  HK_SHARED(places, Places<A, kDim>);
   const Share<A, kDim> share(lanes, p.head_dim);
   const A scale = A(1) / sqrt(A(p.head_dim));
   const A slope = static_cast<const A*>(p.slope)[blockIdx.y];
@@ -21,7 +22,8 @@ __global__ void __launch_bounds__(kThreads, 3)
   const Keep<A> keep(p);
 
   int64_t row[kRows<A>];
-  A query[kRows<A>][kDim], sums[kRows<A>][kDim] = {}, most[kRows<A>], total[kRows<A>] = {};
+  A query[kRows<A>][kDim];
+  OnlineSoftmax<A, kDim> softmax[kRows<A>];
   A x[kRows<A>], y[kRows<A>];
   uint32_t bits[kRows<A>];
 #pragma unroll
@@ -34,7 +36,6 @@ __global__ void __launch_bounds__(kThreads, 3)
     const Place<A> place(p.coords, from);
     x[r] = place.x, y[r] = place.y;
     bits[r] = row_bits(keep.head, from);
-    most[r] = -INFINITY;
   }
 
   for (int64_t start = 0; start < p.num_rows; start += capacity) {
@@ -58,40 +59,26 @@ __global__ void __launch_bounds__(kThreads, 3)
         }
 #pragma unroll
       for (int r = 0; r < kRows<A>; ++r) {
-        A now = most[r];
+        softmax[r].weigh(score[r]);
 #pragma unroll
-        for (int j = 0; j < kInFlight; ++j) now = max(now, score[r][j]);
-        const A shrink = exponential(most[r] - now);
-        most[r] = now;
-        total[r] *= shrink;
-#pragma unroll
-        for (int c = 0; c < kDim; ++c) sums[r][c] *= shrink;
-#pragma unroll
-        for (int j = 0; j < kInFlight; ++j) {
-          score[r][j] = exponential(score[r][j] - now);
-          total[r] += score[r][j];
-          score[r][j] *= keep.at(bits[r], start + m + j);
-        }
+        for (int j = 0; j < kInFlight; ++j) score[r][j] *= keep.at(bits[r], start + m + j);
       }
 #pragma unroll
       for (int j = 0; j < kInFlight; ++j)
         if (m + j < count)
 #pragma unroll
           for (int r = 0; r < kRows<A>; ++r)
-            add(sums[r], score[r][j], values.row(m + j, lanes, share.lane));
+            add(softmax[r].sums, score[r][j], values.row(m + j, lanes, share.lane));
     }
   }
 
 #pragma unroll
   for (int r = 0; r < kRows<A>; ++r) {
     if (row[r] >= p.num_rows) continue;
-#pragma unroll
-    for (int c = 0; c < kDim; ++c) sums[r][c] /= total[r];
     T* out = static_cast<T*>(p.out) + (row[r] * p.num_heads + blockIdx.y) * p.head_dim;
-    share.write(out, wide, sums[r]);
+    softmax[r].write(share, out, wide);
     if (share.lane == 0)
-      static_cast<A*>(p.logsumexp)[blockIdx.y * p.num_rows + row[r]] =
-          most[r] + logarithm(total[r]);
+      static_cast<A*>(p.logsumexp)[blockIdx.y * p.num_rows + row[r]] = softmax[r].logsumexp();
   }
 }
 

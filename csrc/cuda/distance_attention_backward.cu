@@ -9,9 +9,10 @@ template <class T, int kDim>
 __global__ void __launch_bounds__(kThreads, 3)
     query_kernel(const Params p, const int lanes, const bool wide) {
   using A = Acc<T>;
-  __shared__ Tile<A, kDim> keys, values;
-  __shared__ Places<A, kDim> places;
-  __shared__ double warp_sums[kBlockWarps];
+  HK_SHARED(keys, Tile<A, kDim>);
+  HK_SHARED(values, Tile<A, kDim>);
+  HK_SHARED(places, Places<A, kDim>);
+  HK_SHARED(warp_sums, Shared<double, kBlockWarps>);
   const Share<A, kDim> share(lanes, p.head_dim);
   const A scale = A(1) / sqrt(A(p.head_dim));
   const A slope = static_cast<const A*>(p.slope)[blockIdx.y];
@@ -80,9 +81,11 @@ template <class T, int kDim>
 __global__ void __launch_bounds__(kThreads)
     key_kernel(const Params p, const int lanes, const bool wide) {
   using A = Acc<T>;
-  __shared__ Tile<A, kDim> queries, grads;
-  __shared__ Places<A, kDim> places;
-  __shared__ A lse[Places<A, kDim>::kMost], deltas[Places<A, kDim>::kMost];
+  HK_SHARED(queries, Tile<A, kDim>);
+  HK_SHARED(grads, Tile<A, kDim>);
+  HK_SHARED(places, Places<A, kDim>);
+  HK_SHARED(lse, Shared<A, Places<A, kDim>::kMost>);
+  HK_SHARED(deltas, Shared<A, Places<A, kDim>::kMost>);
   const Share<A, kDim> share(lanes, p.head_dim);
   const A scale = A(1) / sqrt(A(p.head_dim));
   const A slope = static_cast<const A*>(p.slope)[blockIdx.y];

@@ -118,6 +118,35 @@ __device__ __forceinline__ void add(A (&a)[kDim], A factor, const A* b) {
   }
 }
 
+// Softmax over keys that pass by, with a running maximum: one row's weighted sum of values so far.
+template <class A, int kDim>
+struct OnlineSoftmax {
+  A sums[kDim] = {}, most = -INFINITY, total = 0;
+
+  // Turns the scores of further keys into their weights, on the scale that sums is brought to.
+  __device__ __forceinline__ void weigh(A (&score)[kInFlight]) {
+    A now = most;
+#pragma unroll
+    for (int j = 0; j < kInFlight; ++j) now = max(now, score[j]);
+    const A shrink = exponential(most - now);
+    most = now;
+    total *= shrink;
+#pragma unroll
+    for (int c = 0; c < kDim; ++c) sums[c] *= shrink;
+#pragma unroll
+    for (int j = 0; j < kInFlight; ++j) total += score[j] = exponential(score[j] - now);
+  }
+
+  __device__ __forceinline__ A logsumexp() const { return most + logarithm(total); }
+
+  template <class T>
+  __device__ __forceinline__ void write(const Share<A, kDim>& share, T* out, bool wide) {
+#pragma unroll
+    for (int c = 0; c < kDim; ++c) sums[c] /= total;
+    share.write(out, wide, sums);
+  }
+};
+
 inline int lanes_for(int64_t head_dim, int dim) {
   int lanes = 1;
   while (lanes * dim < head_dim) lanes *= 2;

@@ -16,14 +16,16 @@ template <class T, int kDim>
 __global__ void __launch_bounds__(kThreads, 3)
     forward_kernel(const Params p, const int lanes, const bool wide) {
   using A = Acc<T>;
-  __shared__ Tile<A, kDim> keys, values;
+  HK_SHARED(keys, Tile<A, kDim>);
+  HK_SHARED(values, Tile<A, kDim>);
   const Share<A, kDim> share(lanes, p.head_dim);
   const int64_t width = p.num_heads * p.head_dim, offset = blockIdx.y * p.head_dim;
   const A scale = A(1) / sqrt(A(p.head_dim));
   const int capacity = Tile<A, kDim>::capacity(lanes);
 
   int64_t row[kRows<A>];
-  A query[kRows<A>][kDim], sums[kRows<A>][kDim] = {}, most[kRows<A>], total[kRows<A>] = {};
+  A query[kRows<A>][kDim];
+  OnlineSoftmax<A, kDim> softmax[kRows<A>];
 #pragma unroll
   for (int r = 0; r < kRows<A>; ++r) {
     row[r] = (int64_t(blockIdx.x) * kRows<A> + r) * share.slots + share.slot;
@@ -31,7 +33,6 @@ __global__ void __launch_bounds__(kThreads, 3)
     share.read(static_cast<const T*>(p.query) + from * p.query_stride + offset, wide, query[r]);
 #pragma unroll
     for (int c = 0; c < kDim; ++c) query[r][c] *= scale;
-    most[r] = -INFINITY;
   }
 
   for (int64_t start = 0; start < p.num_prototypes; start += capacity) {
@@ -53,36 +54,23 @@ __global__ void __launch_bounds__(kThreads, 3)
         }
 #pragma unroll
       for (int r = 0; r < kRows<A>; ++r) {
-        A now = most[r];
-#pragma unroll
-        for (int j = 0; j < kInFlight; ++j) now = max(now, score[r][j]);
-        const A shrink = exponential(most[r] - now);
-        most[r] = now;
-        total[r] *= shrink;
-#pragma unroll
-        for (int c = 0; c < kDim; ++c) sums[r][c] *= shrink;
-#pragma unroll
-        for (int j = 0; j < kInFlight; ++j)
-          total[r] += score[r][j] = exponential(score[r][j] - now);
+        softmax[r].weigh(score[r]);
       }
 #pragma unroll
       for (int j = 0; j < kInFlight; ++j)
         if (m + j < count)
 #pragma unroll
           for (int r = 0; r < kRows<A>; ++r)
-            add(sums[r], score[r][j], values.row(m + j, lanes, share.lane));
+            add(softmax[r].sums, score[r][j], values.row(m + j, lanes, share.lane));
     }
   }
 
 #pragma unroll
   for (int r = 0; r < kRows<A>; ++r) {
     if (row[r] >= p.num_rows) continue;
-#pragma unroll
-    for (int c = 0; c < kDim; ++c) sums[r][c] /= total[r];
-    share.write(static_cast<T*>(p.out) + row[r] * width + offset, wide, sums[r]);
+    softmax[r].write(share, static_cast<T*>(p.out) + row[r] * width + offset, wide);
     if (share.lane == 0)
-      static_cast<A*>(p.logsumexp)[row[r] * p.num_heads + blockIdx.y] =
-          most[r] + logarithm(total[r]);
+      static_cast<A*>(p.logsumexp)[row[r] * p.num_heads + blockIdx.y] = softmax[r].logsumexp();
   }
 }
 

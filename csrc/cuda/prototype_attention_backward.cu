@@ -15,7 +15,8 @@ template <class T, int kDim>
 __global__ void __launch_bounds__(kRowThreads, 3)
     query_kernel(const Params p, const int lanes, const bool wide) {
   using A = Acc<T>;
-  __shared__ Tile<A, kDim> keys, values;
+  HK_SHARED(keys, Tile<A, kDim>);
+  HK_SHARED(values, Tile<A, kDim>);
   const Share<A, kDim> share(lanes, p.head_dim);
   const int64_t width = p.num_heads * p.head_dim, offset = blockIdx.y * p.head_dim;
   const A scale = A(1) / sqrt(A(p.head_dim));
@@ -61,8 +62,10 @@ __global__ void __launch_bounds__(kRowThreads, 3)
 template <class T, int kDim>
 __global__ void __launch_bounds__(kThreads) prototype_kernel(const Params p, const int lanes) {
   using A = Acc<T>;
-  __shared__ Tile<A, kDim> queries, grads;
-  __shared__ A lse[Tile<A, kDim>::kValues / kDim], dots[Tile<A, kDim>::kValues / kDim];
+  HK_SHARED(queries, Tile<A, kDim>);
+  HK_SHARED(grads, Tile<A, kDim>);
+  HK_SHARED(lse, Shared<A, Tile<A, kDim>::kValues / kDim>);
+  HK_SHARED(dots, Shared<A, Tile<A, kDim>::kValues / kDim>);
   const Share<A, kDim> share(lanes, p.head_dim);
   const int64_t width = p.num_heads * p.head_dim, offset = blockIdx.y * p.head_dim;
   const A scale = A(1) / sqrt(A(p.head_dim));

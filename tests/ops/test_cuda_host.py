@@ -1,10 +1,11 @@
-"""The CUDA kernels of csrc/cuda, compiled with g++ and run on host threads (tests/ops/cuda_host).
+"""The CUDA kernels of csrc/cuda, compiled with g++ and run on the host (tests/ops/cuda_host).
 
 Their launchers take CPU tensors here and answer to the same references as the CPU kernels. With a
-sanitizer, which finds a missing barrier as a race and a wild or misaligned access at its line:
+sanitizer, which finds a wild or misaligned access at its line:
 
-    CUDA_HOST_SANITIZE=thread LD_PRELOAD=$(gcc -print-file-name=libtsan.so) \\
-        TSAN_OPTIONS=ignore_noninstrumented_modules=1:detect_deadlocks=0 \\
+    CUDA_HOST_SANITIZE=address,undefined \\
+        LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" \\
+        ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 \\
         pytest tests/ops/test_cuda_host.py
 """
 

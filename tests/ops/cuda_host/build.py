@@ -25,7 +25,7 @@ KIND = os.environ.get("CUDA_HOST_SANITIZE")
 SANITIZE = ["-g", f"-fsanitize={KIND}"] if KIND else []
 FLAGS = [
     *("-x", "c++", "-std=c++20", "-O1", "-fPIC", "-pthread", "-fno-strict-aliasing"),
-    *("-Wall", "-Werror", "-Wno-unknown-pragmas", "-DHK_BLOCK_WARPS=2", f"-I{SHIM}"),
+    *("-Wall", "-Werror", "-Wno-unknown-pragmas", f"-I{SHIM}"),
     *(f"-isystem{path}" for path in include_paths()),
 ]
 GLUE_FLAGS = [
@@ -34,6 +34,7 @@ GLUE_FLAGS = [
     '-DHISTOKIT_BUILD_CUDA_ARCHS="host"',
     '-DHISTOKIT_BUILD_REVISION="tests"',
 ]
+SMALL_BLOCKS = ["-DHK_BLOCK_WARPS=2"]  # of 4, for more blocks and ragged ends
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 FIELD_TYPES = {
     "int64_t": ctypes.c_int64,
@@ -44,28 +45,34 @@ FIELD_TYPES = {
 
 
 def build(cache: Path) -> Path:
-    """The shared library of all kernels."""
-    return _link(cache, "kernels", SOURCES, [])
+    """The shared library of all kernels, with small blocks."""
+    return _link(cache, "kernels", SOURCES, [], SMALL_BLOCKS)
 
 
 def build_extension(cache: Path) -> Path:
-    """histokit._C with the CUDA branches of the glue on CPU tensors, over these kernels."""
+    """histokit._C with the CUDA branches of the glue on CPU tensors, and kernels of real blocks."""
     glue = [*sorted(CSRC.glob("*.cpp")), *sorted((CSRC / "cpu").glob("*.cpp"))]
     torch_libraries = Path(torch.__file__).parent / "lib"
     link = [f"-L{torch_libraries}", "-ltorch_cpu", "-lc10"]
     return _link(cache, "extension", [*SOURCES, *glue], link)
 
 
-def _link(cache: Path, name: str, sources: list[Path], extra: list[str]) -> Path:
+def build_source(cache: Path, source: Path) -> Path:
+    """The shared library of one file of kernels."""
+    return _link(cache, source.stem, [source], [])
+
+
+def _link(cache: Path, name: str, sources: list[Path], libraries: list[str], flags=()) -> Path:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(lambda source: _compile(cache, source), sources))
-    return _make(cache, name, ["g++", "-shared", "-pthread", *SANITIZE, *objects, *extra], objects)
+        objects = list(pool.map(lambda source: _compile(cache, source, flags), sources))
+    command = ["g++", "-shared", *SANITIZE, *objects, *libraries]
+    return _make(cache, name, command, objects)
 
 
-def _compile(cache: Path, source: Path) -> Path:
+def _compile(cache: Path, source: Path, more: list[str]) -> Path:
     folders = {CSRC, source.parent, SHIM}
     headers = sorted(path for folder in folders for path in folder.glob("*.*h"))
-    flags = [*FLAGS, *SANITIZE]
+    flags = [*FLAGS, *SANITIZE, *more]
     if source.parent.name == "cpu":  # linked because the glue names them; not run
         flags += ["-O0", "-fopenmp-simd", "-Wno-psabi"]
     elif source.name == "glue.cpp":  # its stream is torch's; pretend.h has the one to use
@@ -73,7 +80,8 @@ def _compile(cache: Path, source: Path) -> Path:
     elif source.parent == CSRC:
         flags += [*GLUE_FLAGS, "-include", str(SHIM / "pretend.h")]
     command = ["g++", *flags, "-c", str(source)]
-    return _make(cache, f"{source.parent.name}-{source.stem}", command, [source, *headers])
+    name = "-".join([source.parent.name, source.stem, *(flag.strip("-") for flag in more)])
+    return _make(cache, name, command, [source, *headers])
 
 
 def _make(cache: Path, name: str, command: list, read: list[Path]) -> Path:

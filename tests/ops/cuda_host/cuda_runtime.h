@@ -1,20 +1,27 @@
 // Test-only stand-in for the CUDA runtime: g++ compiles a .cu against this folder, and a launch
-// runs its blocks one after the other, each thread of a block a real thread. It covers what the
+// runs its blocks one after the other in a shuffled order, each thread of a block as a fiber that
+// hands over at barriers and shuffles. Who goes on first is shuffled too, so that a missing barrier
+// shows as a wrong value, and shared memory is poisoned before each block. It covers what the
 // kernels of csrc/cuda use and no more. A shuffle that not all lanes of a warp reach from the same
-// line, undefined on a GPU, is an error here; so is any launch or mask the shim does not cover.
+// line, undefined on a GPU, is an error here; so are a barrier that some threads never reach, and
+// any launch or mask the shim does not cover.
 #pragma once
 
+#include <setjmp.h>
+#include <ucontext.h>
+
 #include <algorithm>
-#include <atomic>
-#include <barrier>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <functional>
 #include <memory>
-#include <optional>
+#include <numeric>
+#include <random>
 #include <source_location>
-#include <thread>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #define __global__
@@ -22,14 +29,12 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define __shared__ static  // blocks run one at a time
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
   dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
-inline dim3 blockDim, gridDim;
-inline thread_local dim3 threadIdx, blockIdx;
+inline dim3 blockDim, gridDim, threadIdx, blockIdx;
 constexpr int warpSize = 32;
 
 using cudaStream_t = void*;
@@ -38,35 +43,125 @@ enum cudaError_t { cudaSuccess = 0, cudaErrorLaunchFailure = 719 };
 namespace cuda_host {
 
 constexpr unsigned kMaxValueBytes = 8;
+constexpr size_t kStackBytes = 256 << 10;
 
 struct Slot {
   alignas(kMaxValueBytes) unsigned char bytes[kMaxValueBytes];
   unsigned line;
 };
 
+struct Fiber;
+
+struct Barrier {
+  unsigned expected = 0;
+  std::vector<Fiber*> waiting;
+};
+
 struct Warp {
-  explicit Warp(unsigned lanes) : barrier(lanes) {}
-  std::barrier<> barrier;
-  Slot slots[2][warpSize] = {};
+  Barrier barrier;
+  Slot slots[2][warpSize];
 };
 
-struct Block {
-  explicit Block(unsigned threads) : barrier(threads) {
-    for (unsigned first = 0; first < threads; first += warpSize)
-      warps.push_back(std::make_unique<Warp>(std::min<unsigned>(warpSize, threads - first)));
-  }
-  std::barrier<> barrier;
-  std::vector<std::unique_ptr<Warp>> warps;
+struct Fiber {
+  jmp_buf place;
+  std::unique_ptr<unsigned char[]> stack;
+  dim3 index;
+  unsigned lane = 0, phase = 0;
+  Warp* warp = nullptr;
 };
 
-inline std::optional<Block> block;
-inline std::atomic<int> error{cudaSuccess};
-inline thread_local Warp* warp;
-inline thread_local unsigned lane, phase;
+inline std::vector<std::unique_ptr<Fiber>> fibers;  // kept from launch to launch
+inline std::vector<std::unique_ptr<Warp>> warps;
+inline Barrier block_barrier;
+inline std::vector<Fiber*> ready;
+inline Fiber* current;
+inline jmp_buf scheduler;
+inline std::function<void()> kernel_call;
+inline uint64_t block_number;
+inline int error = cudaSuccess;
+inline std::minstd_rand order;
 
 inline void fail(const char* what, unsigned line) {
   std::fprintf(stderr, "cuda_host: line %u: %s\n", line, what);
   error = cudaErrorLaunchFailure;
+}
+
+// Goes on with another thread of the block, or with the launch when none can go on.
+[[noreturn]] inline void next() {
+  if (ready.empty()) _longjmp(scheduler, 1);
+  current = ready.back();
+  ready.pop_back();
+  threadIdx = current->index;
+  _longjmp(current->place, 1);
+}
+
+inline void open(Barrier& barrier) {
+  std::shuffle(barrier.waiting.begin(), barrier.waiting.end(), order);
+  ready.insert(ready.end(), barrier.waiting.begin(), barrier.waiting.end());
+  barrier.waiting.clear();
+}
+
+// Not inlined: a function that calls setjmp keeps nothing in registers.
+__attribute__((noinline)) inline void arrive_and_wait(Barrier& barrier) {
+  barrier.waiting.push_back(current);
+  if (barrier.waiting.size() == barrier.expected) open(barrier);
+  if (_setjmp(current->place) == 0) next();
+}
+
+// As on a GPU, who has left is no longer waited for.
+inline void leave(Barrier& barrier) {
+  --barrier.expected;
+  if (!barrier.waiting.empty() && barrier.waiting.size() == barrier.expected) open(barrier);
+}
+
+// A fiber's whole life: one block's thread after another.
+inline void run_fiber() {
+  if (_setjmp(current->place) == 0) _longjmp(scheduler, 1);
+  for (;;) {
+    kernel_call();
+    leave(current->warp->barrier);
+    leave(block_barrier);
+    if (_setjmp(current->place) == 0) next();
+  }
+}
+
+inline std::unique_ptr<Fiber> new_fiber() {
+  auto fiber = std::make_unique<Fiber>();
+  fiber->stack = std::unique_ptr<unsigned char[]>(new unsigned char[kStackBytes]);
+  ucontext_t context;
+  getcontext(&context);
+  context.uc_stack.ss_sp = fiber->stack.get();
+  context.uc_stack.ss_size = kStackBytes;
+  context.uc_link = nullptr;
+  makecontext(&context, run_fiber, 0);
+  current = fiber.get();
+  if (_setjmp(scheduler) == 0) setcontext(&context);
+  return fiber;
+}
+
+inline void run_block(unsigned threads) {
+  ++block_number;
+  block_barrier = {threads, {}};
+  for (unsigned first = 0; first < threads; first += warpSize) {
+    Warp& warp = *warps[first / warpSize];
+    warp.barrier = {std::min<unsigned>(warpSize, threads - first), {}};
+    std::memset(warp.slots, 0xff, sizeof(warp.slots));
+  }
+  ready.clear();
+  for (unsigned thread = 0; thread < threads; ++thread) {
+    Fiber& fiber = *fibers[thread];
+    fiber.index = dim3(thread % blockDim.x, thread / blockDim.x % blockDim.y,
+                       thread / (blockDim.x * blockDim.y));
+    fiber.lane = thread % warpSize, fiber.phase = 0;
+    fiber.warp = warps[thread / warpSize].get();
+    ready.push_back(&fiber);
+  }
+  std::shuffle(ready.begin(), ready.end(), order);
+  if (_setjmp(scheduler) == 0) next();
+  if (block_barrier.expected > 0) {
+    fail("threads of a block wait for others that never come", 0);
+    fibers.clear();  // who waits cannot be used again
+  }
 }
 
 // Every lane publishes its value, then reads that of `source`. Slots alternate between two sets, so
@@ -75,10 +170,11 @@ template <class T>
 T exchange(unsigned mask, T value, unsigned source, unsigned line) {
   static_assert(sizeof(T) <= kMaxValueBytes);
   if (mask != 0xffffffffu) fail("only full-mask shuffles are covered", line);
-  Slot* slots = warp->slots[phase++ % 2];
-  std::memcpy(slots[lane].bytes, &value, sizeof(T));
-  slots[lane].line = line;
-  warp->barrier.arrive_and_wait();
+  Warp& warp = *current->warp;
+  Slot* slots = warp.slots[current->phase++ % 2];
+  std::memcpy(slots[current->lane].bytes, &value, sizeof(T));
+  slots[current->lane].line = line;
+  arrive_and_wait(warp.barrier);
   if (slots[source].line != line) fail("lanes of one warp meet in different shuffles", line);
   std::memcpy(&value, slots[source].bytes, sizeof(T));
   return value;
@@ -91,31 +187,26 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 shape, Arguments... a
     return fail("empty or oversized launch", 0);
   blockDim = shape;
   gridDim = grid;
-  std::barrier<> gate(threads + 1);
-  auto body = [&](unsigned thread) {
-    threadIdx = dim3(thread % shape.x, thread / shape.x % shape.y, thread / (shape.x * shape.y));
-    lane = thread % warpSize;
-    for (unsigned z = 0; z < grid.z; ++z)
-      for (unsigned y = 0; y < grid.y; ++y)
-        for (unsigned x = 0; x < grid.x; ++x) {
-          blockIdx = dim3(x, y, z);
-          gate.arrive_and_wait();
-          warp = block->warps[thread / warpSize].get();
-          phase = 0;
-          kernel(arguments...);
-          warp->barrier.arrive_and_drop();  // as on the GPU, who has left is no longer waited for
-          block->barrier.arrive_and_drop();
-          gate.arrive_and_wait();
-        }
-  };
-  std::vector<std::thread> pool;
-  for (unsigned thread = 0; thread < threads; ++thread) pool.emplace_back(body, thread);
-  for (unsigned index = 0; index < grid.x * grid.y * grid.z; ++index) {
-    block.emplace(threads);
-    gate.arrive_and_wait();
-    gate.arrive_and_wait();
+  kernel_call = [&] { kernel(arguments...); };
+  while (warps.size() * warpSize < threads) warps.push_back(std::make_unique<Warp>());
+  std::vector<unsigned> blocks(grid.x * grid.y * grid.z);
+  std::iota(blocks.begin(), blocks.end(), 0u);
+  std::shuffle(blocks.begin(), blocks.end(), order);
+  for (unsigned block : blocks) {
+    while (fibers.size() < threads) fibers.push_back(new_fiber());
+    blockIdx = dim3(block % grid.x, block / grid.x % grid.y, block / (grid.x * grid.y));
+    run_block(threads);
+    if (error != cudaSuccess) return;
   }
-  for (std::thread& thread : pool) thread.join();
+}
+
+// Whether a variable of shared memory is met for the first time in this block; then it is poisoned:
+// no float is finite and no index is in range.
+template <class T>
+void poison(T& shared, uint64_t& seen) {
+  if (seen == block_number) return;
+  seen = block_number;
+  std::memset(static_cast<void*>(&shared), 0xff, sizeof(T));
 }
 
 using Here = std::source_location;
@@ -125,8 +216,16 @@ using Here = std::source_location;
 #define HK_LAUNCH(kernel, grid, block, stream, ...) \
   cuda_host::launch(kernel, grid, block, __VA_ARGS__)
 
-inline void __syncthreads() { cuda_host::block->barrier.arrive_and_wait(); }
-inline void __syncwarp(unsigned = ~0u) { cuda_host::warp->barrier.arrive_and_wait(); }
+// Blocks run one at a time, so that one copy serves all.
+#define HK_SHARED(name, ...)           \
+  alignas(16) static __VA_ARGS__ name; \
+  static uint64_t name##_met_in_block; \
+  cuda_host::poison(name, name##_met_in_block)
+
+inline void __syncthreads() { cuda_host::arrive_and_wait(cuda_host::block_barrier); }
+inline void __syncwarp(unsigned = ~0u) {
+  cuda_host::arrive_and_wait(cuda_host::current->warp->barrier);
+}
 
 template <class T>
 T __shfl_sync(unsigned mask, T value, unsigned source,
@@ -136,7 +235,8 @@ T __shfl_sync(unsigned mask, T value, unsigned source,
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, unsigned bits,
                   cuda_host::Here here = cuda_host::Here::current()) {
-  return cuda_host::exchange(mask, value, (cuda_host::lane ^ bits) % warpSize, here.line());
+  return cuda_host::exchange(mask, value, (cuda_host::current->lane ^ bits) % warpSize,
+                             here.line());
 }
 
 template <class T>
@@ -145,11 +245,21 @@ T __ldg(const T* pointer) {
 }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
-using std::max;
-using std::min;
+
+// CUDA's max and min of floats drop NaN, where std::max keeps its first argument.
+template <class T>
+T max(T a, T b) {
+  if constexpr (std::is_floating_point_v<T>) return std::fmax(a, b);
+  return b > a ? b : a;
+}
+template <class T>
+T min(T a, T b) {
+  if constexpr (std::is_floating_point_v<T>) return std::fmin(a, b);
+  return b < a ? b : a;
+}
 
 inline cudaError_t cudaGetLastError() {
-  return static_cast<cudaError_t>(cuda_host::error.exchange(cudaSuccess));
+  return static_cast<cudaError_t>(std::exchange(cuda_host::error, cudaSuccess));
 }
 inline const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaSuccess ? "no error" : "the host shim refused a launch or a shuffle";
