@@ -31,9 +31,9 @@ demo: $(READY)
 	  $(ARGS_$(model)) --folds $(FOLDS) --run $(DEMO)/runs/$(model) &&) true
 	$(PY) run_eval.py --run $(MODELS:%=$(DEMO)/runs/%) --out $(DEMO)/report
 
-# two workers, a module each at a time; ops are told to use one thread so that they do not wait
+# two workers, a module each at a time; each has one thread (numba would set torch's to all cores)
 test: $(READY)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadscope --no-loadscope-reorder --durations=10
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadscope --no-loadscope-reorder --durations=10
 
 include build.mk
 
