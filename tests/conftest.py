@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from children import Nursery
 
 from histokit.core.options import run
 
@@ -50,6 +51,14 @@ def one_fold(tmp_path) -> str:
     path = tmp_path / "folds.csv"
     path.write_text("slide_id,split\nA1,train\nA2,train\nC1,train\nB1,val\nD1,test\n")
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def children():
+    """Begins scripts in processes of their own, at once."""
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
 
 
 @pytest.fixture

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 
 import anndata
 import h5py
@@ -160,15 +158,7 @@ def test_one_image_under_two_names_is_refused(data, tmp_path):
         run_train.main(options(data, tmp_path / "run", folds="leave-one-patient-out"))
 
 
-def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "histokit.audit", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-    )
-
-
-def test_command_line_exit_codes(data, tmp_path, call):
+def test_command_line_exit_codes(data, tmp_path, call, children):
     out = tmp_path / "out"
     base = ["--data", data, "--encoder", "tiny", "--out", out, "--splits"]
     done = call(audit, *base, "leave-one-slide-out")
@@ -184,7 +174,7 @@ def test_command_line_exit_codes(data, tmp_path, call):
         (["--metadata", "/nowhere.csv", "--splits", tmp_path], "does not exist"),
         (["--data", tmp_path], "holds no slides.csv"),
     ):
-        done = call(audit, *arguments) if arguments else command()
+        done = call(audit, *arguments) if arguments else children.run("histokit.audit")
         assert done.returncode == 2
         assert message in done.stderr
         assert done.stderr.count("\n") == 1
@@ -207,10 +197,11 @@ def test_metadata_and_splits_alone(tmp_path):
 
 
 @pytest.mark.real
-def test_her2st_metadata_of_hest_names_its_patients(shared, tmp_path):
+def test_her2st_metadata_of_hest_names_its_patients(shared, tmp_path, children):
     splits = tmp_path / "s.csv"
     splits.write_text("slide_id,split\nSPA138,train\nSPA141,test\nSPA145,val\n")
     metadata = shared / "hest" / "HEST_v1_1_0.csv"
-    done = command("--metadata", metadata, "--splits", splits, "--out", tmp_path / "o")
+    arguments = ("--metadata", metadata, "--splits", splits, "--out", tmp_path / "o")
+    done = children.run("histokit.audit", *arguments)
     assert done.returncode == 1
     assert "test and train share 1 patient: 1 test (SPA141) and 1 train" in done.stdout

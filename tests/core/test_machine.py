@@ -75,15 +75,8 @@ def test_every_number_of_every_command_has_limits(module, required):
                 dataclasses.replace(cfg, **{field.name: nan})
 
 
-def command(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        capture_output=True, text=True, env=os.environ | environment, cwd=ROOT, timeout=120,
-    )  # fmt: skip
-
-
-def test_the_command_line_ends_with_one_sentence():
-    done = command("run_profile.py", "--patches", 0)
+def test_the_command_line_ends_with_one_sentence(children):
+    done = children.run(ROOT / "run_profile.py", "--patches", 0)
     assert (done.returncode, done.stderr) == (2, "error: --patches must be at least 1, got 0\n")
 
 
@@ -277,7 +270,7 @@ def small_disk(tmp_path):
 
 @pytest.mark.parametrize("model", ["ridge", "histoprism"])
 def test_a_full_disk_in_training_is_one_sentence_and_the_rerun_goes_on(
-    tmp_path, small_disk, model, one_fold
+    tmp_path, small_disk, model, one_fold, children
 ):
     data = write_cohort(tmp_path / "data", dim=256)
     disk = small_disk(120)
@@ -287,7 +280,7 @@ def test_a_full_disk_in_training_is_one_sentence_and_the_rerun_goes_on(
                  "--kernels", "reference", "--checkpoint-seconds", 0]  # fmt: skip
     with open(filler, "wb") as file:
         file.write(b"0" * 60_000)
-    done = command("run_train.py", *arguments)
+    done = children.run(ROOT / "run_train.py", *arguments)
     assert done.returncode == 2, done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"error: the disk is full at {disk}"), done.stderr
@@ -296,19 +289,19 @@ def test_a_full_disk_in_training_is_one_sentence_and_the_rerun_goes_on(
     larger = small_disk(300_000)
     shutil.copytree(disk / "run", larger / "run")
     arguments[arguments.index(disk / "run")] = larger / "run"
-    done = command("run_train.py", *arguments)
+    done = children.run(ROOT / "run_train.py", *arguments)
     assert done.returncode == 0, done.stderr
     assert not list(larger.rglob("*.tmp*"))
 
 
-def test_a_full_disk_in_evaluation_is_one_sentence(tmp_path, small_disk, one_fold):
+def test_a_full_disk_in_evaluation_is_one_sentence(tmp_path, small_disk, one_fold, children):
     data, disk = write_cohort(tmp_path / "data"), small_disk(200)
     run_train.main(
         run_train.Options(
             data=str(data), run=str(tmp_path / "run"), model="ridge", encoder="tiny", folds=one_fold
         )
     )
-    done = command("run_eval.py", "--run", tmp_path / "run", "--out", disk / "out")
+    done = children.run(ROOT / "run_eval.py", "--run", tmp_path / "run", "--out", disk / "out")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: the disk is full at"), done.stderr
     assert "Traceback" not in done.stderr

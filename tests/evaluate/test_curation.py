@@ -1,8 +1,6 @@
 import gzip
 import itertools
 import random
-import subprocess
-import sys
 import time
 from fractions import Fraction
 
@@ -191,23 +189,16 @@ def test_hallmark_is_only_intersected():
     assert table["size"].tolist() == [2, 1]
 
 
-def test_the_command_writes_sets_and_reasons(tmp_path):
+def test_the_command_writes_sets_and_reasons(tmp_path, children):
     (tmp_path / "go.gmt").write_text("A\tna\tTP53\tERBB2\nB\tna\tTP53\nC\tna\tERBB2\tTP53\n")
     PANEL.to_csv(tmp_path / "genes.csv", index=False)
-    command = [sys.executable, "-m", "histokit.evaluate.curation",
-               "--gene-sets", tmp_path / "go.gmt", "--universe",
+    command = ["histokit.evaluate.curation", "--gene-sets", tmp_path / "go.gmt", "--universe",
                tmp_path / "genes.csv", "--min-size", "2"]  # fmt: skip
-    done = subprocess.run(
-        [*command, "--out", tmp_path / "out.gmt"], capture_output=True, text=True, check=True
-    )
+    done = children.run(*command, "--out", tmp_path / "out.gmt", check=True)
     assert "2 of 2 genes" in done.stdout
     assert list(read_gmt(tmp_path / "out.gmt")) == ["A"]
     assert len(pd.read_csv(tmp_path / "out_curation.csv")) == 3
-    done = subprocess.run(
-        [*command, "--max-jaccard", "2", "--out", tmp_path / "b.gmt"],
-        capture_output=True,
-        text=True,
-    )
+    done = children.run(*command, "--max-jaccard", "2", "--out", tmp_path / "b.gmt")
     assert done.returncode == 2
     assert done.stderr == "error: --max-jaccard must be at least 0 and at most 1, got 2.0\n"
     assert not (tmp_path / "b.gmt").exists()

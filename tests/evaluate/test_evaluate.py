@@ -1,7 +1,5 @@
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import anndata
@@ -363,10 +361,8 @@ def test_a_second_evaluation_replaces_the_first_and_repeats_it(runs, tmp_path):
     assert not (run / "eval" / "predictions").exists()
 
 
-def test_the_script_says_one_sentence_and_stops(tmp_path):
-    done = subprocess.run(
-        [sys.executable, SCRIPT, "--run", tmp_path / "no"], capture_output=True, text=True
-    )
+def test_the_script_says_one_sentence_and_stops(tmp_path, children):
+    done = children.run(SCRIPT, "--run", tmp_path / "no")
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1

@@ -1,5 +1,4 @@
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -29,10 +28,12 @@ def extract(source, out, **options):
     return Path(out)
 
 
-def command(source, out, *options):
-    arguments = [sys.executable, str(SCRIPT), "--source", str(source), "--out", str(out), *options]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=120)
+@pytest.fixture
+def command(children):
+    def run(source, out, *options):
+        return children.run(SCRIPT, "--source", source, "--out", out, *options)
+
+    return run
 
 
 def files(out):
@@ -164,7 +165,7 @@ def test_another_encoder_goes_beside_and_another_kind_is_refused(tmp_path):
         extract(source, out)
 
 
-def test_two_extractions_into_one_folder(tmp_path):
+def test_two_extractions_into_one_folder(tmp_path, command):
     source = write_cohort(tmp_path / "in")
     (tmp_path / "out").mkdir()
     with folder_lock(tmp_path / "out"):
@@ -173,13 +174,11 @@ def test_two_extractions_into_one_folder(tmp_path):
     assert "another process is writing" in answer.stderr
 
 
-def test_killed_and_started_again(tmp_path):
+def test_killed_and_started_again(tmp_path, children):
     names = [f"s{i}" for i in range(30)]
     source, out = write_cohort(tmp_path / "in", slides=names), tmp_path / "out"
     arguments = ["--source", str(source), "--out", str(out), "--encoder", "hed"]
-    process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    process = children.start(SCRIPT, *arguments)
     limit = time.monotonic() + 60
     while len(list(out.glob("features/hed/s*.h5"))) < 3 and time.monotonic() < limit:
         time.sleep(0.01)
@@ -218,7 +217,7 @@ def test_hest_patches_are_encoded_as_they_are(tmp_path):
     assert 0 < scale <= 1
 
 
-def test_a_bad_slide_stops_with_one_sentence_and_keeps_the_others(tmp_path):
+def test_a_bad_slide_stops_with_one_sentence_and_keeps_the_others(tmp_path, command):
     source = write_cohort(tmp_path / "in")
     content = (source / "b.png").read_bytes()
     (source / "b.png").write_bytes(content[: len(content) // 2])
@@ -251,14 +250,14 @@ def test_bad_options(tmp_path, options, message):
     assert not list(tmp_path.glob("out/*/*.h5*"))
 
 
-def test_unwritable_output(tmp_path):
+def test_unwritable_output(tmp_path, command):
     source = write_cohort(tmp_path / "in")
     answer = command(source, "/proc/histokit", "--encoder", "hed")
     assert answer.returncode == 2
     assert "cannot make the folder" in answer.stderr
 
 
-def test_full_disk(tmp_path):
+def test_full_disk(tmp_path, command):
     """A disk of 300 kB: one sentence, and every file that is there is whole."""
     source = write_cohort(tmp_path / "in", slides=[f"s{i}" for i in range(12)])
     disk = tmp_path / "disk"
@@ -280,7 +279,7 @@ def test_full_disk(tmp_path):
 
 def test_help_is_quick_and_tells_units():
     start = time.monotonic()
-    answer = command("a", "b", "--help")
+    answer = subprocess.run([sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True)
     assert answer.returncode == 0
     assert "microns" in answer.stdout
     assert time.monotonic() - start < 5

@@ -34,4 +34,4 @@ def test_op_tests_hold_for_the_cuda_kernels(pytestconfig):
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     for op in OPS:
-            assert re.search(rf"test_{op}\.py \.", done.stdout), f"no test of {op} has run"
+        assert re.search(rf"test_{op}\.py \.", done.stdout), f"no test of {op} has run"

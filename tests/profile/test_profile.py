@@ -121,10 +121,10 @@ def test_a_row_past_the_memory_is_left_out():
     assert found == {"note": "left out: does not fit the memory"}
 
 
-def test_table_and_figure(tmp_path):
-    command = [sys.executable, ROOT / "run_profile.py", "--patches", "70", "--genes", "40"]
+def test_table_and_figure(tmp_path, children):
+    command = [ROOT / "run_profile.py", "--patches", "70", "--genes", "40"]
     command += ["--rows", "stpath-layer", "--repeat", "2", "--out", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = children.run(*command, check=True)
     assert "STPath layer fused" in done.stdout
     with open(tmp_path / "profile.csv", newline="") as handle:
         published, fused = csv.DictReader(handle)
@@ -141,9 +141,7 @@ def test_figure_of_rows_that_were_left_out(tmp_path):
     assert (tmp_path / "a.png").is_file()
 
 
-def test_unknown_rows_are_named():
-    done = subprocess.run(
-        [sys.executable, ROOT / "run_profile.py", "--rows", "stem"], capture_output=True, text=True
-    )
+def test_unknown_rows_are_named(children):
+    done = children.run(ROOT / "run_profile.py", "--rows", "stem")
     assert done.returncode == 2
     assert "error: --rows stem is none of histoprism" in done.stderr

@@ -3,9 +3,11 @@
 import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -39,9 +41,9 @@ def command(data, run, folds, *more, model="histoprism"):
     return [str(part) for part in (SCRIPT, *common, *OPTIONS, *more)]
 
 
-def begun(arguments, run):
+def begun(start, run):
     """A training that runs, once it has saved: the process and its checkpoint."""
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    process = start()
     checkpoint, deadline = run / "folds/0/checkpoints/last.ckpt", time.monotonic() + 90
     while not checkpoint.exists():
         assert time.monotonic() < deadline
@@ -57,31 +59,25 @@ def weights(run):
 SLOWLY = "--epochs 40 --patience 40 --cache-gb 0 --workers 0 --checkpoint-seconds 0.2".split()
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """Weights of a training that no signal meets, and its folds."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    folds = folder / "folds.csv"
-    folds.write_text("slide_id,split\nA1,train\nA2,train\nC1,train\nB1,val\nD1,test\n")
-    data = write_cohort(folder / "data")
-    whole = [sys.executable, *command(data, folder / "whole", str(folds), *SLOWLY)]
-    subprocess.run(whole, check=True, capture_output=True)
-    return weights(folder / "whole"), str(folds)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_same_command_goes_on(data, tmp_path, undisturbed, number):
-    expected, folds = undisturbed
-    stopped = [sys.executable, *command(data, tmp_path / "stopped", folds, *SLOWLY)]
-    process, _ = begun(stopped, tmp_path / "stopped")
-    begin = time.monotonic()
-    process.send_signal(number)
-    said = process.communicate(timeout=60)[1]
-    assert time.monotonic() - begin < 10
-    assert process.returncode == 128 + number
-    assert "stopped: saved in epoch" in said
-    assert not (tmp_path / "stopped/folds/0/model.safetensors").exists()
-    subprocess.run(stopped, check=True, capture_output=True)
+def test_a_signal_saves_and_the_same_command_goes_on(data, tmp_path, one_fold, children):
+    children.run(*command(data, tmp_path / "whole", one_fold, *SLOWLY), check=True)
+    stopped = command(data, tmp_path / "stopped", one_fold, *SLOWLY)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        checkpoint = tmp_path / "stopped/folds/0/checkpoints/last.ckpt"
+        saved = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        process, _ = begun(partial(children.start, *stopped), tmp_path / "stopped")
+        while checkpoint.stat().st_mtime_ns == saved:  # it has gone on, and saved again
+            assert process.poll() is None
+            time.sleep(0.01)
+        begin = time.monotonic()
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+        assert time.monotonic() - begin < 10
+        assert process.returncode == 128 + number
+        assert "stopped: saved in epoch" in said
+        assert not (tmp_path / "stopped/folds/0/model.safetensors").exists()
+    children.run(*stopped, check=True)
+    expected = weights(tmp_path / "whole")
     for name, value in weights(tmp_path / "stopped").items():
         assert torch.equal(value, expected[name]), name
 
@@ -162,16 +158,28 @@ def test_a_full_disk_stops_or_costs_the_checkpoint(data, tmp_path, one_fold, cap
     assert (tmp_path / "b/folds/0/model.safetensors").is_file()
 
 
-def test_two_ranks_train_what_one_process_does(data, tmp_path, one_fold):
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def in_ranks(children, number, script, *arguments):
+    """What a script says that runs in so many ranks; in one process where that is 1."""
+    if number == 1:
+        return children.run(script, *arguments, check=True).stdout
+    ranks = children.ranks(number, script, *arguments, port=free_port())
+    said = [rank.communicate() for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * number, said
+    return "".join(out for out, _ in said)
+
+
+def test_two_ranks_train_what_one_process_does(data, tmp_path, one_fold, children):
     more = "--epochs 4 --dropout 0 --cache-gb 0".split()
-    one = [
-        sys.executable,
-        *command(data, tmp_path / "one", one_fold, *more, "--slides-per-step", 2),
-    ]
-    subprocess.run(one, check=True, capture_output=True)
-    two = [*TORCHRUN, *command(data, tmp_path / "two", one_fold, *more)]
-    done = subprocess.run(two, check=True, capture_output=True, text=True)
-    assert done.stdout.count("wrote histoprism for 1 folds") == 1
+    one = command(data, tmp_path / "one", one_fold, *more, "--slides-per-step", 2)
+    in_ranks(children, 1, *one)
+    said = in_ranks(children, 2, *command(data, tmp_path / "two", one_fold, *more))
+    assert said.count("wrote histoprism for 1 folds") == 1
     # predictions, not weights: where a gradient is zero but for rounding, Adam follows the rounding
     x = torch.randn(20, 16)
     a, b = (Run(tmp_path / n).folds[0].load_model().predict(x, "IDC") for n in ("one", "two"))
@@ -186,7 +194,8 @@ def test_two_ranks_train_what_one_process_does(data, tmp_path, one_fold):
 def test_a_signal_to_torchrun_saves_once_for_all_ranks(data, tmp_path, one_fold):
     more = "--epochs 100000 --patience 100000 --cache-gb 0 --checkpoint-seconds 0.2".split()
     both = [*TORCHRUN, *command(data, tmp_path / "run", one_fold, *more)]
-    process, _ = begun(both, tmp_path / "run")
+    start = partial(subprocess.Popen, both, stderr=subprocess.PIPE, text=True)
+    process, _ = begun(start, tmp_path / "run")
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=60)[1]
     places = [line for line in said.splitlines() if line.startswith("stopped: saved in epoch")]
@@ -194,10 +203,11 @@ def test_a_signal_to_torchrun_saves_once_for_all_ranks(data, tmp_path, one_fold)
     assert len(set(places)) == 1
 
 
-def test_a_rank_that_dies_ends_the_run_which_goes_on_later(data, tmp_path, one_fold):
+def test_a_rank_that_dies_ends_the_run_which_goes_on_later(data, tmp_path, one_fold, children):
     more = "--epochs 100000 --patience 100000 --checkpoint-seconds 0.2".split()
     both = [*TORCHRUN, *command(data, tmp_path / "run", one_fold, *more)]
-    process, checkpoint = begun(both, tmp_path / "run")
+    start = partial(subprocess.Popen, both, stderr=subprocess.PIPE, text=True)
+    process, checkpoint = begun(start, tmp_path / "run")
     found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
     os.kill(int(found.stdout.split()[-1]), signal.SIGKILL)
     said = process.communicate(timeout=60)[1]
@@ -206,17 +216,16 @@ def test_a_rank_that_dies_ends_the_run_which_goes_on_later(data, tmp_path, one_f
     state = torch.load(checkpoint, weights_only=True)
     assert len(state["ranks"]) == 2
     alone = command(data, tmp_path / "run", one_fold, *more)
-    refused = subprocess.run([sys.executable, *alone], capture_output=True, text=True)
+    refused = children.run(*alone)
     assert refused.returncode == 2
     assert "was written by 2 processes" in refused.stderr
 
 
-def test_ranks_share_the_folds_of_closed_forms(data, tmp_path):
-    more = ["--folds", "leave-one-patient-out"]
+def test_ranks_share_the_folds_of_closed_forms(data, tmp_path, children):
     common = ["--data", data, "--model", "ridge", "--encoder", "tiny"]
-    for start, name in (([sys.executable], "one"), (TORCHRUN, "two")):
-        call = [*start, SCRIPT, *common, *more, "--run", tmp_path / name]
-        subprocess.run([str(part) for part in call], check=True, capture_output=True)
+    common += ["--folds", "leave-one-patient-out"]
+    for number, name in ((1, "one"), (2, "two")):
+        in_ranks(children, number, SCRIPT, *common, "--run", tmp_path / name)
     for fold in "ABCD":
         a, b = (
             load_file(tmp_path / n / "folds" / fold / "model.safetensors") for n in ("one", "two")
@@ -225,16 +234,11 @@ def test_ranks_share_the_folds_of_closed_forms(data, tmp_path):
             torch.testing.assert_close(a[name], b[name])
 
 
-def call(start, script, *arguments):
-    command = [*start, str(SCRIPT.with_name(script)), *map(str, arguments)]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
-def test_ranks_share_the_slides_of_extraction(tmp_path):
+def test_ranks_share_the_slides_of_extraction(tmp_path, children):
     source = tiny_slides.write_cohort(tmp_path / "in", slides=("a", "b", "c"))
-    for start, name in (([sys.executable], "one"), (TORCHRUN, "two")):
+    for number, name in ((1, "one"), (2, "two")):
         arguments = ("--source", source, "--out", tmp_path / name, "--encoder", "hed")
-        said = call(start, "run_extract.py", *arguments)
+        said = in_ranks(children, number, SCRIPT.with_name("run_extract.py"), *arguments)
         assert said.count("wrote 3 and kept 0 finished slides") == 1
     for table in ("slides.csv", "reconciliation.csv"):
         assert (tmp_path / "one" / table).read_text() == (tmp_path / "two" / table).read_text()
@@ -244,15 +248,15 @@ def test_ranks_share_the_slides_of_extraction(tmp_path):
             np.testing.assert_array_equal(a["features"], b["features"])
 
 
-def test_ranks_share_the_slides_of_an_evaluation(data, tmp_path):
+def test_ranks_share_the_slides_of_an_evaluation(data, tmp_path, children):
     options = {"data": str(data), "model": "ridge", "encoder": "tiny", "run": str(tmp_path / "run")}
     run_train.main(run_train.Options(folds="leave-one-patient-out", controls=True, **options))
     signature = tmp_path / "signature.txt"
     signature.write_text("GENE1\nGENE4\nGENE7\n")
-    for start, name in (([sys.executable], "one"), (TORCHRUN, "two")):
+    for number, name in ((1, "one"), (2, "two")):
         where = ("--run", tmp_path / "run", "--out", tmp_path / name, "--signature", signature)
         where += ("--max-pictures", "1")
-        said = call(start, "run_eval.py", *where)
+        said = in_ranks(children, number, SCRIPT.with_name("run_eval.py"), *where)
         assert said.count("wrote the evaluation of") == 3
     names = {p.name for p in (tmp_path / "one").rglob("*.csv")}
     assert {"slides.csv", "genes.csv", "summary.csv"} < names

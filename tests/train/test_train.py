@@ -1,7 +1,5 @@
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -92,19 +90,19 @@ def test_one_seed_one_result(data, tmp_path, one_fold):
     assert not torch.equal(a["input_proj.weight"], c["input_proj.weight"])
 
 
-def test_killed_training_ends_with_the_same_weights(data, tmp_path, one_fold):
+def test_killed_training_ends_with_the_same_weights(data, tmp_path, one_fold, children):
     options = {"epochs": 15, "checkpoint_seconds": 0.0, "refit": True, "folds": one_fold}
-    command = [sys.executable, str(SCRIPT), "--data", str(data)]
+    command = [str(SCRIPT), "--data", str(data)]
     for name, value in (SMALL | options).items():
         flag = "--" + name.replace("_", "-")
         command += [flag] if value is True else [flag, str(value)]
     # In processes of their own: one that other tests have used may sum in another order.
     whole = [*command, "--run", str(tmp_path / "whole")]
-    subprocess.run(whole, check=True, stderr=subprocess.DEVNULL)
+    children.run(*whole, check=True)
     command += ["--run", str(tmp_path / "killed")]
     kills = 0
     for wait in (0.3, 1.0):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        process = children.start(*command)
         deadline = time.monotonic() + 60
         while not list((tmp_path / "killed").glob("folds/*/checkpoints/*.ckpt")):
             assert time.monotonic() < deadline
@@ -115,7 +113,7 @@ def test_killed_training_ends_with_the_same_weights(data, tmp_path, one_fold):
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert kills == 2
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    children.run(*command, check=True)
     assert_same_weights(tmp_path / "whole", tmp_path / "killed")
     for fold in Run(tmp_path / "whole").folds:
         whole = (fold.folder / "metrics.csv").read_text()
@@ -205,10 +203,9 @@ def test_other_features_are_refused(data, tmp_path):
         train(folder, tmp_path / "run", model="ridge")
 
 
-def test_command_line_errors_are_one_sentence(data, tmp_path, call):
+def test_command_line_errors_are_one_sentence(data, tmp_path, call, children):
     common = ["--model", "ridge", "--run", str(tmp_path / "r")]
-    program = [sys.executable, str(SCRIPT), *common, "--data", str(tmp_path)]
-    apart = subprocess.run(program, capture_output=True, text=True)
+    apart = children.run(SCRIPT, *common, "--data", tmp_path)
     assert (apart.returncode, apart.stderr.count("\n")) == (2, 1)
     for options, message in (
         (["--data", str(tmp_path)], "holds no slides.csv"),

@@ -1,8 +1,6 @@
 import dataclasses
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -104,16 +102,16 @@ def test_programs_that_are_all_alike_are_named(data, tmp_path, one_fold, pathway
     assert "warning" not in capsys.readouterr().out
 
 
-def test_killed_training_ends_with_the_same_weights(data, tmp_path, one_fold):
+def test_killed_training_ends_with_the_same_weights(data, tmp_path, one_fold, children):
     options = {"epochs": 12, "checkpoint_seconds": 0.0, "folds": one_fold, "batch_size": 4}
-    command = [sys.executable, str(SCRIPT), "--refit", "--data", str(data)]
+    command = [str(SCRIPT), "--refit", "--data", str(data)]
     for name, value in (SMALL | options).items():
         command += ["--" + name.replace("_", "-"), str(value)]
     whole = [*command, "--run", str(tmp_path / "whole")]
-    subprocess.run(whole, check=True, stderr=subprocess.DEVNULL)
+    children.run(*whole, check=True)
     command += ["--run", str(tmp_path / "killed")]
     for wanted in ("last.ckpt", "refit.ckpt"):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        process = children.start(*command)
         deadline = time.monotonic() + 60
         while not list((tmp_path / "killed").glob(f"folds/*/checkpoints/{wanted}")):
             assert time.monotonic() < deadline
@@ -123,7 +121,7 @@ def test_killed_training_ends_with_the_same_weights(data, tmp_path, one_fold):
         process.wait()
         assert process.returncode == -signal.SIGKILL
         assert not list((tmp_path / "killed").glob("folds/*/model.safetensors"))
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    children.run(*command, check=True)
     assert_same_weights(tmp_path / "whole", tmp_path / "killed")
 
 
