@@ -103,7 +103,7 @@ def test_programs_that_are_all_alike_are_named(data, tmp_path, one_fold, pathway
 
 
 def test_killed_training_ends_with_the_same_weights(data, tmp_path, one_fold, children):
-    options = {"epochs": 12, "checkpoint_seconds": 0.0, "folds": one_fold, "batch_size": 4}
+    options = {"epochs": 6, "checkpoint_seconds": 0.0, "folds": one_fold, "batch_size": 4}
     command = [str(SCRIPT), "--refit", "--data", str(data)]
     for name, value in (SMALL | options).items():
         command += ["--" + name.replace("_", "-"), str(value)]
