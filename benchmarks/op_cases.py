@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from histokit import ops
-from histokit.evaluate.metrics import StreamingPearson
 from histokit.extract.encoders import import_timm
 from histokit.models.stpath import frame_bias
+from histokit.ops import StreamingPearson
 
 
 @dataclass

@@ -16,7 +16,7 @@ struct Inputs {
   Inputs(const Tensor& x_, const Tensor& values, const OptionalTensor& bias_,
          const Tensor& norm_weight_, const OptionalTensor& slides, const OptionalTensor& mask_,
          int64_t tokens)
-      : x(with_rows(x_)) {
+      : x(rows_of(kOp, "x", x_)) {
     HK_CHECK(values.dim() == 3, kOp, ": value must be (S, K, D), got ", values.dim(),
              " dimensions");
     p.dtype = dtype_of(kOp, x);
@@ -82,9 +82,10 @@ std::tuple<Tensor, Tensor, Tensor> cancer_cross_attention_backward(
   const ScalarType acc = acc_type(p.dtype);
   const bool scored = tokens > 1;
   check_shape(kOp, "grad_y", grad_y, {p.num_rows, p.dim});
-  HK_CHECK(grad_y.scalar_type() == x.scalar_type(), kOp, ": grad_y must have the type of x");
+  HK_CHECK(grad_y.scalar_type() == x.scalar_type() && same_device(grad_y, x), kOp,
+           ": grad_y must have the type and the device of x");
   HK_CHECK(!scored || prob, kOp, ": prob is needed with ", tokens, " tokens");
-  const Tensor grad = with_rows(grad_y);
+  const Tensor grad = rows_of(kOp, "grad_y", grad_y);
   const auto weight =
       scored ? checked(kOp, "prob", prob, acc, {p.num_rows, p.num_keys}, x) : OptionalTensor();
   const Tensor centre = checked(kOp, "mean", mean, acc, {p.num_rows}, x);

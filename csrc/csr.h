@@ -5,28 +5,29 @@
 // On CUDA Python transposes the target with a stable sort first, so that csr_matmul serves both
 // products and csr_moments reads one gene's values side by side; there is no transposed kernel.
 #pragma once
-#include <atomic>
-
 #include "dtype.h"
 
 namespace histokit {
+
+// What is wrong with a row of a sparse matrix.
+enum class RowFault : uint8_t { none, duplicate, order, range, offsets };  // the worst last
 
 struct CsrParams {
   Dtype dtype;       // f32 or f64: of values, dense and out
   bool wide_index;   // indices are int64_t, otherwise int32_t
   int64_t num_rows;  // compressed rows
   int64_t num_cols;
+  int64_t num_entries;      // nnz
   int64_t dim;              // d
   const void* row_offsets;  // (num_rows + 1,)
-  const void* col_index;    // (nnz,), ascending within a row
+  const void* col_index;    // (nnz,), ascending strictly within a row
   const void* values;       // (nnz,)
   const void* dense;        // matmul: (num_cols, d); transpose_matmul: (num_rows, d)
   int64_t dense_stride;     // row stride of dense, columns contiguous
   void* out;                // matmul: (num_rows, d); transpose_matmul: (num_cols, d); contiguous
-  double* moments;  // (2, genes): mean and sum of squared deviations, implicit zeros included;
-                    // genes are columns in transpose_matmul, compressed rows in csr_moments
-  std::atomic<int64_t>* visited;  // CPU only: entries that the ranges have seen, for the glue to
-                                  // compare with nnz; an index out of range or order is not seen
+  double* moments;   // (2, genes): mean and sum of squared deviations, implicit zeros included;
+                     // genes are columns in transpose_matmul, compressed rows in csr_moments
+  RowFault* faults;  // check: (num_rows,)
 };
 
 // Rows [begin, end) of out = Y dense on the calling thread.
@@ -34,6 +35,10 @@ void csr_matmul_cpu(const CsrParams& p, int64_t begin, int64_t end);
 // Columns [begin, end) of Y: rows of out = Y^T dense, and their moments, on the calling thread.
 void csr_transpose_matmul_cpu(const CsrParams& p, int64_t begin, int64_t end);
 
+// Faults of rows [begin, end) into p.faults, on the calling thread.
+void csr_check_cpu(const CsrParams& p, int64_t begin, int64_t end);
+
+Error csr_check_cuda(CsrParams p, Stream stream);
 Error csr_matmul_cuda(CsrParams p, Stream stream);
 Error csr_moments_cuda(CsrParams p, Stream stream);  // reads row_offsets and values, writes moments
 

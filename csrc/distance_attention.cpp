@@ -1,5 +1,7 @@
 #include "distance_attention.h"
 
+#include <cmath>
+
 #include "glue.h"
 
 namespace histokit {
@@ -39,12 +41,21 @@ struct Inputs {
              ": dropout must be in [0, 1), with a seed where it is not 0, got ", dropout);
     seed = checked(kOp, "seed", seeds, ScalarType::Long, {1}, q);
     p.seed = data_as<int64_t>(seed), p.dropout = dropout;
+    p.finite_coords = q.is_cuda() || (p.dtype == Dtype::f64 ? finite<double>() : finite<float>());
     p.coords = coords.const_data_ptr(), p.slope = slope.const_data_ptr();
   }
 
+  template <typename T>
+  bool finite() const {
+    const T* at = static_cast<const T*>(coords.const_data_ptr());
+    bool all = true;
+    for (int64_t i = 0; i < 2 * p.num_rows; ++i) all &= std::isfinite(at[i]);
+    return all;
+  }
+
   Tensor like_query(const char* name, const Tensor& t) const {
-    HK_CHECK(t.scalar_type() == query.scalar_type() && t.is_cuda() == query.is_cuda(), kOp, ": ",
-             name, " must have the type and the device of query");
+    HK_CHECK(t.scalar_type() == query.scalar_type() && same_device(t, query), kOp, ": ", name,
+             " must have the type and the device of query");
     check_shape(kOp, name, t, {p.num_rows, p.num_heads, p.head_dim});
     return with_columns(t);
   }
@@ -64,19 +75,19 @@ std::tuple<Tensor, Tensor> distance_attention(Tensor query, Tensor key, Tensor v
   Inputs in(query, key, value, coords, slope, seed, dropout);
   DistanceAttentionParams& p = in.p;
   Tensor out = new_tensor(query, {p.num_rows, p.num_heads, p.head_dim}, query.scalar_type());
-  Tensor logsumexp = new_tensor(query, {p.num_heads, p.num_rows}, acc_type(p.dtype));
-  if (p.num_rows == 0) return {out, logsumexp};
-  p.out = out.mutable_data_ptr(), p.logsumexp = logsumexp.mutable_data_ptr();
+  Tensor normalizer = new_tensor(query, {p.num_heads, p.num_rows, 2}, acc_type(p.dtype));
+  if (p.num_rows == 0) return {out, normalizer};
+  p.out = out.mutable_data_ptr(), p.normalizer = normalizer.mutable_data_ptr();
   launch(
       kOp, query, p.num_heads * distance_attention_blocks_cpu(p.num_rows), 1,
       [&](auto stream) { return distance_attention_cuda(p, stream); },
       [&](int64_t begin, int64_t end) { distance_attention_cpu(p, begin, end); });
-  return {out, logsumexp};
+  return {out, normalizer};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> distance_attention_backward(
     Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor coords, Tensor slope,
-    OptionalTensor seed, double dropout, Tensor out, Tensor logsumexp, bool with_slope) {
+    OptionalTensor seed, double dropout, Tensor out, Tensor normalizer, bool with_slope) {
   Inputs in(query, key, value, coords, slope, seed, dropout);
   DistanceAttentionParams& p = in.p;
   const std::vector<int64_t> shape = {p.num_rows, p.num_heads, p.head_dim};
@@ -84,7 +95,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> distance_attention_backward(
   const Tensor grad = in.like_query("grad_out", grad_out);
   const Tensor result =
       checked(kOp, "out", out, type, {p.num_rows, p.num_heads, p.head_dim}, query);
-  const Tensor sums = checked(kOp, "logsumexp", logsumexp, acc, {p.num_heads, p.num_rows}, query);
+  const Tensor sums =
+      checked(kOp, "normalizer", normalizer, acc, {p.num_heads, p.num_rows, 2}, query);
   Tensor grad_key = new_tensor(query, shape, type), grad_value = new_tensor(query, shape, type);
   const int64_t slopes = with_slope ? p.num_heads : 0;
   if (p.num_rows == 0)
@@ -95,7 +107,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> distance_attention_backward(
   p.grad_out = grad.const_data_ptr(), p.grad_out_row = grad.stride(0);
   p.grad_out_head = grad.stride(1);
   p.out = const_cast<void*>(result.const_data_ptr());
-  p.logsumexp = const_cast<void*>(sums.const_data_ptr());
+  p.normalizer = const_cast<void*>(sums.const_data_ptr());
   p.grad_key = grad_key.mutable_data_ptr(), p.grad_value = grad_value.mutable_data_ptr();
   if (with_slope) p.partial_slope = static_cast<double*>(partial.mutable_data_ptr());
   const std::vector<int64_t> over_chunks = {0}, over_parts = {1};

@@ -4,8 +4,8 @@
 //
 // Nothing of size (N, N) is formed: tiles of scores live in the cache, distances are computed where
 // they are used, and the softmax keeps a running maximum. Backward recomputes the probabilities
-// from logsumexp; with delta[n, i] = grad_out[n, i] . out[n, i]:
-//   p = exp(s - logsumexp),  ds = p (keep grad_out . value - delta)
+// from their normalizer; with delta[n, i] = grad_out[n, i] . out[n, i]:
+//   p = exp(s - normalizer),  ds = p (keep grad_out . value - delta)
 //   grad_query = scale ds key,  grad_key = scale ds^T query,  grad_value = (keep p)^T grad_out
 //   grad_slope = sum over n, m of ds |c_n - c_m|
 // On CUDA two passes, one over blocks of queries and one over blocks of keys, each with all its
@@ -26,12 +26,14 @@ struct DistanceAttentionParams {
   int64_t key_row, key_head;
   const void* value;
   int64_t value_row, value_head;
+  bool finite_coords;   // CPU only: where the slope is 0, distances need not be formed
   const void* coords;   // (N, 2)
   const void* slope;    // (h,)
   const int64_t* seed;  // (1,) of the dropout, or null
   double dropout;       // rate, 0 without seed
   void* out;            // (N, h, d) contiguous; read in the backward pass
-  void* logsumexp;      // (h, N): max + log sum exp of the scores
+  void* normalizer;  // (h, N, 2): the largest score, and log sum exp of the others about it; their
+                     // sum would round to the size of the scores
   // Backward only:
   const void* grad_out;
   int64_t grad_out_row, grad_out_head;

@@ -31,8 +31,7 @@ Tensor checked(const char* op, const char* name, const Tensor& t, ScalarType typ
                std::initializer_list<int64_t> shape, const Tensor& like) {
   HK_CHECK(t.scalar_type() == type, op, ": ", name, " must be ", torch::headeronly::toString(type),
            ", got ", torch::headeronly::toString(t.scalar_type()));
-  HK_CHECK(t.is_cuda() == like.is_cuda() && t.get_device_index() == like.get_device_index(), op,
-           ": ", name, " is on another device than the data");
+  HK_CHECK(same_device(t, like), op, ": ", name, " is on another device than the data");
   check_shape(op, name, t, shape);
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
 }
@@ -43,7 +42,8 @@ OptionalTensor checked(const char* op, const char* name, const OptionalTensor& t
   return checked(op, name, *t, type, shape, like);
 }
 
-Tensor with_rows(const Tensor& t) {
+Tensor rows_of(const char* op, const char* name, const Tensor& t) {
+  HK_CHECK(t.dim() == 2, op, ": ", name, " must have 2 dimensions, got ", t.dim());
   const bool ready = t.size(1) <= 1 || t.stride(1) == 1;
   return ready ? t : torch::stable::contiguous(t);
 }

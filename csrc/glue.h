@@ -36,6 +36,10 @@ inline ScalarType acc_type(Dtype dtype) {
   return dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float;
 }
 
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index();
+}
+
 void check_shape(const char* op, const char* name, const Tensor& t,
                  std::initializer_list<int64_t> shape);
 
@@ -48,7 +52,7 @@ OptionalTensor checked(const char* op, const char* name, const OptionalTensor& t
                        std::initializer_list<int64_t> shape, const Tensor& like);
 
 // A (rows, cols) tensor whose columns are contiguous; copied only when they are not.
-Tensor with_rows(const Tensor& t);
+Tensor rows_of(const char* op, const char* name, const Tensor& t);
 
 // On CPU, whether all of an int64 index is in [0, size); an error that names the argument if not.
 void check_index(const char* op, const char* name, const OptionalTensor& index, int64_t size);

@@ -23,24 +23,24 @@ std::tuple<Tensor, Tensor, Tensor> cancer_cross_attention_backward(
     OptionalTensor bias, Tensor norm_weight, OptionalTensor slide_index, OptionalTensor mask,
     int64_t tokens);
 
-// -> out (N, L), logsumexp (N, h)
+// -> out (N, L), normalizer (N, h, 2)
 std::tuple<Tensor, Tensor> prototype_attention(Tensor query, Tensor key, Tensor value,
                                                int64_t num_heads);
 
 // -> grad_query (N, L), grad_key (M, L), grad_value (M, L)
 std::tuple<Tensor, Tensor, Tensor> prototype_attention_backward(Tensor grad_out, Tensor query,
                                                                 Tensor key, Tensor value,
-                                                                Tensor out, Tensor logsumexp,
+                                                                Tensor out, Tensor normalizer,
                                                                 int64_t num_heads);
 
-// query, key, value (N, h, d) -> out (N, h, d), logsumexp (h, N)
+// query, key, value (N, h, d) -> out (N, h, d), normalizer (h, N, 2)
 std::tuple<Tensor, Tensor> distance_attention(Tensor query, Tensor key, Tensor value, Tensor coords,
                                               Tensor slope, OptionalTensor seed, double dropout);
 
 // -> grad_query, grad_key, grad_value (N, h, d), grad_slope (h,) float64, (0,) if not wanted
 std::tuple<Tensor, Tensor, Tensor, Tensor> distance_attention_backward(
     Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor coords, Tensor slope,
-    OptionalTensor seed, double dropout, Tensor out, Tensor logsumexp, bool with_slope);
+    OptionalTensor seed, double dropout, Tensor out, Tensor normalizer, bool with_slope);
 
 // Updates state (6, S, G) in place.
 void pearson_update(Tensor state, Tensor pred, Tensor target, OptionalTensor mask,
@@ -52,6 +52,9 @@ Tensor csr_matmul(Tensor row_offsets, Tensor col_index, Tensor values, Tensor de
 // -> out (num_cols, d), moments (2, num_cols) float64
 std::tuple<Tensor, Tensor> csr_transpose_matmul(Tensor row_offsets, Tensor col_index, Tensor values,
                                                 Tensor dense, int64_t num_cols);
+
+// -> (num_rows,) uint8: what is wrong with a row, 0 where nothing is (RowFault)
+Tensor csr_check(Tensor row_offsets, Tensor col_index, Tensor values, int64_t num_cols);
 
 // -> moments (2, num_rows) float64 of each compressed row over num_cols entries, zeros included
 Tensor csr_moments(Tensor row_offsets, Tensor values, int64_t num_cols);

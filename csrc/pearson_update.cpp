@@ -11,16 +11,17 @@ void pearson_update(Tensor state, Tensor pred, Tensor target, OptionalTensor mas
   HK_CHECK(state.dim() == 3 && state.size(0) == kPearsonRows && state.is_contiguous() &&
                state.scalar_type() == ScalarType::Double,
            kOp, ": state must be (6, S, G), float64 and contiguous");
+  HK_CHECK(pred.dim() == 2, kOp, ": pred must be (N, G), got ", pred.dim(), " dimensions");
   PearsonUpdateParams p = {};
   p.num_rows = pred.size(0), p.num_slides = state.size(1), p.num_genes = state.size(2);
   check_shape(kOp, "pred", pred, {p.num_rows, p.num_genes});
   check_shape(kOp, "target", target, {p.num_rows, p.num_genes});
   HK_CHECK(pred.scalar_type() == target.scalar_type(), kOp,
            ": pred and target must have the same type");
-  HK_CHECK(pred.is_cuda() == target.is_cuda() && pred.is_cuda() == state.is_cuda(), kOp,
+  HK_CHECK(same_device(pred, target) && same_device(pred, state), kOp,
            ": state, pred and target must be on one device");
   if (p.num_rows == 0 || p.num_genes == 0) return;
-  const Tensor predicted = with_rows(pred), measured = with_rows(target);
+  const Tensor predicted = rows_of(kOp, "pred", pred), measured = rows_of(kOp, "target", target);
   p.dtype = dtype_of(kOp, pred);
   p.pred = predicted.const_data_ptr(), p.pred_stride = predicted.stride(0);
   p.target = measured.const_data_ptr(), p.target_stride = measured.stride(0);

@@ -4,6 +4,7 @@
 
 #include "build_info.h"
 #include "ops.h"
+#include "simd.h"
 
 STABLE_TORCH_LIBRARY(histokit, m) {
   m.def(
@@ -19,13 +20,13 @@ STABLE_TORCH_LIBRARY(histokit, m) {
       "-> (Tensor, Tensor)");
   m.def(
       "prototype_attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, "
-      "Tensor out, Tensor logsumexp, int num_heads) -> (Tensor, Tensor, Tensor)");
+      "Tensor out, Tensor normalizer, int num_heads) -> (Tensor, Tensor, Tensor)");
   m.def(
       "distance_attention(Tensor query, Tensor key, Tensor value, Tensor coords, Tensor slope, "
       "Tensor? seed, float dropout) -> (Tensor, Tensor)");
   m.def(
       "distance_attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, "
-      "Tensor coords, Tensor slope, Tensor? seed, float dropout, Tensor out, Tensor logsumexp, "
+      "Tensor coords, Tensor slope, Tensor? seed, float dropout, Tensor out, Tensor normalizer, "
       "bool with_slope) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "pearson_update(Tensor(a!) state, Tensor pred, Tensor target, Tensor? mask, Tensor? order, "
@@ -34,6 +35,7 @@ STABLE_TORCH_LIBRARY(histokit, m) {
   m.def(
       "csr_transpose_matmul(Tensor row_offsets, Tensor col_index, Tensor values, Tensor dense, "
       "int num_cols) -> (Tensor, Tensor)");
+  m.def("csr_check(Tensor row_offsets, Tensor col_index, Tensor values, int num_cols) -> Tensor");
   m.def("csr_moments(Tensor row_offsets, Tensor values, int num_cols) -> Tensor");
 }
 
@@ -48,11 +50,12 @@ void register_common(torch::stable::detail::StableLibrary& m) {
   m.impl("distance_attention", TORCH_BOX(&histokit::distance_attention));
   m.impl("distance_attention_backward", TORCH_BOX(&histokit::distance_attention_backward));
   m.impl("pearson_update", TORCH_BOX(&histokit::pearson_update));
+  m.impl("csr_check", TORCH_BOX(&histokit::csr_check));
   m.impl("csr_matmul", TORCH_BOX(&histokit::csr_matmul));
 }
 
 const char* instruction_set() {
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__SANITIZE_ADDRESS__)
+#ifdef HK_HAS_CLONES
   if (__builtin_cpu_supports("x86-64-v4")) return "x86-64-v4 (AVX-512)";
   if (__builtin_cpu_supports("x86-64-v3")) return "x86-64-v3 (AVX2)";
 #endif

@@ -12,6 +12,7 @@
 // An instrumented build has no clones: their resolvers would run before the sanitizer is ready.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
     !defined(__SANITIZE_ADDRESS__)
+#define HK_HAS_CLONES
 #define HK_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #define HK_NARROW_CLONES __attribute__((target_clones("default", "arch=x86-64-v3")))
 #define HK_WIDE __attribute__((target("arch=x86-64-v4")))

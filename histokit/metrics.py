@@ -1,5 +1,6 @@
-"""Correlations that stream, under their public name; ``histokit.evaluate.metrics`` holds them."""
+"""Correlations that stream, and averages that do not flatter, under their public name."""
 
-from histokit.evaluate.metrics import StreamingPearson, macro_mean, mean_or_nan
+from histokit.evaluate.metrics import macro_mean, mean_or_nan
+from histokit.ops import StreamingPearson
 
 __all__ = ["StreamingPearson", "macro_mean", "mean_or_nan"]

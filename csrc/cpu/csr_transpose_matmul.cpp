@@ -48,10 +48,10 @@ struct Block {
   std::vector<T> values;
 };
 
-// Moves the cursors of rows [low, high) past genes [first, limit); returns how many entries it saw.
+// Moves the cursors of rows [low, high) past genes [first, limit).
 template <typename T, typename I>
-int64_t transpose(const Csr<T, I>& y, int64_t low, int64_t high, int64_t first, int64_t limit,
-                  std::vector<int64_t>& cursors, Block<T>& block) {
+void transpose(const Csr<T, I>& y, int64_t low, int64_t high, int64_t first, int64_t limit,
+               std::vector<int64_t>& cursors, Block<T>& block) {
   std::fill(block.ends.begin(), block.ends.end(), 0);
   int64_t total = 0;
   std::vector<int64_t> begins(cursors.begin() + low, cursors.begin() + high);
@@ -80,7 +80,6 @@ int64_t transpose(const Csr<T, I>& y, int64_t low, int64_t high, int64_t first, 
       block.values[at] = y.values[i];
     }
   }
-  return total;
 }
 
 template <typename T>
@@ -108,19 +107,17 @@ void multiply(const CsrParams& p, int64_t begin, int64_t end) {
   const int64_t rows = std::max<int64_t>(64, kCacheBytes / (p.dim * int64_t(sizeof(T)) + 1));
   Block<T> block;
   std::vector<Moments> moments(kGenes);
-  int64_t visited = 0;
   for (int64_t first = begin; first < end; first += kGenes) {
     const int64_t genes = std::min(kGenes, end - first);
     std::fill(moments.begin(), moments.end(), Moments());
     for (int64_t low = 0; low < p.num_rows; low += rows) {
       const int64_t high = std::min(p.num_rows, low + rows);
-      visited += transpose(y, low, high, first, first + genes, cursors, block);
+      transpose(y, low, high, first, first + genes, cursors, block);
       accumulate(p, block, low, first, genes, moments.data());
     }
     for (int64_t g = 0; g < genes; ++g)
       moments[g].finish(p.num_rows, p.moments + first + g, p.moments + p.num_cols + first + g);
   }
-  p.visited->fetch_add(visited);
 }
 
 }  // namespace

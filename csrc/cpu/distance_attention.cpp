@@ -16,14 +16,14 @@ struct Softmax {
 
   // Products become weights relative to the largest score so far, of keys from `first` on; false
   // where it did not change.
-  HK_INLINE bool weigh(const Places<T>& places, const T* coords, T slope, Keep<T>& keep,
-                       int64_t first, int64_t count, T* score) {
+  HK_INLINE bool weigh(const Places<T>& places, const T* coords, T slope, bool with_distance,
+                       Keep<T>& keep, int64_t first, int64_t count, T* score) {
     HK_ALIGNED T now[kOwn];
     std::copy_n(high, kOwn, now);
     for (int64_t m = 0; m < count; ++m) {
       T* s = score + m * kOwn;
       const T* other = coords + 2 * (first + m);
-      if (slope != 0) {
+      if (with_distance) {
 #pragma omp simd
         for (int64_t l = 0; l < kOwn; ++l) s[l] += slope * places.distance(l, other);
       }
@@ -38,16 +38,18 @@ struct Softmax {
       total[l] *= shrink[l];
       high[l] = now[l];
     }
+    HK_ALIGNED T sums[kOwn] = {};  // of these keys: a single chain over all keys would round more
     for (int64_t m = 0; m < count; ++m) {
       T* s = score + m * kOwn;
       keep.draw(column_bits(first + m));
 #pragma omp simd
       for (int64_t l = 0; l < kOwn; ++l) {
         const T weight = exp(s[l] - high[l]);
-        total[l] += weight;
+        sums[l] += weight;
         s[l] = weight * keep.at[l];
       }
     }
+    for (int64_t l = 0; l < kOwn; ++l) total[l] += sums[l];
     return least < 1;
   }
 };
@@ -60,7 +62,7 @@ HK_INLINE void forward(const Params& p, int64_t begin, int64_t end) {
   Tile<Shape, T> values(dim);
   Keep<T> keep(p);
   const int64_t width = values.width;
-  std::vector<T> panel(dim * kOwn), out(kOwn * width);
+  std::vector<T> panel(dim * kOwn), out(kOwn * width), settled(kOwn * width);
   HK_ALIGNED T score[kStep * kOwn];
   for (int64_t task = begin; task < end; ++task) {
     const int64_t head = task / blocks, first = task % blocks * kOwn;
@@ -73,21 +75,26 @@ HK_INLINE void forward(const Params& p, int64_t begin, int64_t end) {
     keep.queries(p, head, first);
     pack(query, first, own, dim, scale, panel.data());
     std::fill(out.begin(), out.end(), T(0));
+    std::fill(settled.begin(), settled.end(), T(0));
     Softmax<T> softmax;
     for (int64_t m = 0; m < p.num_rows; m += kStep) {
       const int64_t count = std::min(kStep, p.num_rows - m);
       multiply<Shape>(key, m, count, dim, panel.data(), score);
-      if (softmax.weigh(places, coords, slope, keep, m, count, score))
+      if (m % kSettled == 0) settle(out, settled);
+      if (softmax.weigh(places, coords, slope, slope != 0 || !p.finite_coords, keep, m, count,
+                        score))
         for (int64_t l = 0; l < kOwn; ++l)
-          for (int64_t c = 0; c < width; ++c) out[l * width + c] *= softmax.shrink[l];
+          for (int64_t c = 0; c < width; ++c)
+            out[l * width + c] *= softmax.shrink[l], settled[l * width + c] *= softmax.shrink[l];
       accumulate<Shape>(score, values.rows(value, m, count), count, width, out.data());
     }
+    settle(out, settled);
     for (int64_t l = 0; l < own; ++l) {
       T* to = static_cast<T*>(p.out) + ((first + l) * p.num_heads + head) * dim;
       const T inverse = 1 / softmax.total[l];
-      for (int64_t c = 0; c < dim; ++c) to[c] = out[l * width + c] * inverse;
-      static_cast<T*>(p.logsumexp)[head * p.num_rows + first + l] =
-          softmax.high[l] + std::log(softmax.total[l]);
+      for (int64_t c = 0; c < dim; ++c) to[c] = settled[l * width + c] * inverse;
+      T* normalizer = static_cast<T*>(p.normalizer) + 2 * (head * p.num_rows + first + l);
+      normalizer[0] = softmax.high[l], normalizer[1] = std::log(softmax.total[l]);
     }
   }
 }

@@ -15,6 +15,7 @@ template <typename Shape, typename T>
 struct Scratch {
   Tile<Shape, T> keys, queries, grads;
   std::vector<T> panel, panel_grad, key_sums, value_sums, query_sums, delta;
+  std::vector<T> key_settled, value_settled;  // of all rows but the last ones
   HK_ALIGNED T score[kStep * kOwn], grad[kStep * kOwn];
 
   Scratch(int64_t rows, int64_t dim)
@@ -26,14 +27,16 @@ struct Scratch {
         key_sums(kOwn * keys.width),
         value_sums(kOwn * keys.width),
         query_sums(rows * keys.width),
-        delta(rows) {}
+        delta(rows),
+        key_settled(key_sums.size()),
+        value_settled(key_sums.size()) {}
 };
 
 // What the tiles of one head share.
 template <typename T>
 struct Head {
   Rows<T> query, key, value, grad_out, out;
-  const T *coords, *logsumexp;
+  const T *coords, *normalizer;
   T slope;
   bool with_distance, with_slope;
 
@@ -44,9 +47,9 @@ struct Head {
         grad_out(p.grad_out, p.grad_out_row, p.grad_out_head, i),
         out(p.out, p.num_heads * p.head_dim, p.head_dim, i),
         coords(static_cast<const T*>(p.coords)),
-        logsumexp(static_cast<const T*>(p.logsumexp) + i * p.num_rows),
+        normalizer(static_cast<const T*>(p.normalizer) + 2 * i * p.num_rows),
         slope(static_cast<const T*>(p.slope)[i]),
-        with_distance(slope != 0 || p.partial_slope),
+        with_distance(slope != 0 || p.partial_slope || !p.finite_coords),
         with_slope(p.partial_slope) {}
 };
 
@@ -56,7 +59,8 @@ template <typename Shape, typename T>
 HK_INLINE void weigh(const Head<T>& head, const Places<T>& places, Keep<T>& keep, int64_t n,
                      int64_t count, Scratch<Shape, T>& at, T* moved) {
   for (int64_t r = 0; r < count; ++r) {
-    const T logsumexp = head.logsumexp[n + r], delta = at.delta[n + r];
+    const T high = head.normalizer[2 * (n + r)], log_total = head.normalizer[2 * (n + r) + 1];
+    const T delta = at.delta[n + r];
     T *s = &at.score[r * kOwn], *g = &at.grad[r * kOwn];
     HK_ALIGNED T distance[kOwn];
     if (head.with_distance) {
@@ -70,7 +74,7 @@ HK_INLINE void weigh(const Head<T>& head, const Places<T>& places, Keep<T>& keep
     keep.draw(row_bits(keep.head, n + r));
 #pragma omp simd
     for (int64_t l = 0; l < kOwn; ++l) {
-      const T weight = exp(s[l] - logsumexp);
+      const T weight = exp(s[l] - high - log_total);
       g[l] = weight * (keep.at[l] * g[l] - delta);
       s[l] = weight * keep.at[l];
     }
@@ -109,10 +113,16 @@ HK_INLINE void backward(const Params& p, int64_t begin, int64_t end) {
       pack(head.value, first, own, dim, T(1), at.panel_grad.data());
       std::fill(at.key_sums.begin(), at.key_sums.end(), T(0));
       std::fill(at.value_sums.begin(), at.value_sums.end(), T(0));
+      std::fill(at.key_settled.begin(), at.key_settled.end(), T(0));
+      std::fill(at.value_settled.begin(), at.value_settled.end(), T(0));
       const T* keys = at.keys.rows(head.key, first, own);
       HK_ALIGNED T moved[kOwn] = {};
       for (int64_t n = 0; n < rows; n += kStep) {
         const int64_t count = std::min(kStep, rows - n);
+        if (n % kSettled == 0) {
+          settle(at.key_sums, at.key_settled), settle(at.value_sums, at.value_settled);
+          for (int64_t l = 0; l < own; ++l) slope_sum += moved[l], moved[l] = 0;
+        }
         multiply<Shape>(head.query, n, count, dim, at.panel.data(), at.score);
         multiply<Shape>(head.grad_out, n, count, dim, at.panel_grad.data(), at.grad);
         weigh(head, places, keep, n, count, at, moved);
@@ -123,11 +133,12 @@ HK_INLINE void backward(const Params& p, int64_t begin, int64_t end) {
         spread<Shape>(at.grad, keys, count, own, width, &at.query_sums[n * width]);
       }
       for (int64_t l = 0; l < own; ++l) slope_sum += moved[l];
+      settle(at.key_sums, at.key_settled), settle(at.value_sums, at.value_settled);
       for (int64_t l = 0; l < own; ++l)
         for (int64_t c = 0; c < dim; ++c) {
           const int64_t to = ((first + l) * p.num_heads + i) * dim + c;
-          static_cast<T*>(p.grad_key)[to] = at.key_sums[l * width + c] * scale;
-          static_cast<T*>(p.grad_value)[to] = at.value_sums[l * width + c];
+          static_cast<T*>(p.grad_key)[to] = at.key_settled[l * width + c] * scale;
+          static_cast<T*>(p.grad_value)[to] = at.value_settled[l * width + c];
         }
     }
     if (head.with_slope) p.partial_slope[task] = slope_sum;

@@ -16,7 +16,8 @@
 namespace histokit {
 namespace {
 
-constexpr int64_t kStep = 64;  // rows of the other side at a time
+constexpr int64_t kStep = 64;      // rows of the other side at a time
+constexpr int64_t kSettled = 256;  // of them, after which a sum begins anew
 
 // How many accumulators fit the registers: 24 of AVX-512, 12 of AVX2.
 struct Wide {
@@ -27,7 +28,7 @@ struct Narrow {
 };
 
 inline bool wide_registers() {
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__SANITIZE_ADDRESS__)
+#ifdef HK_HAS_CLONES
   return __builtin_cpu_supports("x86-64-v4");
 #else
   return false;
@@ -150,6 +151,12 @@ HK_INLINE void spread(const T* weight, const T* rows, int64_t count, int64_t own
     product_rows<R, V, true>(weight + m * kOwn, kOwn, own, rows, width, out + m * width);
   for (; m < count; ++m)
     product_rows<1, V, true>(weight + m * kOwn, kOwn, own, rows, width, out + m * width);
+}
+
+// Moves sums so far into those of all rows: two levels round less than one chain.
+template <typename T>
+HK_INLINE void settle(std::vector<T>& recent, std::vector<T>& settled) {
+  for (size_t i = 0; i < recent.size(); ++i) settled[i] += recent[i], recent[i] = 0;
 }
 
 }  // namespace

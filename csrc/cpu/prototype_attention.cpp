@@ -2,6 +2,7 @@
 // register-blocked products over packed keys and values, with the scores in the L1 cache.
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "../math.h"
 #include "prototype_attention_tiles.h"
@@ -31,15 +32,15 @@ HK_INLINE void softmax(T* score, const Head<T>& key, T* largest, T* total) {
 
 template <typename T>
 HK_CLONES void forward(const PrototypeAttentionParams& p, int64_t begin, int64_t end) {
-  const auto keys = pack<T>(p.key, p), values = pack<T>(p.value, p);
-  const int64_t dim = p.head_dim, width = p.num_heads * dim, padded = keys[0].dim_padded;
+  const int64_t dim = p.head_dim, width = p.num_heads * dim, padded = Head<T>::padded(dim);
   const T scale = 1 / std::sqrt(static_cast<T>(dim));
-  std::vector<T> query(kRows * padded), score(kRows * keys[0].num_padded), out(kRows * padded);
+  std::vector<T> query(kRows * padded), out(kRows * padded);
+  std::vector<T> score(kRows * Head<T>::padded(p.num_prototypes));
   T largest[kRows], total[kRows];
   for (int64_t block = begin; block < end; block += kBlock) {
     const int64_t last = std::min(end, block + kBlock);
     for (int64_t i = 0; i < p.num_heads; ++i) {
-      const Head<T>&key = keys[i], &value = values[i];
+      const Head<T> key(p, 2 * i), value(p, 2 * i + 1);
       for (int64_t n = block; n < last; n += kRows) {
         const int64_t count = std::min<int64_t>(kRows, last - n);
         const T* source = static_cast<const T*>(p.query) + n * p.query_stride + i * dim;
@@ -49,21 +50,48 @@ HK_CLONES void forward(const PrototypeAttentionParams& p, int64_t begin, int64_t
           for (int r = 0; r < kRows; ++r)
             for (int64_t c = 0; c < dim; c += 64 / sizeof(T))
               __builtin_prefetch(source + (kBlock + r) * p.query_stride + c);
-        multiply(query.data(), padded, key.columns.data(), score.data(), dim, key.num_padded);
+        multiply(query.data(), padded, key.columns, score.data(), dim, key.num_padded);
         softmax(score.data(), key, largest, total);
-        multiply(score.data(), key.num_padded, value.rows.data(), out.data(), key.num, padded);
+        multiply(score.data(), key.num_padded, value.rows, out.data(), key.num, padded);
         for (int64_t r = 0; r < count; ++r) {
           T* row = static_cast<T*>(p.out) + (n + r) * width + i * dim;
           const T inverse = 1 / total[r];
           for (int64_t c = 0; c < dim; ++c) row[c] = out[r * padded + c] * inverse;
-          static_cast<T*>(p.logsumexp)[(n + r) * p.num_heads + i] = largest[r] + std::log(total[r]);
+          T* normalizer = static_cast<T*>(p.normalizer) + 2 * ((n + r) * p.num_heads + i);
+          normalizer[0] = largest[r], normalizer[1] = std::log(total[r]);
         }
       }
     }
   }
 }
 
+constexpr int64_t kSquare = 16;  // rows and columns turned at a time
+
+template <typename T>
+void pack(const PrototypeAttentionParams& p, int64_t part) {
+  const Head<T> head(p, part);
+  const int64_t dim = p.head_dim, stride = p.num_heads * dim;
+  const T* data = static_cast<const T*>(part % 2 ? p.value : p.key) + part / 2 * dim;
+  for (int64_t m = 0; m < head.num; ++m)
+    std::copy_n(data + m * stride, dim, head.rows + m * head.dim_padded);
+  for (int64_t m = 0; m < head.num; m += kSquare)
+    for (int64_t c = 0; c < dim; c += kSquare)
+      for (int64_t to = c; to < std::min(dim, c + kSquare); ++to)
+        for (int64_t from = m; from < std::min(head.num, m + kSquare); ++from)
+          head.columns[to * head.num_padded + from] = data[from * stride + to];
+}
+
 }  // namespace
+
+int64_t prototype_attention_packed_cpu(const PrototypeAttentionParams& p) {
+  const int64_t part = p.dtype == Dtype::f64 ? Head<double>::size(p) : Head<float>::size(p);
+  return 2 * p.num_heads * part;
+}
+
+void prototype_attention_pack_cpu(const PrototypeAttentionParams& p, int64_t begin, int64_t end) {
+  for (int64_t part = begin; part < end; ++part)
+    p.dtype == Dtype::f64 ? pack<double>(p, part) : pack<float>(p, part);
+}
 
 void prototype_attention_cpu(const PrototypeAttentionParams& p, int64_t begin, int64_t end) {
   p.dtype == Dtype::f64 ? forward<double>(p, begin, end) : forward<float>(p, begin, end);

@@ -2,6 +2,7 @@
 // each block's sums apart, so that they do not depend on the number of threads.
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "../math.h"
 #include "prototype_attention_tiles.h"
@@ -29,13 +30,14 @@ HK_INLINE void multiply_transposed(const T* a, int64_t stride, const T* b, T* ou
 
 // Score gradients of 8 rows, ds = p (dp - dot), into dp; the probabilities into score.
 template <typename T>
-HK_INLINE void score_gradient(T* score, T* dp, const T* logsumexp, const T* dot, int64_t cols) {
+HK_INLINE void score_gradient(T* score, T* dp, const T* largest, const T* log_total, const T* dot,
+                              int64_t cols) {
   for (int r = 0; r < kRows; ++r) {
     T *s = score + r * cols, *d = dp + r * cols;
-    const T shift = logsumexp[r], mean = dot[r];
+    const T high = largest[r], shift = log_total[r], mean = dot[r];
 #pragma omp simd
     for (int64_t m = 0; m < cols; ++m) {
-      s[m] = exp(s[m] - shift);
+      s[m] = exp(s[m] - high - shift);
       d[m] = s[m] * (d[m] - mean);
     }
   }
@@ -43,9 +45,8 @@ HK_INLINE void score_gradient(T* score, T* dp, const T* logsumexp, const T* dot,
 
 template <typename T>
 HK_CLONES void backward(const PrototypeAttentionParams& p, int64_t begin, int64_t end) {
-  const auto keys = pack<T>(p.key, p), values = pack<T>(p.value, p);
   const int64_t dim = p.head_dim, width = p.num_heads * dim, num = p.num_prototypes;
-  const int64_t padded = keys[0].dim_padded, cols = keys[0].num_padded;
+  const int64_t padded = Head<T>::padded(dim), cols = Head<T>::padded(num);
   const int64_t chunk = (p.num_rows + p.num_partials - 1) / p.num_partials;
   const T scale = 1 / std::sqrt(static_cast<T>(dim));
   std::vector<T> query(kRows * padded), grad(kRows * padded), grad_query(kRows * padded);
@@ -53,6 +54,7 @@ HK_CLONES void backward(const PrototypeAttentionParams& p, int64_t begin, int64_
   for (int64_t part = begin; part < end; ++part) {
     const int64_t last = std::min(p.num_rows, (part + 1) * chunk);
     for (int64_t i = 0; i < p.num_heads; ++i) {
+      const Head<T> key(p, 2 * i), value(p, 2 * i + 1);
       grad_key.assign(num * padded, 0);
       grad_value.assign(num * padded, 0);
       for (int64_t n = part * chunk; n < last; n += kRows) {
@@ -61,18 +63,20 @@ HK_CLONES void backward(const PrototypeAttentionParams& p, int64_t begin, int64_
         gather(static_cast<const T*>(p.query) + n * p.query_stride + at, p.query_stride, count, dim,
                scale, query.data(), padded);
         gather(grad_out, p.grad_out_stride, count, dim, T(1), grad.data(), padded);
-        T logsumexp[kRows], dot[kRows] = {};
+        T largest[kRows], log_total[kRows] = {}, dot[kRows] = {};
         for (int64_t r = 0; r < kRows; ++r) {  // infinity: a row past the end has no weights
-          logsumexp[r] = std::numeric_limits<T>::infinity();
+          largest[r] = std::numeric_limits<T>::infinity();
           if (r >= count) continue;
-          logsumexp[r] = static_cast<const T*>(p.logsumexp)[(n + r) * p.num_heads + i];
+          const int64_t pair = 2 * ((n + r) * p.num_heads + i);
+          largest[r] = static_cast<const T*>(p.normalizer)[pair];
+          log_total[r] = static_cast<const T*>(p.normalizer)[pair + 1];
           const T* out = static_cast<const T*>(p.out) + (n + r) * width + at;
           for (int64_t c = 0; c < dim; ++c) dot[r] += grad_out[r * p.grad_out_stride + c] * out[c];
         }
-        multiply(query.data(), padded, keys[i].columns.data(), score.data(), dim, cols);
-        multiply(grad.data(), padded, values[i].columns.data(), dp.data(), dim, cols);
-        score_gradient(score.data(), dp.data(), logsumexp, dot, cols);
-        multiply(dp.data(), cols, keys[i].rows.data(), grad_query.data(), num, padded);
+        multiply(query.data(), padded, key.columns, score.data(), dim, cols);
+        multiply(grad.data(), padded, value.columns, dp.data(), dim, cols);
+        score_gradient(score.data(), dp.data(), largest, log_total, dot, cols);
+        multiply(dp.data(), cols, key.rows, grad_query.data(), num, padded);
         multiply_transposed(dp.data(), cols, query.data(), grad_key.data(), num, padded);
         multiply_transposed(score.data(), cols, grad.data(), grad_value.data(), num, padded);
         for (int64_t r = 0; r < count; ++r)

@@ -1,7 +1,6 @@
 // Packed heads and 8-row tiles that the forward and backward pass of prototype_attention share.
 #pragma once
 #include <algorithm>
-#include <vector>
 
 #include "../prototype_attention.h"
 #include "../simd.h"
@@ -11,34 +10,27 @@ namespace {
 
 constexpr int kRows = 8;  // rows of a tile
 
-// One head's keys or values, padded with zeros to whole tiles of two vectors.
+// One head's keys or values as prototype_attention_pack_cpu left them, padded with zeros to whole
+// tiles of two vectors.
 template <typename T>
 struct Head {
   static constexpr int64_t kTile = 2 * Simd<T>::kLanes;
-  int64_t num, dim, num_padded, dim_padded;
-  std::vector<T> rows, columns;  // (M, dim_padded), (dim, num_padded)
+  int64_t num, num_padded, dim_padded;
+  T *rows, *columns;  // (M, dim_padded), (head_dim, num_padded)
 
-  Head(const T* data, int64_t num, int64_t dim, int64_t stride)
-      : num(num),
-        dim(dim),
-        num_padded((num + kTile - 1) / kTile * kTile),
-        dim_padded((dim + kTile - 1) / kTile * kTile),
-        rows(num * dim_padded),
-        columns(dim * num_padded) {
-    for (int64_t m = 0; m < num; ++m)
-      for (int64_t c = 0; c < dim; ++c)
-        rows[m * dim_padded + c] = columns[c * num_padded + m] = data[m * stride + c];
+  // part 2 i: keys of head i; 2 i + 1: its values.
+  Head(const PrototypeAttentionParams& p, int64_t part)
+      : num(p.num_prototypes),
+        num_padded(padded(num)),
+        dim_padded(padded(p.head_dim)),
+        rows(static_cast<T*>(p.packed) + part * size(p)),
+        columns(rows + num * dim_padded) {}
+
+  static int64_t padded(int64_t count) { return (count + kTile - 1) / kTile * kTile; }
+  static int64_t size(const PrototypeAttentionParams& p) {
+    return p.num_prototypes * padded(p.head_dim) + p.head_dim * padded(p.num_prototypes);
   }
 };
-
-template <typename T>
-std::vector<Head<T>> pack(const void* data, const PrototypeAttentionParams& p) {
-  std::vector<Head<T>> heads;
-  for (int64_t i = 0; i < p.num_heads; ++i)
-    heads.emplace_back(static_cast<const T*>(data) + i * p.head_dim, p.num_prototypes, p.head_dim,
-                       p.num_heads * p.head_dim);
-  return heads;
-}
 
 // out[8, cols] = a[8, depth] b[depth, cols]; cols is a multiple of a tile.
 template <typename T>

@@ -88,6 +88,9 @@ __device__ __forceinline__ double exponential(double v) { return exp(v); }
 __device__ __forceinline__ float logarithm(float v) { return logf(v); }
 __device__ __forceinline__ double logarithm(double v) { return log(v); }
 
+// max(0, v) that keeps NaN, which CUDA's drops.
+__device__ __forceinline__ double not_below_zero(double v) { return v < 0 ? 0 : v; }
+
 __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline bool aligned16(const void* pointer) {

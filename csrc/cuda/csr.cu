@@ -83,7 +83,40 @@ __global__ void __launch_bounds__(kThreads) moments_kernel(const CsrParams p) {
     const double shift = begin < end ? sum / count : 0, mean = pivot + shift;
     p.moments[row] = count * mean / all;
     p.moments[p.num_rows + row] =
-        max(0.0, squares - sum * shift) + count * (all - count) / all * mean * mean;
+        not_below_zero(squares - sum * shift) + count * (all - count) / all * mean * mean;
+  }
+}
+
+__device__ __forceinline__ RowFault worse(RowFault a, RowFault b) { return a < b ? b : a; }
+
+// A warp per compressed row: the worst that one of its entries shows.
+template <class Index>
+__global__ void __launch_bounds__(kThreads) check_kernel(const CsrParams p) {
+  const Index* offsets = static_cast<const Index*>(p.row_offsets);
+  const Index* index = static_cast<const Index*>(p.col_index);
+  const int lane = threadIdx.x % kWarp;
+  const int64_t warps = int64_t(gridDim.x) * kBlockWarps;
+  int64_t row = int64_t(blockIdx.x) * kBlockWarps + threadIdx.x / kWarp;
+  for (; row < p.num_rows; row += warps) {
+    const int64_t begin = offsets[row], end = offsets[row + 1];
+    RowFault worst = RowFault::none;
+    if (begin < 0 || begin > end || end > p.num_entries || (row == 0 && begin != 0) ||
+        (row == p.num_rows - 1 && end != p.num_entries)) {
+      worst = RowFault::offsets;
+    } else {
+      for (int64_t at = begin + lane; at < end; at += kWarp) {
+        const int64_t column = index[at], before = at > begin ? int64_t(index[at - 1]) : -1;
+        RowFault found = RowFault::none;
+        if (column == before) found = RowFault::duplicate;
+        if (column < before) found = RowFault::order;
+        if (column < 0 || column >= p.num_cols) found = RowFault::range;
+        worst = worse(worst, found);
+      }
+    }
+#pragma unroll
+    for (int bits = kWarp / 2; bits > 0; bits /= 2)
+      worst = worse(worst, RowFault(__shfl_xor_sync(kAllLanes, int(worst), bits)));
+    if (lane == 0) p.faults[row] = worst;
   }
 }
 
@@ -104,6 +137,12 @@ void launch_moments(const CsrParams& p, Stream stream) {
 }
 
 }  // namespace
+
+Error csr_check_cuda(CsrParams p, Stream stream) {
+  const auto kernel = p.wide_index ? check_kernel<int64_t> : check_kernel<int32_t>;
+  HK_LAUNCH(kernel, blocks_for(p.num_rows), kThreads, stream, p);
+  return launch_error();
+}
 
 Error csr_matmul_cuda(CsrParams p, Stream stream) {
   const bool f64 = p.dtype == Dtype::f64;

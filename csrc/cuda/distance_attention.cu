@@ -77,8 +77,7 @@ __global__ void __launch_bounds__(kThreads, 3)
     if (row[r] >= p.num_rows) continue;
     T* out = static_cast<T*>(p.out) + (row[r] * p.num_heads + blockIdx.y) * p.head_dim;
     softmax[r].write(share, out, wide);
-    if (share.lane == 0)
-      static_cast<A*>(p.logsumexp)[blockIdx.y * p.num_rows + row[r]] = softmax[r].logsumexp();
+    if (share.lane == 0) softmax[r].normalizer(p.normalizer, blockIdx.y * p.num_rows + row[r]);
   }
 }
 

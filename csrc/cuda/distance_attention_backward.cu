@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   for (int c = 0; c < kDim; ++c) delta += grad_out[c] * query[c];
   delta = share.sum(delta);
   share.read(head_of<T>(p.query, from, p.query_row, p.query_head), wide, query);
-  const A logsumexp = static_cast<const A*>(p.logsumexp)[index];
+  const auto normalizer = Normalizer<A>::at(p.normalizer, index);
   const uint32_t bits = row_bits(keep.head, from);
 
   double slope_sum = 0;
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kThreads, 3)
         const A grad = share.sum(dot(grad_out, values.row(at, lanes, share.lane)));
         const A score = product * scale + slope * distance;
         const A shift = keep.at(bits, start + at) * grad - delta;
-        grad_score[j] = m + j < count ? exponential(score - logsumexp) * shift : A(0);
+        grad_score[j] = m + j < count ? normalizer.weight(score) * shift : A(0);
         if (p.partial_slope) tile_sum += grad_score[j] * distance;
       }
 #pragma unroll
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kThreads)
   HK_SHARED(queries, Tile<A, kDim>);
   HK_SHARED(grads, Tile<A, kDim>);
   HK_SHARED(places, Places<A, kDim>);
-  HK_SHARED(lse, Shared<A, Places<A, kDim>::kMost>);
+  HK_SHARED(normalizers, Shared<Normalizer<A>, Places<A, kDim>::kMost>);
   HK_SHARED(deltas, Shared<A, Places<A, kDim>::kMost>);
   const Share<A, kDim> share(lanes, p.head_dim);
   const A scale = A(1) / sqrt(A(p.head_dim));
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kThreads)
     places.fill(p.coords, start, count);
     for (int i = threadIdx.x; i < count; i += kThreads) {
       const int64_t index = blockIdx.y * p.num_rows + start + i;
-      lse[i] = static_cast<const A*>(p.logsumexp)[index];
+      normalizers[i] = Normalizer<A>::at(p.normalizer, index);
       deltas[i] = static_cast<const A*>(p.delta)[index];
     }
     __syncthreads();
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kThreads)
         const A product = share.sum(dot(key, queries.row(at, lanes, share.lane)));
         const A grad = share.sum(dot(value, grads.row(at, lanes, share.lane)));
         const A score = product * scale + slope * place.distance(places.at + 2 * at);
-        const A weight = exponential(score - lse[at]);
+        const A weight = normalizers[at].weight(score);
         const A kept = keep.at(row_bits(keep.head, start + at), from);
         prob[j] = weight * kept;
         grad_score[j] = weight * (kept * grad - deltas[at]) * scale;

@@ -137,13 +137,31 @@ struct OnlineSoftmax {
     for (int j = 0; j < kInFlight; ++j) total += score[j] = exponential(score[j] - now);
   }
 
-  __device__ __forceinline__ A logsumexp() const { return most + logarithm(total); }
+  // Entry `index` of (..., 2): the largest score, and the logarithm of the sum about it.
+  __device__ __forceinline__ void normalizer(void* to, int64_t index) const {
+    static_cast<A*>(to)[2 * index] = most;
+    static_cast<A*>(to)[2 * index + 1] = logarithm(total);
+  }
 
   template <class T>
   __device__ __forceinline__ void write(const Share<A, kDim>& share, T* out, bool wide) {
 #pragma unroll
     for (int c = 0; c < kDim; ++c) sums[c] /= total;
     share.write(out, wide, sums);
+  }
+};
+
+// What a score's weight is found by in the backward pass.
+template <class A>
+struct Normalizer {
+  A most, log_total;
+
+  __device__ static Normalizer at(const void* from, int64_t index) {
+    const A* pair = static_cast<const A*>(from) + 2 * index;
+    return {pair[0], pair[1]};
+  }
+  __device__ __forceinline__ A weight(A score) const {
+    return exponential(score - most - log_total);
   }
 };
 

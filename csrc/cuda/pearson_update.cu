@@ -61,7 +61,11 @@ struct Shifted {
   __device__ Moments moments() const {
     if (count == 0) return {};
     const double n = count, mp = p / n, mt = t / n;
-    return {n,          pivot_p + mp, pivot_t + mt, max(0.0, pp - p * mp), max(0.0, tt - t * mt),
+    return {n,
+            pivot_p + mp,
+            pivot_t + mt,
+            not_below_zero(pp - p * mp),
+            not_below_zero(tt - t * mt),
             pt - p * mt};
   }
 };

@@ -69,8 +69,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   for (int r = 0; r < kRows<A>; ++r) {
     if (row[r] >= p.num_rows) continue;
     softmax[r].write(share, static_cast<T*>(p.out) + row[r] * width + offset, wide);
-    if (share.lane == 0)
-      static_cast<A*>(p.logsumexp)[row[r] * p.num_heads + blockIdx.y] = softmax[r].logsumexp();
+    if (share.lane == 0) softmax[r].normalizer(p.normalizer, row[r] * p.num_heads + blockIdx.y);
   }
 }
 

@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kRowThreads, 3)
   for (int c = 0; c < kDim; ++c) dot_out += grad_out[c] * query[c];
   dot_out = share.sum(dot_out);
   share.read(static_cast<const T*>(p.query) + from * p.query_stride + offset, wide, query);
-  const A logsumexp = static_cast<const A*>(p.logsumexp)[from * p.num_heads + blockIdx.y];
+  const auto normalizer = Normalizer<A>::at(p.normalizer, from * p.num_heads + blockIdx.y);
 
   for (int64_t start = 0; start < p.num_prototypes; start += capacity) {
     const int count = min(int64_t(capacity), p.num_prototypes - start);
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kRowThreads, 3)
         const int index = min(m + j, count - 1);
         const A score = share.sum(dot(query, keys.row(index, lanes, share.lane))) * scale;
         const A grad = share.sum(dot(grad_out, values.row(index, lanes, share.lane)));
-        grad_score[j] = exponential(score - logsumexp) * (grad - dot_out) * scale;
+        grad_score[j] = normalizer.weight(score) * (grad - dot_out) * scale;
       }
 #pragma unroll
       for (int j = 0; j < kInFlight; ++j)
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kThreads) prototype_kernel(const Params p, con
   using A = Acc<T>;
   HK_SHARED(queries, Tile<A, kDim>);
   HK_SHARED(grads, Tile<A, kDim>);
-  HK_SHARED(lse, Shared<A, Tile<A, kDim>::kValues / kDim>);
+  HK_SHARED(normalizers, Shared<Normalizer<A>, Tile<A, kDim>::kValues / kDim>);
   HK_SHARED(dots, Shared<A, Tile<A, kDim>::kValues / kDim>);
   const Share<A, kDim> share(lanes, p.head_dim);
   const int64_t width = p.num_heads * p.head_dim, offset = blockIdx.y * p.head_dim;
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kThreads) prototype_kernel(const Params p, con
       for (int64_t c = 0; c < p.head_dim; ++c)
         total += to_acc(grad_out[i * p.grad_out_stride + c]) * to_acc(out[i * width + c]);
       dots[i] = total;
-      lse[i] = static_cast<const A*>(p.logsumexp)[(start + i) * p.num_heads + blockIdx.y];
+      normalizers[i] = Normalizer<A>::at(p.normalizer, (start + i) * p.num_heads + blockIdx.y);
     }
     __syncthreads();
     for (int n = 0; n < count; n += kInFlight) {
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kThreads) prototype_kernel(const Params p, con
         const int index = min(n + j, count - 1);
         const A score = share.sum(dot(key, queries.row(index, lanes, share.lane))) * scale;
         const A grad = share.sum(dot(value, grads.row(index, lanes, share.lane)));
-        prob[j] = exponential(score - lse[index]);
+        prob[j] = normalizers[index].weight(score);
         grad_score[j] = prob[j] * (grad - dots[index]) * scale;
       }
 #pragma unroll

@@ -12,11 +12,12 @@ import torch
 from histokit.core.distributed import Team
 from histokit.core.errors import InputError
 from histokit.data.cohort import Cohort
-from histokit.evaluate.metrics import StreamingPearson, mean_or_nan
+from histokit.evaluate.metrics import mean_or_nan
 from histokit.evaluate.protocol_genes import choose_genes
 from histokit.evaluate.runs import Fold, Run
 from histokit.evaluate.views import SlideView, Views
 from histokit.models.registry import MODELS
+from histokit.ops import StreamingPearson
 
 _SPOTS = 1024
 

@@ -112,10 +112,54 @@ def _setup(ctx, inputs, output):
     ctx.save_for_backward(x, prob, mean, rstd, score_weight, value, bias, gamma, slide_index, mask)
 
 
+class _RowsOfSlides:
+    """Sums over the patches of each slide, as products with a sparse matrix of N K entries.
+
+    Dense products over all slides would cost S times as much.
+    """
+
+    def __init__(self, slide_index: Tensor | None, rows: int, slides: int):
+        self.slide_index, self.rows, self.slides = slide_index, rows, slides
+        if slide_index is None:
+            return
+        index, self.order = slide_index.sort(stable=True)
+        offsets = torch.searchsorted(index, torch.arange(slides + 1, device=index.device))
+        self.starts, self.counts = offsets[:-1], offsets.diff()
+
+    def sums(self, weight: Tensor, data: Tensor) -> Tensor:
+        """Of weight (N, K) and data (N, D): for each slide the sum of weight^T data (S, K, D)."""
+        keys = weight.shape[1]
+        if self.slide_index is None:
+            return (weight.T @ data)[None]
+        # row (s, k) of the matrix holds the weights k of the patches of slide s
+        slide = self.slide_index[self.order]
+        place = torch.arange(self.rows, device=slide.device) - self.starts[slide]
+        at = (self.starts[slide] * keys + place)[:, None] + self.counts[slide][:, None] * (
+            torch.arange(keys, device=slide.device)
+        )
+        values, index = weight.new_empty(at.numel()), self.order.new_empty(at.numel())
+        values[at.flatten()] = weight[self.order].flatten()
+        index[at.flatten()] = self.order.repeat_interleave(keys)
+        offsets = F.pad(self.counts.repeat_interleave(keys).cumsum(0), (1, 0))
+        out = torch.ops.histokit.csr_matmul(offsets, index, values, data)
+        return out.view(self.slides, keys, data.shape[1])
+
+    def spread(self, weight: Tensor, context: Tensor) -> Tensor:
+        """Of weight (N, K) and context (S, K, D): each patch's sum over its slide's keys (N, D)."""
+        keys = weight.shape[1]
+        if self.slide_index is None:
+            return weight @ context[0]
+        offsets = torch.arange(0, weight.numel() + 1, keys, device=weight.device)
+        index = self.slide_index[:, None] * keys + torch.arange(keys, device=weight.device)
+        return torch.ops.histokit.csr_matmul(
+            offsets, index.flatten(), weight.flatten(), context.flatten(0, 1)
+        )
+
+
 def _backward(ctx, grad_y, *_):
     x, prob, mean, rstd, score_weight, value, bias, gamma, slide_index, mask = ctx.saved_tensors
     scored = ctx.tokens > 1
-    slides, keys, dim = value.shape
+    slides, keys = value.shape[:2]
     with dispatch.full_precision(x):
         grad_z, grad_score, (grad_gamma, grad_beta) = (
             torch.ops.histokit.cancer_cross_attention_backward(
@@ -124,24 +168,19 @@ def _backward(ctx, grad_y, *_):
             )
         )  # fmt: skip
         wide_z = grad_z.to(value.dtype)
-
-        def by_slide(weight):  # (N, K) -> (N, S K), zero for other slides than the patch's own
-            if slide_index is None:
-                return weight
-            own = F.one_hot(slide_index, slides).to(weight.dtype)
-            return (own[:, :, None] * weight[:, None, :]).flatten(1)
-
         weight = prob if scored else value.new_ones(x.shape[0], keys)
         weight = weight if mask is None else weight * mask
-        grad_value = (by_slide(weight).T @ wide_z).view(slides, keys, dim)
+        order = _RowsOfSlides(slide_index, len(x), slides)
+        grad_value = order.sums(weight, wide_z)
         grad_bias = None if bias is None else wide_z.sum(0)
         if not scored:
             grads = (grad_z, None, None, grad_value, grad_bias)
         else:
-            score = by_slide(grad_score)
-            grad_x = torch.addmm(wide_z, score, score_weight.flatten(0, 1)).to(x.dtype)
-            grad_a = (score.T @ x.to(value.dtype)).view(slides, keys, dim)
-            grads = (grad_x, grad_a, score.sum(0).view(slides, keys), grad_value, grad_bias)
+            grad_x = (wide_z + order.spread(grad_score, score_weight)).to(x.dtype)
+            grad_a = order.sums(grad_score, x.to(value.dtype))
+            ones = x.new_ones(len(x), 1, dtype=value.dtype)
+            grad_a0 = order.sums(grad_score, ones)[..., 0]
+            grads = (grad_x, grad_a, grad_a0, grad_value, grad_bias)
     return (*grads, grad_gamma, grad_beta, None, None, None, None)
 
 
@@ -150,4 +189,8 @@ if dispatch.HAS_KERNELS:
     torch.library.register_fake("histokit::cancer_cross_attention_backward", _backward_fake)
     torch.library.register_autograd(
         "histokit::cancer_cross_attention", _backward, setup_context=_setup
+    )
+    torch.library.register_autograd(
+        "histokit::cancer_cross_attention_backward",
+        dispatch.no_second_derivative("cancer_cross_attention"),
     )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from histokit.ops import dispatch, reference
-from histokit.ops.dispatch import check_float, check_shape
+from histokit.ops.dispatch import check_float, check_shape, check_tensor
 
 
 def distance_attention(
@@ -40,6 +40,8 @@ def distance_attention(
     check_shape(op, "slope", slope, (heads,), "(h,)")
     if not 0 <= dropout < 1:
         raise ValueError(f"{op}: dropout must be in [0, 1), got {dropout}")
+    if seed is not None:
+        check_tensor(op, "seed", seed)
     check_shape(op, "seed", seed, (1,), "(1,)")
     if seed is not None and (seed.dtype != torch.int64 or seed.device != q.device):
         raise ValueError(
@@ -66,11 +68,11 @@ def distance_attention(
 
 def _fake(query, key, value, coords, slope, seed, dropout):
     rows, heads, _ = query.shape
-    return query.new_empty(query.shape), slope.new_empty(heads, rows)
+    return query.new_empty(query.shape), slope.new_empty(heads, rows, 2)
 
 
 def _backward_fake(
-    grad_out, query, key, value, coords, slope, seed, dropout, out, logsumexp, with_slope
+    grad_out, query, key, value, coords, slope, seed, dropout, out, normalizer, with_slope
 ):  # fmt: skip
     grads = (query.new_empty(query.shape) for _ in range(3))
     return *grads, slope.new_empty(slope.shape[0] if with_slope else 0, dtype=torch.float64)
@@ -82,10 +84,10 @@ def _setup(ctx, inputs, output):
 
 
 def _backward(ctx, grad_out, _):
-    *inputs, out, logsumexp = ctx.saved_tensors
+    *inputs, out, normalizer = ctx.saved_tensors
     with_slope = ctx.needs_input_grad[4]
     *grads, grad_slope = torch.ops.histokit.distance_attention_backward(
-        grad_out, *inputs, ctx.dropout, out, logsumexp, with_slope
+        grad_out, *inputs, ctx.dropout, out, normalizer, with_slope
     )
     return *grads, None, grad_slope.to(inputs[4].dtype) if with_slope else None, None, None
 
@@ -94,3 +96,6 @@ if dispatch.HAS_KERNELS:
     torch.library.register_fake("histokit::distance_attention", _fake)
     torch.library.register_fake("histokit::distance_attention_backward", _backward_fake)
     torch.library.register_autograd("histokit::distance_attention", _backward, setup_context=_setup)
+    torch.library.register_autograd(
+        "histokit::distance_attention_backward", dispatch.no_second_derivative("distance_attention")
+    )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from histokit.ops import dispatch, reference
-from histokit.ops.dispatch import check_float, check_index, check_shape
+from histokit.ops.dispatch import check_float, check_index, check_shape, check_tensor
 from histokit.ops.moments import STATE_ROWS
 
 
@@ -20,7 +20,7 @@ def pearson_update(
     """Merge rows of predictions and targets into running moments (6, S, G) float64, in place.
 
     pred and target (N, G) of any floating type, mask (N, G) or (G,) bool, slide_index (N,). See
-    :func:`histokit.reference.pearson_update`; ``histokit.metrics.StreamingPearson`` keeps a state.
+    :func:`histokit.reference.pearson_update`; :class:`ops.StreamingPearson` keeps a state.
     Entries with a NaN on either side do not count; an infinite one makes its gene's answer NaN. One
     read of both inputs; sums are in float64. No gradients.
     """
@@ -32,7 +32,10 @@ def pearson_update(
     slides, genes = state.shape[1:]
     check_shape(op, "pred", pred, (None, genes), "(N, G)")
     check_shape(op, "target", target, tuple(pred.shape), "(N, G)")
+    if not state.is_contiguous():
+        raise ValueError(f"{op}: state must be contiguous, got strides {state.stride()}")
     if mask is not None:
+        check_tensor(op, "mask", mask)
         if mask.dtype != torch.bool or mask.device != pred.device:
             raise ValueError(
                 f"{op}: mask must be bool on {pred.device}, got {mask.dtype} on {mask.device}"

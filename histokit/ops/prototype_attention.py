@@ -44,10 +44,10 @@ def prototype_attention(
 
 
 def _fake(query, key, value, num_heads):
-    return query.new_empty(query.shape), key.new_empty(query.shape[0], num_heads)
+    return query.new_empty(query.shape), key.new_empty(query.shape[0], num_heads, 2)
 
 
-def _backward_fake(grad, query, key, value, out, logsumexp, num_heads):
+def _backward_fake(grad, query, key, value, out, normalizer, num_heads):
     return query.new_empty(query.shape), key.new_empty(key.shape), key.new_empty(key.shape)
 
 
@@ -66,4 +66,8 @@ if dispatch.HAS_KERNELS:
     torch.library.register_fake("histokit::prototype_attention_backward", _backward_fake)
     torch.library.register_autograd(
         "histokit::prototype_attention", _backward, setup_context=_setup
+    )
+    torch.library.register_autograd(
+        "histokit::prototype_attention_backward",
+        dispatch.no_second_derivative("prototype_attention"),
     )

@@ -193,6 +193,35 @@ def pearson_update(
             state[:, slide] = merge_moments(state[:, slide], torch.stack(chunk))
 
 
+def csr_check(row_offsets: Tensor, col_index: Tensor, values: Tensor, num_cols: int) -> Tensor:
+    """What is wrong with each row of a sparse matrix.
+
+    Arguments:
+        row_offsets: (N + 1,), col_index: (nnz,): int32 or int64. values: (nnz,).
+        num_cols: G.
+
+    Returns:
+        (N,) uint8, the worst of: 4 where the row's offsets do not ascend from 0 to nnz, 3 where a
+        column is not in [0, G), 2 where columns descend, 1 where one is there twice, 0 if nothing.
+    """
+    begin, end, nnz = row_offsets[:-1].long(), row_offsets[1:].long(), len(values)
+    wrong = (begin < 0) | (begin > end) | (end > nnz)
+    if len(wrong):
+        wrong[0] |= begin[0] != 0
+        wrong[-1] |= end[-1] != nnz
+    faults = torch.where(wrong, 4, 0)
+    if wrong.any():
+        return faults.to(torch.uint8)
+    row = torch.arange(len(faults), device=values.device).repeat_interleave(end - begin)
+    column = col_index.long()
+    same_row = F.pad(row[1:] == row[:-1], (1, 0))
+    step = F.pad(column.diff(), (1, 0))
+    kind = torch.where(same_row & (step == 0), 1, 0)
+    kind = torch.where(same_row & (step < 0), 2, kind)
+    kind = torch.where((column < 0) | (column >= num_cols), 3, kind)
+    return faults.scatter_reduce(0, row, kind, "amax").to(torch.uint8)
+
+
 def linear_pearson(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor
 ) -> tuple[Tensor, Tensor]:

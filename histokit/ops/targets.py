@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
-from histokit.ops import dispatch
-from histokit.ops.dispatch import check_float, check_shape
+from histokit.ops import dispatch, reference
+from histokit.ops.dispatch import check_float, check_shape, check_tensor
 from histokit.ops.gemm import matmul, transposed_matmul
 
 GENES = 1024  # genes of a dense target that are centered at a time
@@ -23,7 +24,8 @@ ROWS = 1024  # rows of it, and genes of the weight, that are worked on at a time
 class Csr(NamedTuple):
     """A sparse (N, G) target as plain tensors, for ``torch.compile``, which takes no sparse ones.
 
-    row_offsets (N + 1,) and col_index (nnz,) of one type, int32 or int64; columns ascend in a row.
+    row_offsets (N + 1,) and col_index (nnz,) of one type, int32 or int64; columns ascend in a row,
+    none twice.
     """
 
     row_offsets: Tensor
@@ -43,6 +45,14 @@ class Csr(NamedTuple):
 
 def check_target(op: str, hidden, weight, bias, target) -> Tensor | Csr:
     """Check the arguments that both ops share; a sparse tensor comes back as a Csr."""
+    given = target.col_index if isinstance(target, Csr) else target
+    if not isinstance(target, Csr):
+        if hasattr(target, "indptr"):
+            raise ValueError(
+                f"{op}: target must be a torch.Tensor or an ops.Csr, got a SciPy matrix; make an "
+                "ops.Csr of its indptr, indices and data after sum_duplicates()"
+            )
+        check_tensor(op, "target", target)
     if isinstance(target, Tensor) and target.layout == torch.sparse_csr:
         check_shape(op, "target", target, (None, None), "(N, G)")
         target = Csr(target.crow_indices(), target.col_indices(), target.values(), target.shape[1])
@@ -64,7 +74,50 @@ def check_target(op: str, hidden, weight, bias, target) -> Tensor | Csr:
             f"{op}: target's indices must have one type, got {target.row_offsets.dtype} and "
             f"{target.col_index.dtype}"
         )
+    if sparse and dispatch.has_values(target.values):
+        _check_csr(op, target, given)
     return target
+
+
+# What has been checked, by the tensor that was given: indices and sizes as they were then.
+_sound = WeakIdKeyDictionary()
+_FAULTS = (
+    "holds column {column} twice; add such entries up (SciPy: sum_duplicates(); torch: "
+    "to_sparse_coo().coalesce().to_sparse_csr())",
+    "has columns that do not ascend; sort them (SciPy: sort_indices())",
+    "has column {column}, which is not in [0, {genes})",
+    "begins or ends wrongly: row_offsets must ascend from 0 to {nnz}, the number of values",
+)
+
+
+def _check_csr(op: str, target: Csr, given: Tensor) -> None:
+    """Raise ValueError unless columns ascend strictly in range; once for each target."""
+    indices = target.row_offsets, target.col_index
+    state = None
+    if not any(t.is_inference() for t in indices):
+        state = (*((t.data_ptr(), t._version) for t in indices), target.num_cols)
+        if _sound.get(given) == state:
+            return
+    for name, tensor in zip(("row_offsets", "col_index"), indices, strict=True):
+        if tensor.dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"{op}: target's {name} must be int32 or int64, got {tensor.dtype}")
+    serve = dispatch.kernels_serve(op, target.values)
+    find = torch.ops.histokit.csr_check if serve else reference.csr_check
+    values = target.values.detach()
+    faults = find(*indices, values.float() if values.itemsize < 4 else values, target.num_cols)
+    if (len(values) and len(faults) == 0) or bool(faults.any()):
+        row = int(faults.argmax())
+        fault = int(faults[row]) if len(faults) else 4
+        begin, end = (int(target.row_offsets[row + i]) if len(faults) else 0 for i in (0, 1))
+        columns = target.col_index[begin:end] if fault < 4 else indices[1][:0]
+        wrong = (columns < 0) | (columns >= target.num_cols)
+        if fault == 1:
+            wrong = torch.cat([columns[:1] < 0, columns.diff() == 0])
+        column = int(columns[wrong][0]) if wrong.any() else None
+        words = _FAULTS[fault - 1].format(column=column, genes=target.num_cols, nnz=len(values))
+        raise ValueError(f"{op}: row {row} of the sparse target {words}")
+    if state is not None:
+        _sound[given] = state
 
 
 def reference_target(target: Tensor | Csr, dtype: torch.dtype) -> Tensor:
@@ -181,6 +234,12 @@ if dispatch.HAS_KERNELS:
         ),
     )
     torch.library.register_fake("histokit::csr_transpose_matmul", _csr_transpose_fake)
+    torch.library.register_fake(
+        "histokit::csr_check",
+        lambda row_offsets, col_index, values, num_cols: values.new_empty(
+            row_offsets.shape[0] - 1, dtype=torch.uint8
+        ),
+    )
     torch.library.register_fake(
         "histokit::csr_moments",
         lambda row_offsets, values, num_cols: values.new_empty(

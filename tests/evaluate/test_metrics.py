@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import pearsonr
 
-from histokit.evaluate.metrics import (
+from histokit.metrics import (
     StreamingPearson,
     macro_mean,
     mean_or_nan,

@@ -82,11 +82,11 @@ def test_what_is_not_wanted_of_a_slide_is_not_read(run, monkeypatch):
 
 def test_a_training_leaves_the_backend_of_ops_as_it_was(run):
     with ops.use("kernels") if dispatch.HAS_KERNELS else ops.use("auto"):
-        before = dispatch._backend
+        before = dispatch._backend.get()
         run_train.main(
             run_train.Options(
                 data=str(run / "data"), run=str(run / "other"), encoder="tiny", model="mean",
                 kernels="reference",
             )
         )  # fmt: skip
-        assert dispatch._backend == before
+        assert dispatch._backend.get() == before

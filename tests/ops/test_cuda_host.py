@@ -186,7 +186,7 @@ def check_prototype_attention(launch, n, prototypes, heads, head_dim, dtype, pad
         launch["prototype_attention"],
         dtype=dtype, num_rows=n, num_prototypes=prototypes, num_heads=heads, head_dim=head_dim,
         query=query, query_stride=query.stride(0), key=key, value=value,
-        out=out, logsumexp=unwritten(n, heads, dtype=small),
+        out=out, normalizer=unwritten(n, heads, 2, dtype=small),
     )  # fmt: skip
     forward()
     launch["prototype_attention_backward"](

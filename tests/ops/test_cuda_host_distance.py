@@ -49,7 +49,7 @@ def check(launch, n, heads, head_dim, dtype, pad, dropout=0.0, with_slope=True):
         dtype=dtype, num_rows=n, num_heads=heads, head_dim=head_dim, query=query, key=key,
         value=value, grad_out=grad_out, **strides, coords=coords, slope=slope, seed=seed,
         dropout=dropout, out=out,
-        logsumexp=unwritten(heads, n, dtype=small), delta=unwritten(heads, n, dtype=small),
+        normalizer=unwritten(heads, n, 2, dtype=small), delta=unwritten(heads, n, dtype=small),
         grad_query=grad_query, grad_key=grad_key, grad_value=grad_value,
         partial_slope=partial_slope if with_slope else None,
     )  # fmt: skip

@@ -11,6 +11,7 @@ ROOT = SHIM.parents[2]
 CPU_ALONE = (  # what only the CPU kernels check, and how they block their work
     "broken_sparse_matrix",
     "several_blocks",
+    "many_keys",
 )
 
 
@@ -20,6 +21,8 @@ OPS = (
     "distance_attention",
     "pearson_update",
     "linear_ops",
+    "sparse_targets",
+    "hard_values",
 )
 
 

@@ -151,18 +151,18 @@ def samples():
     query, key, value, _ = prototype_inputs(5)
     yield (
         "prototype_attention_backward",
-        (query, query, key, value, query, torch.randn(5, 2), 2),
+        (query, query, key, value, query, torch.randn(5, 2, 2), 2),
     )
     vectors = [t.transpose(0, 1) for t in distance_inputs(5)[:3]]
     coords, slope = distance_inputs(5)[3:]
     differentiated = (*differentiable(vectors), coords, slope.clone().requires_grad_())
     yield "distance_attention", (*differentiated, torch.ones(1).long(), 0.1)
     query = vectors[0].detach()
-    out, logsumexp = query.contiguous(), torch.randn(2, 5)
+    out, normalizer = query.contiguous(), torch.randn(2, 5, 2)
     for with_slope in (True, False):
         yield (
             "distance_attention_backward",
-            (query, query, query, query, coords, slope, None, 0.0, out, logsumexp, with_slope),
+            (query, query, query, query, coords, slope, None, 0.0, out, normalizer, with_slope),
         )
     state = torch.zeros(6, 2, 9, dtype=torch.float64)
     pred, target, mask, slides = pearson_inputs(5)
@@ -261,7 +261,7 @@ def test_backends_are_chosen_and_restored():
         calls.append(1)
         return original(*arguments, **options)
 
-    reference_before = dispatch._backend
+    reference_before = dispatch._backend.get()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ops.reference, "prototype_attention", spy)
         with ops.use("reference"):
@@ -271,7 +271,7 @@ def test_backends_are_chosen_and_restored():
             with ops.use("kernels"):
                 ops.prototype_attention(*arguments, num_heads=2)
             assert len(calls) == 1
-    assert dispatch._backend == reference_before
+    assert dispatch._backend.get() == reference_before
     torch.testing.assert_close(got, original(*arguments, num_heads=2))
     with pytest.raises(ValueError, match="use: backend must be one of"):
         ops.use("fast")
