@@ -250,7 +250,12 @@ def test_ranks_share_the_slides_of_extraction(tmp_path, children):
 
 def test_ranks_share_the_slides_of_an_evaluation(data, tmp_path, children):
     options = {"data": str(data), "model": "ridge", "encoder": "tiny", "run": str(tmp_path / "run")}
-    run_train.main(run_train.Options(folds="leave-one-patient-out", controls=True, **options))
+    folds = tmp_path / "folds.csv"
+    folds.write_text(
+        "slide_id,split,fold\nA1,train,x\nA2,train,x\nC1,train,x\nB1,test,x\nB2,test,x\n"
+        "A1,train,y\nA2,train,y\nB1,train,y\nB2,train,y\nD1,test,y\n"
+    )
+    run_train.main(run_train.Options(folds=str(folds), controls=True, **options))
     signature = tmp_path / "signature.txt"
     signature.write_text("GENE1\nGENE4\nGENE7\n")
     for number, name in ((1, "one"), (2, "two")):
@@ -264,4 +269,4 @@ def test_ranks_share_the_slides_of_an_evaluation(data, tmp_path, children):
         other = tmp_path / "two" / path.relative_to(tmp_path / "one")
         pd.testing.assert_frame_equal(pd.read_csv(path), pd.read_csv(other), rtol=1e-6)
     written = [len(list((tmp_path / n).rglob("*.h5ad"))) for n in ("one", "two")]
-    assert written == [6, 6]
+    assert written == [3, 3]

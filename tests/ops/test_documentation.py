@@ -1,0 +1,25 @@
+"""The examples of docs/ops.md run."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "ops.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(2))
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+def test_example_runs(number):
+    exec(compile(EXAMPLES[number], f"docs/ops.md, example {number}", "exec"), {})
+
+
+def test_every_op_has_its_row_and_all_examples_are_run():
+    from histokit import ops
+
+    assert len(EXAMPLES) == 2
+    functions = [name for name in ops.__all__ if name.islower() and name != "use"]
+    assert all(
+        name in PAGE for name in functions if name not in ("pearson_compute", "pearson_merge")
+    )
