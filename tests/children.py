@@ -26,8 +26,8 @@ PRELOADED = (
 class Child:
     """A running script, with the few methods of ``subprocess.Popen`` that tests call."""
 
-    def __init__(self, nursery, folder: Path, pid: int):
-        self.nursery, self.folder, self.pid = nursery, folder, pid
+    def __init__(self, folder: Path, pid: int):
+        self.folder, self.pid = folder, pid
         self.returncode = None
 
     def poll(self):
@@ -62,17 +62,17 @@ class Nursery:
         )
         self.count = 0
 
-    def start(self, script, *arguments, cwd=None, **environment) -> Child:
+    def start(self, script, *arguments, **environment) -> Child:
         """Begin a script: its file, or the name of a module of the package."""
         self.count += 1
         folder = Path(self.folder.name) / str(self.count)
         folder.mkdir()
         order = {
             "script": str(script), "arguments": list(map(str, arguments)), "folder": str(folder),
-            "cwd": str(cwd or os.getcwd()), "environment": {**os.environ, **environment},
+            "cwd": os.getcwd(), "environment": {**os.environ, **environment},
         }  # fmt: skip
         print(json.dumps(order), file=self.process.stdin, flush=True)
-        return Child(self, folder, int(self.process.stdout.readline()))
+        return Child(folder, int(self.process.stdout.readline()))
 
     def run(self, script, *arguments, check=False, timeout=120, **options):
         """The finished script, as ``subprocess.run`` gives it."""

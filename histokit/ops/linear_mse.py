@@ -11,6 +11,7 @@ from histokit.ops.gemm import linear, matmul, transposed_matmul
 from histokit.ops.targets import (
     Csr,
     center_rows,
+    check_csr,
     check_target,
     reference_target,
     transposed_product,
@@ -140,6 +141,8 @@ def _product(target: Tensor | Csr, weight: Tensor, measured: Tensor | None) -> T
 def _mse_by_residual(hidden, weight, bias, target, measured, scale, with_grad):
     """Loss and gradients of ``linear_mse`` by way of the residuals, some patches at a time."""
     genes = len(weight)
+    if isinstance(target, Csr):  # a compiled call has not been checked, and a column may be another
+        check_csr("linear_mse", target, target.col_index)
     grads = tuple(hidden.new_empty(0) for _ in range(3))
     if with_grad:
         grads = (torch.empty_like(hidden), torch.zeros_like(weight), weight.new_zeros(genes))

@@ -75,7 +75,7 @@ def check_target(op: str, hidden, weight, bias, target) -> Tensor | Csr:
             f"{target.col_index.dtype}"
         )
     if sparse and dispatch.has_values(target.values):
-        _check_csr(op, target, given)
+        check_csr(op, target, given)
     return target
 
 
@@ -90,13 +90,14 @@ _FAULTS = (
 )
 
 
-def _check_csr(op: str, target: Csr, given: Tensor) -> None:
-    """Raise ValueError unless columns ascend strictly in range; once for each target."""
+def check_csr(op: str, target: Csr, given: Tensor) -> None:
+    """Raise ValueError unless columns ascend strictly in range; once for each tensor ``given``."""
     indices = target.row_offsets, target.col_index
     state = None
     if not any(t.is_inference() for t in indices):
         state = (*((t.data_ptr(), t._version) for t in indices), target.num_cols)
         if _sound.get(given) == state:
+            _sound[target.col_index] = state  # of a sparse tensor, a new one in every call
             return
     for name, tensor in zip(("row_offsets", "col_index"), indices, strict=True):
         if tensor.dtype not in (torch.int32, torch.int64):
@@ -117,7 +118,7 @@ def _check_csr(op: str, target: Csr, given: Tensor) -> None:
         words = _FAULTS[fault - 1].format(column=column, genes=target.num_cols, nnz=len(values))
         raise ValueError(f"{op}: row {row} of the sparse target {words}")
     if state is not None:
-        _sound[given] = state
+        _sound[given] = _sound[target.col_index] = state
 
 
 def reference_target(target: Tensor | Csr, dtype: torch.dtype) -> Tensor:
@@ -217,6 +218,8 @@ def _csr_transpose_fake(row_offsets, col_index, values, dense, num_cols):
 
 def _csr_transpose_cuda(row_offsets, col_index, values, dense, num_cols):
     """Sort the entries by column, stably, and use the row kernels on what results."""
+    target = Csr(row_offsets, col_index, values, num_cols)
+    check_csr("csr_transpose_matmul", target, col_index)  # a compiled call has not been checked
     rows = torch.arange(row_offsets.shape[0] - 1, device=values.device)
     rows = rows.repeat_interleave(row_offsets.diff(), output_size=values.shape[0])
     columns, order = col_index.sort(stable=True)

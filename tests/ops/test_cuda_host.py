@@ -1,12 +1,6 @@
 """The CUDA kernels of csrc/cuda, compiled with g++ and run on the host (tests/ops/cuda_host).
 
-Their launchers take CPU tensors here and answer to the same references as the CPU kernels. With a
-sanitizer, which finds a wild or misaligned access at its line:
-
-    CUDA_HOST_SANITIZE=address,undefined \\
-        LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" \\
-        ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 \\
-        pytest tests/ops/test_cuda_host.py
+Their launchers take CPU tensors here and answer to the same references as the CPU kernels.
 """
 
 import shutil

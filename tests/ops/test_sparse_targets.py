@@ -37,6 +37,19 @@ def test_what_is_wrong_is_refused(name, dim, backend, device, offsets, columns, 
 
 
 @needs_kernels
+@pytest.mark.parametrize("dim", [2, 9])
+@pytest.mark.parametrize(("offsets", "columns", "text"), FAULTS)
+def test_what_compiled_calls_run_refuses_it_too(dim, offsets, columns, text):
+    csr = torch.tensor(offsets), torch.tensor(columns), torch.arange(6.0)
+    hidden, weight = torch.randn(4, dim), torch.randn(6, dim)
+    said = text.split(" .*")[0] + "|row_offsets must"
+    with pytest.raises((ValueError, RuntimeError), match=said):
+        torch.ops.histokit.linear_mse(hidden, weight, None, *csr, None, False)
+    with pytest.raises((ValueError, RuntimeError), match=said):
+        torch.ops.histokit.csr_transpose_matmul(*csr, hidden, 6)
+
+
+@needs_kernels
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", [torch.int32, torch.int64])
 @pytest.mark.parametrize(("offsets", "columns", "text"), [*FAULTS, ([0, 2, 6], [0, 3] * 3, "")])
