@@ -1,15 +1,18 @@
-"""Products of float32 matrices on the CPU by oneDNN, which torch brings but gives only to bfloat16.
+"""Products of float32 matrices on CPUs of other makers than Intel, by oneDNN.
 
-torch's own float32 products are MKL's. On CPUs of other makers than Intel, MKL does not use vectors
-of 512 bits; oneDNN does, and was 1.6 to 2.1 times faster there on the shapes of these models. Its
-sums run along K at one stretch: up to K = 1,024 its error is within 1.7 times MKL's (root mean
-square against float64), at 3,840 it is 2.1 times.
+torch's own float32 products are MKL's, which is the faster of the two on Intel's CPUs (up to twice,
+where a factor is transposed). On others MKL does not use vectors of 512 bits; oneDNN, which torch
+brings but gives only to bfloat16, does, and was 1.6 to 2.1 times faster there on the shapes of
+these models. Its sums run along K at one stretch: up to K = 1,024 its error is within 1.7 times
+MKL's (root mean square against float64), at 3,840 it is 2.1 times.
 
 Everything else (other devices and types, autocast, small products) is left to torch, as are all
 products under ``ops.use("reference")``.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +21,22 @@ from torch.autograd.function import once_differentiable
 
 from histokit.ops import dispatch
 
-HAS_ONEDNN = torch.backends.mkldnn.is_available()
+
+def _cpu_is_intels() -> bool:
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+USES_ONEDNN = torch.backends.mkldnn.is_available() and not _cpu_is_intels()
 LEAST = 1 << 20  # multiplications; below, a call of oneDNN costs more than it gains
 ROWS = 512  # of a sum over rows at a time: copies stay in the cache, and short sums are exacter
 
 
 def _served(x: Tensor, other: Tensor, size: int) -> bool:
     return (
-        HAS_ONEDNN
+        USES_ONEDNN
         and size >= LEAST
         and x.device.type == other.device.type == "cpu"
         and x.dtype == other.dtype == torch.float32

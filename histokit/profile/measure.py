@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import platform
 import re
@@ -12,12 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from histokit.ops.gemm import matmul
-
 Call = Callable[[], torch.Tensor]
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's mallopt
 _HEADROOM = 0.9  # of the free memory that a measured process may take
 
 
@@ -126,20 +127,44 @@ def bound_memory(device: str) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
+def keep_freed_memory() -> None:
+    """Let this process keep what it frees, as an allocator for large tensors does.
+
+    glibc gives large blocks back to the kernel and takes them anew at every call, page by page,
+    which is most of the time of a form that writes large tensors. Spoils ``peak_memory``.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # not in musl
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)
+
+
 def rates(device: str, dtype: torch.dtype) -> dict[str, float]:
-    """The machine's measured limits: GFLOP/s of a square product, GB/s of a copy."""
-    size = 8192 if device.startswith("cuda") else 2048
-    m = torch.randn(size, size, device=device).to(dtype)
-    a = torch.randn(50_000_000, device=device)
+    """The machine's limits, each the best of what torch can do: a fraction of one is at most 1.
+
+    Returns:
+        matrix: GFLOP/s of products in ``dtype``, of two sizes, by MKL and by oneDNN.
+        copy, fresh, read: GB/s of a float32 copy, of one into new memory, and of a sum.
+    """
+    a = torch.randn(100_000_000, device=device)
     b = torch.empty_like(a)
 
-    def median(call: Call) -> float:
+    def best(call: Call) -> float:
         call()
-        return statistics.median(seconds_of(call, 5, device))
+        return seconds_of(call, 7, device)[0]
+
+    def product(size: int) -> float:
+        m = torch.randn(size, size, device=device).to(dtype)
+        forms = [lambda: torch.mm(m, m), lambda: F.linear(m, m)]
+        if device == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available():
+            forms.append(lambda: torch.ops.mkldnn._linear_pointwise(m, m, None, "none", [], ""))
+        return 2 * size**3 / min(best(form) for form in forms) / 1e9
 
     return {
-        "matrix": 2 * size**3 / median(lambda: matmul(m, m)) / 1e9,
-        "copy": 2 * a.nbytes / median(lambda: b.copy_(a)) / 1e9,
+        "copy": 2 * a.nbytes / best(lambda: b.copy_(a)) / 1e9,
+        "fresh": 2 * a.nbytes / best(a.clone) / 1e9,
+        "read": a.nbytes / best(a.sum) / 1e9,
+        "matrix": max(map(product, (4096, 8192) if device.startswith("cuda") else (1024, 2048))),
     }
 
 

@@ -10,9 +10,16 @@ import torch.nn.functional as F
 from torch.profiler import profile
 
 from histokit import ops
+from histokit.ops import gemm
 from histokit.ops.gemm import Linear, linear, matmul, transposed_matmul
 
 ONEDNN = "mkldnn::_linear_pointwise"
+
+
+@pytest.fixture(autouse=True)
+def _on_any_cpu(monkeypatch):
+    """The tests are of oneDNN, whichever CPU they run on."""
+    monkeypatch.setattr(gemm, "USES_ONEDNN", True)
 
 
 def calls_onednn(call) -> bool:
@@ -144,3 +151,10 @@ def test_second_derivatives_are_refused():
 
 def test_a_layer_keeps_the_names_of_its_parameters():
     assert list(Linear(3, 2).state_dict()) == ["weight", "bias"]
+
+
+def test_products_are_mkls_where_they_are_not_onednns(monkeypatch):
+    monkeypatch.setattr(gemm, "USES_ONEDNN", False)
+    x, weight = torch.randn(2048, 64), torch.randn(64, 64)
+    assert not calls_onednn(lambda: linear(x, weight))
+    assert torch.equal(transposed_matmul(x, x), x.T @ x)
