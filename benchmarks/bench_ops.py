@@ -6,11 +6,12 @@
 
 Every op is measured against two kinds of rivals: "naive", the form that is published or written
 first, and "careful", those of an engineer who looks for the fastest that stock torch gives (in
-blocks, in place, compiled). Times are medians, after a first call, in a process that keeps the
-memory it freed. Our result is verified against the reference, and every rival's against ours. Peak
-memory is what a call needs beyond its inputs, measured in a child process of its own. Writes
-benchmarks/results/ops-<device>.csv, one row for each op and provider; with --only the other ops'
-rows stay.
+blocks, in place, compiled). Times are medians, after a first call; the naive forms run with the C
+library's allocator as it is, which gives large tensors back to the kernel, the careful ones with
+freed memory kept, and ours with both. Our result is verified against the reference, and every
+rival's against ours. Peak memory is what a call needs beyond its inputs, measured in a child
+process of its own. Writes benchmarks/results/ops-<device>.csv, one row for each op, provider and
+allocator; with --only the other ops' rows stay.
 """
 
 import csv
@@ -106,45 +107,53 @@ def measure(cfg: Options, name: str, limits: dict[str, float]) -> list[dict]:
     """Rows of one op: verified first, then timed."""
     case, calls = providers(cfg, name)
     verify(cfg, name, case, calls)
-    rows, first = [], None
-    for provider, (kind, call) in calls.items():
-        found = times(call, 1 if provider in case.once else cfg.repeat, cfg.device)
-        median = found[len(found) // 2]
-        first = first or median
-        rate = case.work / median / 1e9
-        target = case.at_least.get(provider)
-        rows.append(
-            {
-                "op": name,
-                "size": case.size,
-                "provider": provider,
-                "kind": kind,
-                "ms_p20": round(found[len(found) // 5] * 1e3, 3),
-                "ms_p50": round(median * 1e3, 3),
-                "ms_p80": round(found[len(found) * 4 // 5] * 1e3, 3),
-                "ratio": round(median / first, 2),
-                "ratio_wanted": target or "",
-                "rate": round(rate, 1) if provider == "histokit" else "",
-                "rate_unit": "GFLOP/s" if case.limit == "matrix" else "GB/s",
-                "fraction": round(rate / limits[case.limit], 2) if provider == "histokit" else "",
-                "fraction_of": f"{case.limit} {limits[case.limit]:.0f}",
-                "fraction_wanted": (case.fraction or "") if provider == "histokit" else "",
-                "fresh_copy_rate": round(limits["fresh"], 1),
-                "peak_mb": "",
-                "memory_ratio": "",
-                "memory_ratio_wanted": case.memory_at_least.get(provider, ""),
-            }
-        )
-    del case, calls
+    rows = []
+    for kept, kinds in ((False, ("ours", "naive")), (True, ("ours", "careful"))):
+        profile_measure.keep_freed_memory(kept)
+        own = None
+        for provider, (kind, call) in calls.items():
+            if kind in kinds:
+                repeat = 1 if provider in case.once else cfg.repeat
+                found = times(call, repeat, cfg.device)
+                own = own or found[len(found) // 2]
+                rows.append(_row(name, case, provider, kind, kept, found, own, limits))
     careful = [row for row in rows if row["kind"] == "careful"]
     best = min(careful, key=lambda row: row["ms_p50"])
     for row in rows:
         row["best_rival"] = "yes" if row is best else ""
     if cfg.memory:
+        peaks = {provider: in_child(cfg, name, provider) for provider in calls}
         for row in rows:
-            row["peak_mb"] = round(in_child(cfg, name, row["provider"]), 1)
+            row["peak_mb"] = round(peaks[row["provider"]], 1)
             row["memory_ratio"] = round(row["peak_mb"] / max(rows[0]["peak_mb"], 0.1), 1)
     return rows
+
+
+def _row(name, case, provider, kind, kept, found, own, limits) -> dict:
+    median = found[len(found) // 2]
+    rate = case.work / median / 1e9
+    ours = kind == "ours"
+    return {
+        "op": name,
+        "size": case.size,
+        "provider": provider,
+        "kind": kind,
+        "freed_memory": "kept" if kept else "given back",
+        "ms_p20": round(found[len(found) // 5] * 1e3, 3),
+        "ms_p50": round(median * 1e3, 3),
+        "ms_p80": round(found[len(found) * 4 // 5] * 1e3, 3),
+        "ratio": round(median / own, 2),
+        "ratio_wanted": case.at_least.get(provider, ""),
+        "rate": round(rate, 1) if ours else "",
+        "rate_unit": "GFLOP/s" if case.limit == "matrix" else "GB/s",
+        "fraction": round(rate / limits[case.limit], 2) if ours else "",
+        "fraction_of": f"{case.limit} {limits[case.limit]:.0f}",
+        "fraction_wanted": (case.fraction or "") if ours else "",
+        "fresh_copy_rate": round(limits["fresh"], 1),
+        "peak_mb": "",
+        "memory_ratio": "",
+        "memory_ratio_wanted": case.memory_at_least.get(provider, ""),
+    }
 
 
 def show(rows: list[dict]) -> None:
@@ -152,9 +161,10 @@ def show(rows: list[dict]) -> None:
     for row in rows:
         wanted = f"(wanted {row['ratio_wanted']})" if row["ratio_wanted"] else ""
         rate = f"{row['rate']} {row['rate_unit']} = {row['fraction']} of {row['fraction_of']}"
+        kind = f"{row['kind']}, {row['freed_memory']}"
         memory = f"{row.get('peak_mb', '')} MB x{row.get('memory_ratio', '')}"
         print(
-            f"{row['op']:26} {row['provider']:36} {row['kind']:7} {row['ms_p50']:10.2f} ms  "
+            f"{row['op']:26} {row['provider']:36} {kind:18} {row['ms_p50']:10.2f} ms  "
             f"x{row['ratio']:<7} {wanted:14} {memory:20} {rate if row['rate'] else ''}"
         )
 
@@ -168,7 +178,6 @@ def main(cfg: Options) -> None:
             call = providers(cfg, cfg.only)[1][cfg.child][1]
             print(json.dumps(peak_memory(call, cfg.device)))
             return
-        profile_measure.keep_freed_memory()
         limits = profile_measure.rates(cfg.device, torch.float32)
         print("  ".join(f"{key} {value:.1f}" for key, value in limits.items()), "(GB/s, GFLOP/s)")
         rows = []

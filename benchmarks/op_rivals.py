@@ -78,23 +78,19 @@ def distances_by_flex(coords, slope):
     return torch.compile(lambda q, k, v: flex_attention(q, k, v, score_mod=bias)[0])
 
 
-def distance_gradients(q, k, v, coords, slope, of_result) -> list[Tensor]:
-    """Gradients for q, k, v (h, N, d) and slope (h,) by blocks of queries.
-
-    ``of_result`` gives the gradient with respect to a block of the result.
-    """
+def distance_gradients(q, k, v, coords, slope, out, grad) -> list[Tensor]:
+    """Gradients for q, k, v (h, N, d) and slope (h,) of a result, by blocks of queries."""
     scale = q.shape[2] ** -0.5
     for_q, for_k, for_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
     for_slope = torch.zeros_like(slope)
+    delta = (grad * out).sum(-1, keepdim=True)
     for start in range(0, q.shape[1], QUERIES):
         rows = slice(start, start + QUERIES)
         distance = _distance(coords, rows)
         p = torch.baddbmm(slope[:, None, None] * distance, q[:, rows], k.mT, alpha=scale)
         p = torch.softmax(p, -1, out=p)
-        out = torch.bmm(p, v)
-        grad = of_result(out)
-        for_v.baddbmm_(p.mT, grad)
-        d = torch.bmm(grad, v.mT).sub_((grad * out).sum(-1, keepdim=True)).mul_(p)
+        for_v.baddbmm_(p.mT, grad[:, rows])
+        d = torch.bmm(grad[:, rows], v.mT).sub_(delta[:, rows]).mul_(p)
         for_slope += torch.einsum("hnm,nm->h", d, distance)
         for_q[:, rows] = torch.bmm(d, k).mul_(scale)
         for_k.baddbmm_(d.mT, q[:, rows], alpha=scale)

@@ -1,4 +1,4 @@
-// Blocks of 64 queries of one head against all keys, 64 at a time, with a running softmax.
+// Blocks of 64 queries of one head against all keys, 48 at a time, with a running softmax.
 #include <limits>
 
 #include "distance_attention_tiles.h"

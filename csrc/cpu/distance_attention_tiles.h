@@ -1,7 +1,7 @@
 // Tiles that the passes of distance_attention share.
 //
 // One side of the scores, 64 rows of queries or of keys, lies across vector lanes in a packed
-// panel; rows of the other side pass by 64 at a time, straight from the caller's tensors. Scores
+// panel; rows of the other side pass by 48 at a time, straight from the caller's tensors. Scores
 // are therefore (other, own) with contiguous own, so that maxima, sums and distances run along
 // lanes, and both kinds of product read one broadcast number for several vectors.
 #pragma once
@@ -16,8 +16,8 @@
 namespace histokit {
 namespace {
 
-constexpr int64_t kStep = 64;      // rows of the other side at a time
-constexpr int64_t kSettled = 256;  // of them, after which a sum begins anew
+constexpr int64_t kStep = 48;      // rows of the other side at a time: whole tiles of 6 and 8
+constexpr int64_t kSettled = 240;  // of them, after which a sum begins anew
 
 // How many accumulators fit the registers: 24 of AVX-512, 12 of AVX2.
 struct Wide {
@@ -104,7 +104,7 @@ struct Tile {
   std::vector<T> copy;
 
   explicit Tile(int64_t dim)
-      : dim(dim), width((dim + kTile - 1) / kTile * kTile), copy(kStep * width) {}
+      : dim(dim), width((dim + kTile - 1) / kTile * kTile), copy(std::max(kStep, kOwn) * width) {}
 
   HK_INLINE const T* rows(const Rows<T>& from, int64_t first, int64_t count) {
     if (from.stride == width) return from.at(first);

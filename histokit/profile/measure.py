@@ -127,16 +127,18 @@ def bound_memory(device: str) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
-def keep_freed_memory() -> None:
-    """Let this process keep what it frees, as an allocator for large tensors does.
+def keep_freed_memory(kept: bool = True) -> None:
+    """Let this process keep what it frees, as allocators made for large tensors do, or not.
 
-    glibc gives large blocks back to the kernel and takes them anew at every call, page by page,
-    which is most of the time of a form that writes large tensors. Spoils ``peak_memory``.
+    By default glibc gives large blocks back to the kernel and takes them anew at every call, page
+    by page, which is most of the time of a form that writes large tensors. Does nothing where the C
+    library has no ``mallopt``. Kept memory spoils ``peak_memory``.
     """
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # not in musl
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, -1)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_MAX, 0 if kept else 65_536)
+        libc.mallopt(_M_TRIM_THRESHOLD, -1 if kept else 131_072)
+        libc.malloc_trim(0)
 
 
 def rates(device: str, dtype: torch.dtype) -> dict[str, float]:
