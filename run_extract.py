@@ -16,8 +16,10 @@ from functools import partial
 from pathlib import Path
 
 from histokit.core.errors import InputError
-from histokit.core.files import folder_lock, make_folder, remove_leftovers, safe_name
+from histokit.core.files import folder_lock, is_locked, make_folder, remove_leftovers, safe_name
 from histokit.core.options import Checked, option, required, run
+
+BEST_SCALES = "112,224,448"  # of --features best
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,22 @@ class Options(Checked):
     source: str = required("cohort.csv or a folder in a known layout")
     out: str = required("folder to write into; made if absent")
     encoder: str = option(
-        "efficientnet-lite0", "efficientnet-lite0, efficientnet-lite0-random, hed, or timm:<name>"
+        "efficientnet-lite0",
+        "efficientnet-lite0, efficientnet-lite0-random, hed, a pathology model such as uni "
+        "(docs/encoders.md), or timm:<name>",
     )
-    weights: str | None = option(None, "weights of a timm encoder: .safetensors or a state dict")
+    weights: str | None = option(
+        None,
+        "weights of a pathology model or a timm encoder: .safetensors, a state dict, or the folder "
+        "of the hub's files",
+        shown="from the hub or its cache",
+    )
+    features: str = option(
+        "",
+        "best: what RESULTS.md recommends for a network of photographs, that is --pool stages "
+        "--views 8 --scales 112,224,448",
+        choices=("", "best"),
+    )
     pool: str = option(
         "last",
         "how features are pooled: last (the network's own) or stages (means at four depths; better "
@@ -62,21 +77,41 @@ class Options(Checked):
         False,
         "extract slides although spots, counts and image do not seem to belong together",
     )
-    batch_size: int = option(16, "patches encoded at a time", least=1)
+    batch_size: str = option(
+        "auto",
+        "patches encoded at a time; auto is 16 on the CPU and 256 elsewhere, halved where memory "
+        "runs out",
+        group="machine",
+    )
+    device: str = option("cpu", "torch device: cpu, cuda, cuda:1 or mps", group="machine")
+    precision: str = option(
+        "auto",
+        "of the encoder: auto is its authors' own on CUDA, float32 elsewhere",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        group="machine",
+    )
+    workers: int = option(
+        1, "threads that read and resample patches ahead", group="machine", least=1, most=256
+    )
+    compile: bool = option(False, "compile the encoder by torch.compile", group="machine")
 
 
 def main(cfg: Options) -> None:
     """Extract every slide that is not finished yet."""
-    check(cfg)
+    cfg = check(cfg)
     from histokit.core import distributed
     from histokit.data.layouts import read_source
     from histokit.extract import writer
+    from histokit.extract.base import How
     from histokit.extract.encoders import make_encoder
+    from histokit.extract.encoding import Encoding
 
-    team = distributed.start()
+    distributed.check_device(cfg.device)
+    team = distributed.start(cfg.device)
     out = make_folder(cfg.out)
     slides = choose(read_source(cfg.source, cfg.cancer, cfg.slides, cfg.mpp), cfg)
-    encoder = make_encoder(cfg.encoder, cfg.weights, cfg.pool, cfg.views)
+    how = How(cfg.pool, cfg.views, cfg.device, cfg.precision, cfg.compile)
+    encoder = make_encoder(cfg.encoder, cfg.weights, how)
     scales = [cfg.patch_um] if not cfg.scales else parse_scales(cfg.scales)
     name, patch_um = encoder.name, scales[0]
     if cfg.scales:
@@ -85,7 +120,7 @@ def main(cfg: Options) -> None:
     features = out / "features" / safe_name(name)
     for folder in (out / "expression", out / "thumbnails", out / "overlays", features):
         make_folder(folder)
-    with folder_lock(out) if team.first else nullcontext():
+    with folder_lock(features) if team.first else nullcontext():
         provenance = encoder.provenance() | {
             "encoder": name,
             "patch_um": 0.0 if cfg.patch_px else patch_um,
@@ -93,11 +128,11 @@ def main(cfg: Options) -> None:
         }
         writer.check_same_features(features, provenance)
         if team.first:
-            remove_leftovers(out)
+            clean(out, features)
             writer.note_listed(out, cfg.source, slides, whole=not cfg.slides)
         team.wait()
-        own = team.share(slides)
-        done = [extract(slide, encoder, scales, provenance, cfg, out) for slide in own]
+        own, encoding = team.share(slides), Encoding(encoder, cfg.batch_size, cfg.device)
+        done = [extract(slide, encoding, scales, provenance, cfg, out) for slide in own]
         done = team.gather_shares(done)
     if team.first:
         print(
@@ -107,10 +142,25 @@ def main(cfg: Options) -> None:
         )
 
 
-def check(cfg: Options) -> None:
-    """Raise InputError for options that no slide can be extracted with."""
+def check(cfg: Options) -> Options:
+    """The options with --features applied; InputError where no slide can be extracted with them."""
+    if cfg.features == "best":
+        cfg = replace(cfg, pool="stages", views=8, scales=cfg.scales or BEST_SCALES)
     if cfg.scales and cfg.patch_px:
-        raise InputError("--scales are microns and --patch-px pixels; give one of them")
+        raise InputError(
+            "--scales (and --features best) are microns and --patch-px pixels; give one of them"
+        )
+    if cfg.batch_size != "auto" and not (cfg.batch_size.isdecimal() and int(cfg.batch_size)):
+        raise InputError(f"--batch-size must be auto or a number of patches, got {cfg.batch_size}")
+    return cfg
+
+
+def clean(out: Path, features: Path) -> None:
+    """Remove what killed processes left, and nothing that another encoder's process is writing."""
+    remove_leftovers(features)
+    others = [f for f in (out / "features").iterdir() if f != features and f.is_dir()]
+    if not any(map(is_locked, others)):
+        remove_leftovers(out)
 
 
 def parse_scales(text: str) -> list[float]:
@@ -139,13 +189,16 @@ def choose(slides: list, cfg: Options) -> list:
     ]
 
 
-def extract(slide, encoder, scales: list[float], provenance: dict, cfg: Options, out: Path) -> bool:
+def extract(
+    slide, encoding, scales: list[float], provenance: dict, cfg: Options, out: Path
+) -> bool:
     """Extract one slide; returns False when it was finished already."""
     import numpy as np
 
     from histokit.core.progress import progress_bar
     from histokit.data.sources import join_spots
     from histokit.extract import writer
+    from histokit.extract.encoding import duration
     from histokit.extract.patches import PixelStatistics, top_left
 
     name = slide.slide_id
@@ -193,19 +246,31 @@ def extract(slide, encoder, scales: list[float], provenance: dict, cfg: Options,
         + f"; {row['note']}" * bool(row["note"])
     )
     writer.refuse_misfits(name, said, drawn, overlay, cfg.allow_misfit)
-    seen = PixelStatistics()
-    features = np.empty((spots.n_obs, len(scales) * encoder.dim), dtype=np.float32)
-    batches = writer.slide_batches(slide, spots, sides, scales, encoder.size, cfg.batch_size)
-    with progress_bar(total=spots.n_obs, unit="patch", desc=name) as progress:
+    seen, encoder, count = PixelStatistics(), encoding.encoder, spots.n_obs
+    wait = encoding.seconds_per_patch * count * len(scales)
+    features = np.empty((count, len(scales) * encoder.dim), dtype=np.float32)
+    print(f"{name}: {count} patches, about {duration(wait)} and {features.nbytes / 1e6:.0f} MB")
+    batches = writer.slide_batches(
+        slide, spots, sides, scales, encoder.size, encoding.batch_size, cfg.workers
+    )
+    waited, worked = encoding.waited, encoding.worked
+    with progress_bar(total=count, unit="patch", desc=name) as progress:
         done = 0
-        for batch in batches:
+        for batch, encoded in encoding.scales(batches):
             seen.add(batch[0])
-            encoded = np.concatenate([encoder.encode(patches) for patches in batch], axis=1)
             features[done : done + len(encoded)] = encoded
             done += len(encoded)
             progress.update(len(encoded))
-    if not np.isfinite(features).all():
-        raise InputError(f"slide {name}: {encoder.name} gave features that are not finite")
+    waited, worked = encoding.waited - waited, encoding.worked - worked
+    print(
+        f"{name}: {count / max(1e-9, waited + worked):.1f} patches a second, "
+        f"{waited / max(1e-9, waited + worked):.0%} of the time waiting for the image"
+    )
+    if faults := encoding.faults(features, len(scales)):
+        writer.write_picture(overlay, drawn)
+        raise InputError(
+            f"slide {name}: {encoder.name} gave {faults[0]}; look at {overlay} and at the weights"
+        )
     row |= seen.shares()
     if said := seen.findings():
         print(f"{name}: {'; '.join(said)}")

@@ -7,6 +7,9 @@ HISTOKIT_CUDA=auto|0|1  auto: with nvcc yes, without it no
 HISTOKIT_NVCC           path of nvcc, when it is not on PATH
 HISTOKIT_CUDA_ARCHS     "80;90" by default, lowest first; that one also as PTX
 HISTOKIT_SANITIZE=1     AddressSanitizer and UndefinedBehaviorSanitizer in the CPU kernels
+HISTOKIT_REVISION       what build_info() calls the git revision, where there is no repository
+
+The module keeps to Python's stable ABI, so that one wheel serves Python 3.11 and everything later.
 """
 
 import os
@@ -18,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).resolve().parent
 os.chdir(ROOT)
@@ -72,14 +76,35 @@ def cuda_objects(nvcc, archs, folder):
         return list(pool.map(compile_one, sources))
 
 
+REVISION = Path("revision.txt")  # filled in by git archive and by sdist
+
+
+def revision():
+    """The git revision: of the environment, of the repository, or as it was packed."""
+    describe = ["git", "describe", "--always", "--dirty"]
+    found = os.environ.get("HISTOKIT_REVISION")
+    if not found and Path(".git").exists():
+        found = subprocess.run(describe, capture_output=True, text=True).stdout.strip()
+    packed = REVISION.read_text().strip()
+    return found or (packed if "Format" not in packed else "unknown")
+
+
+class PackRevision(sdist):
+    """An sdist that knows the revision it was made from."""
+
+    def make_release_tree(self, base_dir, files):
+        """What setuptools packs, and the revision."""
+        super().make_release_tree(base_dir, files)
+        packed = Path(base_dir) / REVISION
+        packed.unlink()  # it may be a hard link to the repository's
+        packed.write_text(revision() + "\n")
+
+
 def write_build_info(folder, archs):
     """What build_info() tells, as a header that changes only when its content does."""
-    revision = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True
-    ).stdout.strip()
     text = (
         f'#define HISTOKIT_BUILD_CUDA_ARCHS "{";".join(archs)}"\n'
-        f'#define HISTOKIT_BUILD_REVISION "{revision or "unknown"}"\n'
+        f'#define HISTOKIT_BUILD_REVISION "{revision()}"\n'
     )
     folder.mkdir(parents=True, exist_ok=True)
     header = folder / "build_info.h"
@@ -122,19 +147,18 @@ def extension():
         sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.cpp")),
         include_dirs=[str(ROOT / "build")],
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET)],
+        py_limited_api=True,
         extra_compile_args=flags,
         extra_link_args=link,
         extra_objects=objects,
     )
-    suffix = "+cpu"
-    if nvcc:
-        release = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
-        suffix = "+cu" + "".join(re.search(r"release (\d+)\.(\d+)", release).groups())
     return {
-        "version": VERSION + suffix,
         "ext_modules": [module],
-        "cmdclass": {"build_ext": BuildExtension.with_options(no_python_abi_suffix=False)},
+        "cmdclass": {"build_ext": BuildExtension},
+        "options": {"bdist_wheel": {"py_limited_api": "cp311"}},
     }
 
 
-setup(**{"version": VERSION, **extension()})
+arguments = {"version": VERSION, **extension()}
+arguments["cmdclass"] = {"sdist": PackRevision, **arguments.get("cmdclass", {})}
+setup(**arguments)

@@ -54,10 +54,11 @@ def times(call, repeat: int, device: str) -> list[float]:
     return profile_measure.seconds_of(call, repeat, device)
 
 
-def peak_memory(call, device: str) -> float:
-    """MB that a call needs beyond what was there before it; median of three after a first one."""
-    call()
-    return sorted(profile_measure.peak_memory(call, device) for _ in range(3))[1]
+def peak_memory(call, repeat: int, device: str) -> float:
+    """MB that a call needs beyond what was there before it; a median, after a first call."""
+    if repeat > 1:
+        call()
+    return sorted(profile_measure.peak_memory(call, device) for _ in range(repeat))[repeat // 2]
 
 
 def in_child(cfg: Options, name: str, provider: str) -> float:
@@ -86,27 +87,37 @@ def by_reference(call):
         return call()
 
 
-def verify(cfg: Options, name: str, case, calls) -> None:
+def verify(name: str, case, calls) -> None:
     """Compare our result with the reference's, and those of all others with ours."""
     ours = case.ours()
 
-    def compare(provider: str, found) -> None:
-        bound = case.loose.get(provider, case.tolerance)
-        torch.testing.assert_close(
-            found, ours, rtol=bound, atol=bound, msg=lambda text: f"{name}, {provider}: {text}"
-        )
+    def compare(provider: str, call) -> None:
+        found, bound = call(), case.loose.get(provider, case.tolerance)
+        try:
+            torch.testing.assert_close(found, ours, rtol=bound, atol=bound)
+        except AssertionError as error:
+            same = [_equal(case.ours(), ours), _equal(call(), found)]
+            raise AssertionError(
+                f"{name}, {provider}: {error}\n"
+                f"the same when called again: ours {same[0]}, the other {same[1]}"
+            ) from None
 
-    compare("reference", by_reference(case.ours))
+    compare("reference", lambda: by_reference(case.ours))
     for provider, (kind, call) in calls.items():
-        if kind == "ours" or provider.startswith("scipy"):
-            continue  # scipy takes longer than all the others; the tests compare it
-        compare(provider, call())
+        if kind != "ours" and not provider.startswith("scipy"):
+            compare(provider, call)  # scipy takes longer than all the others; the tests compare it
+
+
+def _equal(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    return all(map(torch.equal, a, b))
 
 
 def measure(cfg: Options, name: str, limits: dict[str, float]) -> list[dict]:
     """Rows of one op: verified first, then timed."""
     case, calls = providers(cfg, name)
-    verify(cfg, name, case, calls)
+    verify(name, case, calls)
     rows = []
     for kept, kinds in ((False, ("ours", "naive")), (True, ("ours", "careful"))):
         profile_measure.keep_freed_memory(kept)
@@ -175,8 +186,9 @@ def main(cfg: Options) -> None:
     torch.manual_seed(0)
     with torch.no_grad(), ops.use("kernels"):
         if cfg.child:
-            call = providers(cfg, cfg.only)[1][cfg.child][1]
-            print(json.dumps(peak_memory(call, cfg.device)))
+            case, calls = providers(cfg, cfg.only)
+            repeat = 1 if cfg.child in case.once else 3
+            print(json.dumps(peak_memory(calls[cfg.child][1], repeat, cfg.device)))
             return
         limits = profile_measure.rates(cfg.device, torch.float32)
         print("  ".join(f"{key} {value:.1f}" for key, value in limits.items()), "(GB/s, GFLOP/s)")

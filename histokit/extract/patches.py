@@ -7,7 +7,10 @@ leaves the image is white (255), as empty glass is.
 from __future__ import annotations
 
 import os
+import queue
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -94,11 +97,17 @@ def resample(patch: np.ndarray, size: int) -> np.ndarray:
 
 
 def image_batches(
-    path: str | os.PathLike, centers: np.ndarray, sides: Sequence[int], size: int, batch_size: int
+    path: str | os.PathLike,
+    centers: np.ndarray,
+    sides: Sequence[int],
+    size: int,
+    batch_size: int,
+    workers: int = 1,
 ) -> Iterator[np.ndarray]:
     """Yield patches of an image in the order of their centers, each at S scales.
 
-    A spot's largest window is read once and the smaller patches are cut from it.
+    A spot's largest window is read once and the smaller patches are cut from it. Windows are read
+    one after the other, for decoders keep a place in their file, and resampled by all workers.
 
     Args:
         path: the image.
@@ -106,6 +115,7 @@ def image_batches(
         sides: the sides of the patches in level-0 pixels, one a scale.
         size: the size of a patch as yielded, in pixels.
         batch_size: spots at a time.
+        workers: threads.
 
     Yields:
         uint8 (S, B, size, size, 3).
@@ -113,24 +123,68 @@ def image_batches(
     Raises:
         InputError: the image is missing, unreadable or truncated.
     """
-    image = open_image(path)
+    image, reading = open_image(path), threading.Lock()
     corners = np.stack([top_left(centers, side) for side in sides], axis=1)  # (N, S, 2)
-    for start in range(0, len(corners), batch_size):
-        with naming(Path(path)):
-            patches = [_at_scales(image, c, sides, size) for c in corners[start:][:batch_size]]
-        yield np.stack(patches, axis=1)
-
-
-def _at_scales(image, corners: np.ndarray, sides: Sequence[int], size: int) -> np.ndarray:
-    """One spot's patches uint8 (S, size, size, 3) from a single window."""
     largest = int(np.argmax(sides))
-    window = read_window(image, *map(int, corners[largest]), sides[largest])
-    return np.stack(
-        [
-            resample(window[y : y + side, x : x + side], size)
-            for (x, y), side in zip(corners - corners[largest], sides, strict=True)
-        ]
-    )
+
+    def at_scales(corners: np.ndarray) -> np.ndarray:
+        """One spot's patches uint8 (S, size, size, 3) from a single window."""
+        with reading:
+            window = read_window(image, *map(int, corners[largest]), sides[largest])
+        return np.stack(
+            [
+                resample(window[y : y + side, x : x + side], size)
+                for (x, y), side in zip(corners - corners[largest], sides, strict=True)
+            ]
+        )
+
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(corners), batch_size):
+            with naming(Path(path)):
+                patches = list(pool.map(at_scales, corners[start:][:batch_size]))
+            yield np.stack(patches, axis=1)
+
+
+def read_ahead(batches: Iterator[np.ndarray], depth: int = 2) -> Iterator[np.ndarray]:
+    """The same batches, made by a thread while the caller works on earlier ones.
+
+    An error of the reader is raised where its batch would have come; a caller that stops early
+    stops the reader.
+    """
+    ready: queue.Queue = queue.Queue(depth)
+    stopped, end = threading.Event(), object()
+
+    def put(item) -> bool:
+        while not stopped.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def read() -> None:
+        try:
+            for batch in batches:
+                if not put((batch, None)):
+                    return
+            put((end, None))
+        except BaseException as error:
+            put((end, error))
+
+    thread = threading.Thread(target=read, name="reader", daemon=True)
+    thread.start()
+    try:
+        while True:
+            batch, error = ready.get()
+            if error is not None:
+                raise error
+            if batch is end:
+                return
+            yield batch
+    finally:
+        stopped.set()
+        thread.join()
 
 
 def stored_batches(

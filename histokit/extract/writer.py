@@ -23,6 +23,7 @@ from histokit.extract.images import open_image
 from histokit.extract.patches import (
     image_batches,
     image_thumbnail,
+    read_ahead,
     stored_batches,
     stored_thumbnail,
 )
@@ -83,13 +84,15 @@ def slide_batches(
     scales: Sequence[float],
     size: int,
     batch_size: int,
+    workers: int,
 ) -> Iterator[np.ndarray]:
-    """Yield the patches of joined spots in their order, uint8 (S, B, size, size, 3)."""
+    """Yield the patches of joined spots in their order, uint8 (S, B, size, size, 3), read ahead."""
     if has_stored_patches(slide):
         rows = spots.obs["row"].to_numpy()
         stored = [stored_batches(slide.image, rows, um, size, batch_size) for um in scales]
-        return map(np.stack, zip(*stored, strict=True))
-    return image_batches(slide.image, spots.obsm["spatial"], sides, size, batch_size)
+        return read_ahead(map(np.stack, zip(*stored, strict=True)))
+    centers = spots.obsm["spatial"]
+    return read_ahead(image_batches(slide.image, centers, sides, size, batch_size, workers))
 
 
 def border_patches(spots: anndata.AnnData, side: int, width: float, height: float) -> int:
@@ -255,12 +258,12 @@ def note_listed(out: Path, source: str, slides: list[SlideSource], whole: bool) 
         whole: whether they are all that the source has.
     """
     place, path = str(Path(source).resolve()), out / "sources.json"
-    known = read_json(path) if path.is_file() else {}
     names = [slide.slide_id for slide in slides]
-    known[place] = names if whole else list(dict.fromkeys([*known.get(place, []), *names]))
-    write_json(path, known)
     table = out / "slides.csv"
     with turn(out):
+        known = read_json(path) if path.is_file() else {}
+        known[place] = names if whole else list(dict.fromkeys([*known.get(place, []), *names]))
+        write_json(path, known)
         rows = table_rows(table)
         gone = [
             name

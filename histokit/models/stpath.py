@@ -55,7 +55,11 @@ def frame_bias(coords: torch.Tensor, edge_bias: nn.Module) -> torch.Tensor:
     return bias.mean(1).permute(2, 0, 1)
 
 
-class _Attention(nn.Module):
+class Attention(nn.Module):
+    """Attention of patches to each other that knows their distances; ``attend`` is its op."""
+
+    attend = staticmethod(ops.distance_attention)
+
     def __init__(self, width: int, num_heads: int, attention: str, dropout: float, rate: float):
         super().__init__()
         self.num_heads, self.attention, self.rate = num_heads, attention, rate
@@ -64,10 +68,11 @@ class _Attention(nn.Module):
         self.edge_bias = nn.Sequential(Linear(3, num_heads, bias=False))
 
     def forward(self, h: torch.Tensor, coords: torch.Tensor) -> torch.Tensor:
+        """(N, width) and (N, 2) to (N, width)."""
         qkv = self.layernorm_qkv(h).view(len(h), 3, self.num_heads, -1)
         q, k, v = qkv.permute(1, 2, 0, 3)  # (h, N, d)
         if self.attention == "fused":
-            out = ops.distance_attention(q, k, v, coords, self.edge_bias[0].weight[:, 2])
+            out = self.attend(q, k, v, coords, self.edge_bias[0].weight[:, 2])
         else:
             score = (q * q.shape[2] ** -0.5) @ k.mT + frame_bias(coords, self.edge_bias)
             out = F.dropout(score.softmax(-1), self.rate, self.training) @ v
@@ -108,7 +113,7 @@ class STPathLayer(nn.Module):
             raise InputError(f"{num_heads} heads do not divide the width {width}")
         if attention == "fused" and attention_dropout > 0:
             raise InputError("fused attention has no dropout; choose attention='as_published'")
-        self.attn = _Attention(width, num_heads, attention, dropout, attention_dropout)
+        self.attn = Attention(width, num_heads, attention, dropout, attention_dropout)
         self.mlp = _Mlp(width, mlp_dim, dropout)
 
     def forward(self, h: torch.Tensor, coords: torch.Tensor) -> torch.Tensor:

@@ -7,22 +7,30 @@ import torch.nn.functional as F
 
 from histokit import ops
 from histokit.models.bpbooster import BPBooster
-from histokit.profile.measure import Case, Setting, size_of
+from histokit.profile import rivals
+from histokit.profile.measure import Case, Form, Setting, size_of
 
 FEATURES, LATENT, PROTOTYPES, HVGS = 1024, 256, 64, 200
 
 
-class Plain:
-    """The equations layer by layer, over the parameters of a model; needs (N, M, L2) numbers."""
+class Stock:
+    """The equations with torch alone, over the parameters of a model.
 
-    def __init__(self, model: BPBooster):
-        self.model = model
+    As one writes them down, which needs (N, M, L2) numbers; ``careful``: by torch's attention.
+    """
+
+    def __init__(self, model: BPBooster, careful: bool = False):
+        self.model, self.careful = model, careful
 
     def latent(self, x: torch.Tensor) -> torch.Tensor:
         """(N, L1) to (N, L2), by way of all answers of all prototypes (Eq. 3)."""
         model = self.model
         prototypes, projected = model.prototypes, model.projection(x)
         layers = (model.query, projected), (model.key, prototypes), (model.value, prototypes)
+        if self.careful:
+            rows = [layer(rows) for layer, rows in layers]
+            mixed = rivals.prototypes_by_sdpa(*rows, model.prototype_gate, model.num_heads)
+            return model.output(mixed) * model.latent_gate
         query, key, value = (
             layer(rows).unflatten(1, (model.num_heads, -1)) for layer, rows in layers
         )
@@ -48,43 +56,43 @@ def _model(at: Setting, genes: int) -> BPBooster:
     return at.place(BPBooster(FEATURES, genes, LATENT, PROTOTYPES, HVGS))
 
 
-def booster(at: Setting, fused: bool) -> Case:
+def booster(at: Setting, form: Form) -> Case:
     """The forward pass to all predictions of a slide."""
     model, x = _model(at, at.genes), at.tensor(at.patches, FEATURES)
-    plain = Plain(model)
+    stock = Stock(model, form != "published")
     return Case(
-        lambda: model(x, -1) if fused else plain.predict(x),
-        lambda: (model(x, -1), plain.predict(x)),
+        lambda: model(x, -1) if form == "here" else stock.predict(x),
+        lambda: (model(x, -1), stock.predict(x)),
         size_of(model, x) + at.patches * at.genes * x.element_size(),
-        uncounted=0 if fused else 2 * at.patches * PROTOTYPES * LATENT,
+        uncounted=2 * at.patches * PROTOTYPES * LATENT if form == "published" else 0,
     )
 
 
-def booster_training(at: Setting, fused: bool) -> Case:
+def booster_training(at: Setting, form: Form) -> Case:
     """One step on a batch of all patches: reconstruction and 200 genes, gradients, Adam."""
     model = _model(at, 1)
     x, y = at.tensor(at.patches, FEATURES), at.tensor(at.patches, HVGS)
     learned = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learned, 1e-3, weight_decay=0, fused=True)
-    plain = Plain(model)
+    stock = Stock(model, form != "published")
 
-    def gradients(fused: bool) -> torch.Tensor:
+    def gradients(here: bool) -> torch.Tensor:
         model.train()
         optimizer.zero_grad()
         with torch.enable_grad():
-            loss = (model if fused else plain).patch_loss(x, y)
+            loss = (model if here else stock).patch_loss(x, y)
             loss.backward()
         return loss.detach()
 
     def step() -> torch.Tensor:
-        loss = gradients(fused)
+        loss = gradients(form == "here")
         optimizer.step()
         return loss
 
     def check() -> tuple[torch.Tensor, torch.Tensor]:
         found = []
-        for form in (True, False):
-            loss = gradients(form).view(1)
+        for here in (True, False):
+            loss = gradients(here).view(1)
             found.append(torch.cat([loss, *(p.grad.flatten() for p in learned)]))
         return found[0], found[1]
 
@@ -92,5 +100,5 @@ def booster_training(at: Setting, fused: bool) -> Case:
         step,
         check,
         7 * sum(p.nbytes for p in learned) + size_of(x, y),
-        uncounted=0 if fused else 6 * at.patches * PROTOTYPES * LATENT,
+        uncounted=6 * at.patches * PROTOTYPES * LATENT if form == "published" else 0,
     )

@@ -16,9 +16,10 @@ from torch import nn
 from histokit import ops
 from histokit.models.base import Batch
 from histokit.models.histoprism import OFFICIAL_CANCERS, HistoPrism
-from histokit.models.stpath import STPath, STPathLayer, rescale_coords
+from histokit.models.stpath import Attention, STPath, STPathLayer, rescale_coords
+from histokit.profile import rivals
 from histokit.profile.booster import booster, booster_training
-from histokit.profile.measure import Case, Setting, seconds_of, size_of
+from histokit.profile.measure import Case, Form, Setting, seconds_of, size_of
 
 FEATURES = 1024  # of HistoPrism, from UNI
 WIDTH, LAYERS = 256, 2  # of its encoder
@@ -30,40 +31,51 @@ PATHWAYS = (137, 75)  # of GPC: 50 Hallmark and 87 GO sets, and genes of each
 # ---- HistoPrism --------------------------------------------------------------------------------
 
 
-class AuthorsForm(nn.Module):
-    """HistoPrism's forward pass in the modules of its authors, over the parameters of ours.
+class StockForm(nn.Module):
+    """HistoPrism's forward pass with torch alone, over the parameters of ours.
 
-    ``nn.MultiheadAttention`` with the cancer's token as key and value, ``nn.TransformerEncoder``,
-    and the head over all genes.
+    As its authors write it: ``nn.MultiheadAttention`` with the cancer's token as key and value,
+    ``nn.TransformerEncoder``, and the head over all genes. ``careful``: without the queries and
+    keys of an attention to one token.
     """
 
-    def __init__(self, model: HistoPrism):
+    def __init__(self, model: HistoPrism, careful: bool = False):
         super().__init__()
-        self.model = model
+        self.model, self.careful = model, careful
+
+    def hidden(self, x: torch.Tensor, cancer: int) -> torch.Tensor:
+        """(N, D) to (N, width)."""
+        model = self.model
+        onehot = F.one_hot(torch.tensor([cancer], device=x.device), len(model.cancers)).to(x.dtype)
+        attention, norm = model.conditioner.attention, model.conditioner.norm
+        with ops.use("reference"):
+            context = model.onco_embedder(onehot)
+            if self.careful:
+                h = rivals.folded_attention(x, context, attention, norm, attention.num_heads)
+            else:
+                attended, _ = attention(x[:, None], context[:, None], context[:, None])
+                h = norm(x + attended[:, 0])
+            return model.transformer(model.input_proj(h)[None])[0]
 
     def forward(self, x: torch.Tensor, cancer: int) -> torch.Tensor:
         """(N, D) to (N, G)."""
-        model = self.model
-        onehot = F.one_hot(torch.tensor([cancer], device=x.device), len(model.cancers)).to(x.dtype)
         with ops.use("reference"):
-            context = model.onco_embedder(onehot)[:, None]
-            attended, _ = model.conditioner.attention(x[:, None], context, context)
-            h = model.input_proj(model.conditioner.norm(x + attended[:, 0]))
-            return model.gene_regression_head(model.transformer(h[None])[0])
+            return self.model.gene_regression_head(self.hidden(x, cancer))
 
 
-def _histoprism(at: Setting, dropout: float = 0.1) -> tuple[HistoPrism, AuthorsForm, torch.Tensor]:
+def _histoprism(at: Setting, dropout: float = 0.1) -> tuple[HistoPrism, torch.Tensor]:
     model = at.place(HistoPrism(FEATURES, at.genes, OFFICIAL_CANCERS, dropout=dropout))
-    return model, AuthorsForm(model).eval(), at.tensor(at.patches, FEATURES)
+    return model, at.tensor(at.patches, FEATURES)
 
 
-def histoprism(at: Setting, here: bool) -> Case:
+def histoprism(at: Setting, form: Form) -> Case:
     """The forward pass to all predictions of a slide."""
-    model, authors, x = _histoprism(at)
+    model, x = _histoprism(at)
+    stock = StockForm(model, form != "published").eval()
     element = x.element_size()
     return Case(
-        lambda: (model if here else authors)(x, CANCER),
-        lambda: (model(x, CANCER), authors(x, CANCER)),
+        lambda: (model if form == "here" else stock)(x, CANCER),
+        lambda: (model(x, CANCER), stock(x, CANCER)),
         size_of(model, x) + at.patches * at.genes * element,
     )
 
@@ -86,9 +98,10 @@ def _batch(x: torch.Tensor) -> Batch:
     return Batch(x, torch.tensor([CANCER], device=x.device))
 
 
-def coherence(at: Setting, here: bool) -> Case:
+def coherence(at: Setting, form: Form) -> Case:
     """GPC of one slide: mean correlation of each pathway's genes."""
-    model, authors, x = _histoprism(at)
+    model, x = _histoprism(at)
+    stock = StockForm(model, form != "published").eval()
     target = _slide_expression(at)
     rng = np.random.default_rng(1)
     count = min(PATHWAYS[1], at.genes)
@@ -96,8 +109,6 @@ def coherence(at: Setting, here: bool) -> Case:
         np.stack([rng.choice(at.genes, count, False) for _ in range(PATHWAYS[0])]),
         device=at.device,
     )
-    dense = None if here else target.to_dense()
-    sparse = target if here else None
 
     def closed(sparse: torch.Tensor) -> torch.Tensor:
         r, _ = ops.linear_pearson(
@@ -105,48 +116,61 @@ def coherence(at: Setting, here: bool) -> Case:
         )
         return r[members].nanmean(1)
 
+    def by_blocks(dense: torch.Tensor) -> torch.Tensor:
+        head, hidden = model.head, stock.hidden(x, CANCER)
+        return rivals.head_pearson_by_blocks(hidden, head.weight, head.bias, dense)[
+            members
+        ].nanmean(1)
+
     def by_gene(dense: torch.Tensor) -> torch.Tensor:
-        predicted = authors(x, CANCER).float().cpu().numpy()
+        predicted = stock(x, CANCER).float().cpu().numpy()
         truth = dense.float().cpu().numpy()
         r = [pearsonr(predicted[:, g], truth[:, g])[0] for g in range(at.genes)]
         return torch.tensor(np.array(r), dtype=at.dtype, device=at.device)[members].nanmean(1)
 
-    def check() -> tuple[torch.Tensor, torch.Tensor]:
-        full = target.to_dense()
-        return closed(target), by_gene(full)
-
-    traffic = size_of(model, x) + sum(
-        size_of(t) for t in (target.values(), target.col_indices(), target.crow_indices())
-    )
-    if here:
-        return Case(lambda: closed(sparse), check, traffic)
-    traffic = size_of(model, x, dense) + 2 * at.patches * at.genes * x.element_size()
-    return Case(lambda: by_gene(dense), check, traffic, slow=True)
+    other = by_gene if form == "published" else by_blocks
+    call, given = (closed, target) if form == "here" else (other, target.to_dense())
+    parts = (target.values(), target.col_indices(), target.crow_indices())
+    traffic = size_of(model, x, *(parts if form == "here" else [given]))
+    if form == "published":
+        traffic += 2 * at.patches * at.genes * x.element_size()
+    return Case(lambda: call(given), lambda: (closed(target), other(target.to_dense())), traffic)
 
 
-def training(at: Setting, here: bool) -> Case:
+def training(at: Setting, form: Form) -> Case:
     """One step: forward, loss, backward, clipping, AdamW; the check is without dropout.
 
-    AdamW is fused here, as in run_train.py, and torch's default in the authors' form.
+    AdamW is torch's default in the published form and fused in the others.
     """
-    model, authors, x = _histoprism(at)
+    model, x = _histoprism(at)
     target = _slide_expression(at)
-    dense = None if here else target.to_dense()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, weight_decay=0.01, fused=here)
+    dense = None if form == "here" else target.to_dense()
+    fused = form != "published"
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, weight_decay=0.01, fused=fused)
 
-    def loss_here(model: HistoPrism) -> torch.Tensor:
-        head = model.head
-        return ops.linear_mse(model.hidden(_batch(x)), head.weight, head.bias, target)
-
-    def loss_of_authors(form: AuthorsForm, dense: torch.Tensor) -> torch.Tensor:
-        return F.mse_loss(form(x, CANCER), dense)
+    def gradients(own: HistoPrism, form: Form, dense: torch.Tensor | None) -> torch.Tensor:
+        """The loss; gradients of all parameters are added to ``.grad``."""
+        head = own.head
+        if form == "here":
+            loss = ops.linear_mse(own.hidden(_batch(x)), head.weight, head.bias, target)
+        elif form == "published":
+            loss = F.mse_loss(StockForm(own).train()(x, CANCER), dense)
+        else:
+            hidden = StockForm(own, careful=True).train().hidden(x, CANCER)
+            parameters = hidden.detach(), head.weight.detach(), head.bias.detach()
+            loss, for_hidden, head.weight.grad, head.bias.grad = rivals.head_loss_by_blocks(
+                *parameters, dense
+            )
+            hidden.backward(for_hidden)
+            return loss
+        loss.backward()
+        return loss
 
     def step() -> torch.Tensor:
         model.train()
         with torch.enable_grad():
             optimizer.zero_grad()
-            loss = loss_here(model) if here else loss_of_authors(authors.train(), dense)
-            loss.backward()
+            loss = gradients(model, form, dense)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         return loss.detach()
@@ -155,14 +179,10 @@ def training(at: Setting, here: bool) -> Case:
         plain = _histoprism(dataclasses.replace(at, patches=1), dropout=0.0)[0]
         plain.load_state_dict(model.state_dict())
         found = []
-        for loss in (
-            lambda own: loss_here(own),
-            lambda own: loss_of_authors(AuthorsForm(own), target.to_dense()),
-        ):
+        for each in ("here", "published" if form == "here" else form):
             own = copy.deepcopy(plain).train()
             with torch.enable_grad():
-                value = loss(own)
-                value.backward()
+                value = gradients(own, each, target.to_dense())
             # The cross-attention's queries and keys have no influence: None here, zero there.
             grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in own.parameters()]
             found.append(torch.cat([value.detach().view(1), *(g.flatten() for g in grads)]))
@@ -175,50 +195,71 @@ def training(at: Setting, here: bool) -> Case:
 # ---- STPath ------------------------------------------------------------------------------------
 
 
-def stpath(at: Setting, fused: bool) -> Case:
+def _attend_by_blocks(model: nn.Module) -> nn.Module:
+    """The model with attention by stock torch, a block of queries at a time."""
+    for attention in (m for m in model.modules() if isinstance(m, Attention)):
+        attention.attend = rivals.distances_by_blocks
+    return model
+
+
+def _stpath(at: Setting, form: Form, weights: dict | None = None) -> STPath:
+    attention = "as_published" if form == "published" else "fused"
+    model = at.place(STPath(num_genes=at.genes + 2, attention=attention))
+    if weights is not None:
+        model.load_state_dict(weights)
+    return _attend_by_blocks(model) if form == "careful" else model
+
+
+def stpath(at: Setting, form: Form) -> Case:
     """The forward pass; as published, the masked expression is a product of its own."""
-    model = at.place(STPath(num_genes=at.genes + 2, attention="as_published"))
-    ours = at.place(STPath(num_genes=at.genes + 2))
-    ours.load_state_dict(model.state_dict())
-    model, ours = (model, ours) if not fused else (None, ours)
-    weights = ours.state_dict()
-    x = at.tensor(at.patches, ours.input_encoder.image_embed.in_features)
+    model = _stpath(at, form)
+    weights = model.state_dict()
+    x = at.tensor(at.patches, model.input_encoder.image_embed.in_features)
     coords = rescale_coords(torch.rand(at.patches, 2, device=at.device)).to(at.dtype)
-    masked = None if fused else model.masked_expression(at.patches)
+    masked = model.masked_expression(at.patches) if form == "published" else None
 
-    def here() -> torch.Tensor:
-        return ours(x, coords, TECHNOLOGY, ORGAN)
-
-    def published(model: STPath, masked: torch.Tensor) -> torch.Tensor:
+    def stock(model: STPath, *masked: torch.Tensor) -> torch.Tensor:
         with ops.use("reference"):
-            return model(x, coords, TECHNOLOGY, ORGAN, masked)
+            return model(x, coords, TECHNOLOGY, ORGAN, *masked)
+
+    def here(model: STPath) -> torch.Tensor:
+        return model(x, coords, TECHNOLOGY, ORGAN)
 
     def check() -> tuple[torch.Tensor, torch.Tensor]:
-        other = at.place(STPath(num_genes=at.genes + 2, attention="as_published"))
-        other.load_state_dict(weights)
-        return here(), published(other, other.masked_expression(at.patches))
+        if form == "careful":
+            return here(_stpath(at, "here", weights)), stock(model)
+        other = _stpath(at, "published", weights)
+        return here(_stpath(at, "here", weights)), stock(other, other.masked_expression(at.patches))
 
-    traffic = size_of(ours, x) + at.patches * (at.genes + 2) * x.element_size()
-    if fused:
-        return Case(here, check, traffic)
-    return Case(lambda: published(model, masked), check, traffic + size_of(masked))
+    traffic = size_of(model, x) + at.patches * (at.genes + 2) * x.element_size()
+    if form == "here":
+        return Case(lambda: here(model), check, traffic)
+    if form == "careful":
+        return Case(lambda: stock(model), check, traffic)
+    return Case(lambda: stock(model, masked), check, traffic + size_of(masked))
 
 
-def stpath_layer(at: Setting, fused: bool) -> Case:
+def stpath_layer(at: Setting, form: Form) -> Case:
     """One of STPath's four layers."""
-    layers = [at.place(STPathLayer(attention=a)) for a in ("fused", "as_published")]
-    layers[1].load_state_dict(layers[0].state_dict())
-    h = at.tensor(at.patches, layers[0].attn.W_output[0].in_features)
+    layers = {
+        "published": at.place(STPathLayer(attention="as_published")),
+        "careful": _attend_by_blocks(at.place(STPathLayer())),
+        "here": at.place(STPathLayer()),
+    }
+    for layer in layers.values():
+        layer.load_state_dict(layers["here"].state_dict())
+    h = at.tensor(at.patches, layers["here"].attn.W_output[0].in_features)
     coords = rescale_coords(torch.rand(at.patches, 2, device=at.device)).to(at.dtype)
 
-    def call(fused: bool) -> torch.Tensor:
-        with ops.use("auto" if fused else "reference"):
-            return layers[0 if fused else 1](h, coords)
+    def call(form: Form) -> torch.Tensor:
+        with ops.use("auto" if form == "here" else "reference"):
+            return layers[form](h, coords)
 
+    other = "published" if form == "here" else form
     return Case(
-        lambda: call(fused),
-        lambda: (call(True), call(False)),
-        size_of(layers[0], h, h),
+        lambda: call(form),
+        lambda: (call("here"), call(other)),
+        size_of(layers["here"], h, h),
     )
 
 
@@ -232,38 +273,62 @@ def attention_rate(device: str, dtype: torch.dtype) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of the table by its name; ``against`` names the row that its ratios refer to.
+    """A row of the table by its name.
 
-    ``curve`` is False where the figure leaves it out, for it shows forward passes.
+    ``against`` and ``careful`` name the rows that its ratios refer to: as published, and as a
+    careful engineer writes it. ``curve`` is False where the figure leaves it out, for it shows
+    forward passes.
     """
 
     group: str
     build: Callable[[Setting], Case]
     against: str | None = None
+    careful: str | None = None
     curve: bool = True
 
 
+def _forms(group: str, build: Callable[[Setting, Form], Case], *names: str, curve=True) -> dict:
+    """The rows of one call: as published, careful and here."""
+    published, careful, here = names
+    return {
+        published: Row(group, lambda at: build(at, "published"), curve=curve),
+        careful: Row(group, lambda at: build(at, "careful"), published, curve=False),
+        here: Row(group, lambda at: build(at, "here"), published, careful, curve),
+    }
+
+
 ROWS = {
-    "HistoPrism, authors' form": Row("histoprism", lambda at: histoprism(at, False)),
-    "HistoPrism here": Row(
-        "histoprism", lambda at: histoprism(at, True), "HistoPrism, authors' form"
+    **_forms(
+        "histoprism",
+        histoprism,
+        "HistoPrism, authors' form",
+        "HistoPrism, careful",
+        "HistoPrism here",
     ),
-    "STPath as published": Row("stpath", lambda at: stpath(at, False)),
-    "STPath fused": Row("stpath", lambda at: stpath(at, True), "STPath as published"),
-    "STPath layer as published": Row("stpath-layer", lambda at: stpath_layer(at, False)),
-    "STPath layer fused": Row(
-        "stpath-layer", lambda at: stpath_layer(at, True), "STPath layer as published"
+    **_forms("stpath", stpath, "STPath as published", "STPath, careful", "STPath fused"),
+    **_forms(
+        "stpath-layer",
+        stpath_layer,
+        "STPath layer as published",
+        "STPath layer, careful",
+        "STPath layer fused",
     ),
-    "BP-Booster plain": Row("bpbooster", lambda at: booster(at, False)),
-    "BP-Booster fused": Row("bpbooster", lambda at: booster(at, True), "BP-Booster plain"),
-    "BP-Booster step plain": Row("bpbooster", lambda at: booster_training(at, False), curve=False),
-    "BP-Booster step fused": Row(
-        "bpbooster", lambda at: booster_training(at, True), "BP-Booster step plain", False
+    **_forms("bpbooster", booster, "BP-Booster plain", "BP-Booster, careful", "BP-Booster fused"),
+    **_forms(
+        "bpbooster",
+        booster_training,
+        "BP-Booster step plain",
+        "BP-Booster step, careful",
+        "BP-Booster step fused",
+        curve=False,
     ),
-    "GPC, scipy by gene": Row("gpc", lambda at: coherence(at, False)),
-    "GPC, closed form": Row("gpc", lambda at: coherence(at, True), "GPC, scipy by gene"),
-    "training step, authors' form": Row("train", lambda at: training(at, False), curve=False),
-    "training step here": Row(
-        "train", lambda at: training(at, True), "training step, authors' form", False
+    **_forms("gpc", coherence, "GPC, scipy by gene", "GPC, careful", "GPC, closed form"),
+    **_forms(
+        "train",
+        training,
+        "training step, authors' form",
+        "training step, careful",
+        "training step here",
+        curve=False,
     ),
 }

@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 Call = Callable[[], torch.Tensor]
+Form = Literal["published", "careful", "here"]  # of a model: its authors', stock torch's best, ours
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's mallopt
 _HEADROOM = 0.9  # of the free memory that a measured process may take
 
@@ -48,14 +50,12 @@ class Case:
         call: what is timed.
         check: results of this row and of what they must equal; run at few patches.
         traffic: bytes that it has to read and write at least.
-        slow: so slow that it is timed once.
         uncounted: operations of an attention that torch's counter does not see as products.
     """
 
     call: Call
     check: Callable[[], tuple[torch.Tensor, torch.Tensor]]
     traffic: int
-    slow: bool = False
     uncounted: int = 0
 
 

@@ -1,4 +1,4 @@
-"""The ops of bench_ops.py as a careful engineer writes them with stock torch.
+"""The ops as a careful engineer writes them with stock torch.
 
 In blocks that stay in the cache, in place, with gradients written by hand, with the algebra that
 needs no kernel of its own. Which of these, or of their forms by torch.compile, is the best rival is
@@ -38,6 +38,13 @@ def folded_attention(x, context, block, norm, heads: int) -> Tensor:
     weights = F.linear(x, scores, shift).view(len(x), heads, -1).softmax(-1).flatten(1)
     mixed = torch.addmm(block.out_proj.bias, weights, folded).add_(x)
     return F.layer_norm(mixed, (dim,), norm.weight, norm.bias)
+
+
+def prototypes_by_sdpa(query, key, value, gate, heads: int) -> Tensor:
+    """Prototype attention by torch's fused attention, the gates in the values."""
+    rows = query, key, gate[:, None] * value
+    q, k, v = (t.view(1, len(t), heads, -1).transpose(1, 2) for t in rows)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(query.shape)
 
 
 def prototypes_by_head(query, key, value, gate, heads: int) -> Tensor:
@@ -128,7 +135,7 @@ def head_pearson_by_blocks(hidden, weight, bias, target) -> Tensor:
 
 
 def head_loss_by_blocks(hidden, weight, bias, target) -> list[Tensor]:
-    """Gradients of the mean squared error of a linear head, by blocks of genes, by hand."""
+    """Mean squared error of a linear head and its gradients, by blocks of genes, by hand."""
     for_hidden = torch.zeros_like(hidden)
     for_weight, for_bias = torch.empty_like(weight), torch.empty_like(bias)
     loss = hidden.new_zeros(())
@@ -140,4 +147,4 @@ def head_loss_by_blocks(hidden, weight, bias, target) -> list[Tensor]:
         for_hidden.addmm_(residual, weight[genes])
         torch.mm(residual.T, hidden, out=for_weight[genes])
         torch.sum(residual, 0, out=for_bias[genes])
-    return [for_hidden, for_weight, for_bias]
+    return [loss / target.numel(), for_hidden, for_weight, for_bias]
