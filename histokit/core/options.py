@@ -17,6 +17,7 @@ from collections.abc import Callable
 from histokit.core.errors import InputError
 from histokit.core.files import FULL, unreadable
 from histokit.core.stopping import Stopped
+from histokit.core.threads import share_machine
 
 
 def option(
@@ -123,6 +124,7 @@ def parse(cls: type, doc: str, arguments: list[str] | None = None):
 
 def run(main: Callable, cls: type, doc: str) -> None:
     """Run a stage: parse, call ``main(cfg)``, and turn an error of the input into one sentence."""
+    share_machine()
     # the default would end the process without removing half-written files
     signal.signal(signal.SIGTERM, _interrupt)
     try:

@@ -44,7 +44,7 @@ class StockForm(nn.Module):
         self.model, self.careful = model, careful
 
     def hidden(self, x: torch.Tensor, cancer: int) -> torch.Tensor:
-        """(N, D) to (N, width)."""
+        """(N, D) to (N, width), what the last layer takes."""
         model = self.model
         onehot = F.one_hot(torch.tensor([cancer], device=x.device), len(model.cancers)).to(x.dtype)
         attention, norm = model.conditioner.attention, model.conditioner.norm
@@ -55,12 +55,13 @@ class StockForm(nn.Module):
             else:
                 attended, _ = attention(x[:, None], context[:, None], context[:, None])
                 h = norm(x + attended[:, 0])
-            return model.transformer(model.input_proj(h)[None])[0]
+            h = model.transformer(model.input_proj(h)[None])[0]
+            return model.gene_regression_head[:-1](h)
 
     def forward(self, x: torch.Tensor, cancer: int) -> torch.Tensor:
         """(N, D) to (N, G)."""
         with ops.use("reference"):
-            return self.model.gene_regression_head(self.hidden(x, cancer))
+            return self.model.gene_regression_head[-1](self.hidden(x, cancer))
 
 
 def _histoprism(at: Setting, dropout: float = 0.1) -> tuple[HistoPrism, torch.Tensor]:

@@ -33,7 +33,8 @@ def noise(count, size):
     return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
 
 
-# Of these no exact count is published: millions, as far as they are known.
+# Of these no exact count is published: millions, as far as they are known (of CONCH's image side
+# nothing is, so that its counts are this project's own).
 ABOUT = {"ctranspath": 27.5, "midnight-12k": 1140, "openmidnight": 1100}
 
 

@@ -127,11 +127,14 @@ def test_table_and_figure(tmp_path, children):
     done = children.run(*command, check=True)
     assert "STPath layer fused" in done.stdout
     with open(tmp_path / "profile.csv", newline="") as handle:
-        published, fused = csv.DictReader(handle)
+        published, careful, fused = csv.DictReader(handle)
     assert (published["row"], fused["against"]) == ("STPath layer as published", published["row"])
+    assert (careful["row"], fused["careful"]) == ("STPath layer, careful", careful["row"])
     assert float(fused["error"]) < 1e-4
     ratio = float(published["ms_p50"]) / float(fused["ms_p50"])
     assert float(fused["time_ratio"]) == pytest.approx(ratio, rel=0.05)
+    ratio = float(careful["ms_p50"]) / float(fused["ms_p50"])
+    assert float(fused["careful_time_ratio"]) == pytest.approx(ratio, rel=0.05)
     assert (tmp_path / "profile.png").stat().st_size > 10_000
 
 
