@@ -7,37 +7,40 @@ r"""Time, memory and operations of the models, as published and as they are here
 Every model is timed in three forms: as published, as a careful engineer writes it with stock torch
 (blocks, algebra, fused optimizer), and as it is here. Every row runs in a process of its own, which
 first checks on few patches that its results equal those of the form it is compared with. Times are
-medians, in a process that keeps the memory it freed; a row whose first call takes over ten seconds
-is timed by that call, and its expected wait is said first. Peak memory is what a call needs beyond
-model and inputs; operations are those of matrix products and attention, N^2 terms included (the
-line for HistoPrism in Figure 3 of its paper leaves them out). With several sizes, HistoPrism's time
-is set against c1 N + c2 N^2, where c2 is what the measured rate of attention asks for. A row that
-does not fit the memory or takes longer than --limit stays in the table with the reason. Writes
-OUT/profile.csv and OUT/profile.png.
+medians, in a process that keeps the memory it freed; long calls are repeated less, one whose first
+takes over ten seconds is timed by that, and its expected wait is said before it. Peak memory is
+what a call needs beyond model and inputs; operations are those of matrix products and attention,
+N^2 terms included (the line for HistoPrism in Figure 3 of its paper leaves them out). With several
+sizes, HistoPrism's time is set against c1 N + c2 N^2, where c2 is what the measured rate of
+attention asks for. A row that does not fit the memory or takes longer than --limit stays in the
+table with the reason. Writes OUT/profile.csv and OUT/profile.png.
 """
 
 from __future__ import annotations
 
 import csv
 import dataclasses
-import json
-import subprocess
-import sys
-import tempfile
-import threading
+import multiprocessing
 import time
+import traceback
+import warnings
 from pathlib import Path
 
 from histokit.core.options import Checked, option, run
 
-CHECKED = 300  # patches of the comparison with the other form
+CHECKED, FEW_GENES = 300, 1000  # patches and genes of the comparison with the other form
 WARM = 64  # patches of a call before the memory is measured: it loads what is loaded once
-SLOW = 10.0  # seconds of a call that is not repeated
+SLOW = 10.0  # seconds of a call that is not repeated, and of all calls that are
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9, "float16": 3e-2, "bfloat16": 1e-1}
 GROUPS = ("histoprism", "stpath", "stpath-layer", "bpbooster", "gpc", "train")
-WAIT = "expected: "  # what a child prints before a long call
 KEYS = ("calls", "ms_p20", "ms_p50", "ms_p80", "peak_mb", "gflop")  # that a row's process finds
-NOT_ENOUGH = ("more memory than there is", "out of memory", "MemoryError", "bad_alloc")
+NOT_ENOUGH = (
+    "allocate memory",
+    "more memory than there is",
+    "out of memory",
+    "MemoryError",
+    "bad_alloc",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,22 +50,19 @@ class Options(Checked):
     patches: list[int] = option([10_000], "patches of a slide; several for curves", least=1)
     genes: int = option(38_982, "genes that are predicted", least=1)
     rows: list[str] = option(
-        ["histoprism", "stpath", "bpbooster", "gpc"],
-        f"groups of rows to measure, of {', '.join(GROUPS)}",
+        ["histoprism", "stpath-layer", "bpbooster", "gpc"],
+        f"groups of rows to measure, of {', '.join(GROUPS)}; stpath is all four of its layers",
     )
     train: bool = option(False, "also one training step of HistoPrism")
     train_patches: int = option(3_000, "patches of the training step", least=1)
     out: str = option("work/profile", "folder for profile.csv and profile.png")
     device: str = option("cpu", "torch device, such as cpu or cuda", group="machine")
     dtype: str = option("float32", "type of weights and data", tuple(TOLERANCE), group="machine")
-    repeat: int = option(5, "timed calls, of which the median counts", group="machine", least=1)
+    repeat: int = option(3, "timed calls, of which the median counts", group="machine", least=1)
     limit: float = option(
         600.0, "seconds that all of one row may take", group="machine", above=0, most=1e6
     )
     threads: int = option(2, "CPU threads", group="machine", least=1, most=1024)
-    child: str = option(
-        "", "internal: measure this row, or the machine's rates, and print JSON", group="machine"
-    )
 
 
 def main(cfg: Options) -> None:
@@ -72,9 +72,6 @@ def main(cfg: Options) -> None:
     from histokit.core.files import make_folder
 
     check_device(cfg.device)
-    if cfg.child:
-        print(json.dumps(_child(cfg)))
-        return
     unknown = set(cfg.rows) - set(GROUPS)
     if unknown:
         raise InputError(f"--rows {sorted(unknown)[0]} is none of {', '.join(GROUPS)}")
@@ -164,40 +161,44 @@ def _grow(rows: list[dict], limits: dict) -> None:
 
 
 def _measure(cfg: Options, name: str, patches: int) -> dict:
-    """What the child process found, or a note why it found nothing."""
-    options = {"patches": patches, "genes": cfg.genes, "device": cfg.device, "dtype": cfg.dtype}
-    options |= {"repeat": cfg.repeat, "threads": cfg.threads, "child": name}
-    command = [sys.executable, str(Path(__file__).resolve())]
-    for key, value in options.items():
-        command += [f"--{key}", str(value)]
-    past, lines = threading.Event(), []
-    with tempfile.TemporaryFile("w+", errors="replace") as messages:
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages, text=True)
-        timer = threading.Timer(cfg.limit, lambda: (past.set(), child.kill()))
-        timer.start()
-        try:
-            for line in child.stdout:
-                lines.append(line)
-                if line.startswith(WAIT):
-                    wait = line.removeprefix(WAIT).strip()
-                    print(f"{name}, {patches:,} patches: {wait}", flush=True)
-            child.wait()
-        finally:
-            child.kill()
-            timer.cancel()
-        messages.seek(0)
-        problem = messages.read()
-    if past.is_set():
+    """What a process of its own found, or a note why it found nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["histokit.profile.cases"])  # imported once for all rows
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=_work, args=(cfg, name, patches, theirs), daemon=True)
+    child.start()
+    theirs.close()
+    end = time.monotonic() + cfg.limit
+    try:
+        while ours.poll(max(0.0, end - time.monotonic())):
+            kind, what = ours.recv()
+            if kind == "found":
+                return what
+            if kind == "wait":
+                print(f"{name}, {patches:,} patches: about {what:.0f} s", flush=True)
+                continue
+            if any(text in what for text in NOT_ENOUGH):
+                return {"note": "left out: does not fit the memory"}
+            raise RuntimeError(f"{name} at {patches} patches failed:\n{what[-3000:]}")
         return {"note": f"left out: takes longer than {cfg.limit:g} s"}
-    if child.returncode == 0:
-        return json.loads(lines[-1])
-    if child.returncode == -9 or any(text in problem for text in NOT_ENOUGH):
+    except EOFError:  # the kernel ended it
         return {"note": "left out: does not fit the memory"}
-    raise RuntimeError(f"{name} at {patches} patches failed:\n{problem[-3000:]}")
+    finally:
+        child.kill()
+        child.join()
 
 
-def _child(cfg: Options) -> dict:
-    """Measure one row in this process: memory first, then the check, then time."""
+def _work(cfg: Options, name: str, patches: int, pipe) -> None:
+    """A row's process: sends its expected wait, then what it found or a traceback."""
+    warnings.simplefilter("ignore")  # torch's on sparse tensors, scipy's on constant genes
+    try:
+        pipe.send(("found", _child(cfg, name, patches, lambda wait: pipe.send(("wait", wait)))))
+    except Exception:
+        pipe.send(("failed", traceback.format_exc()))
+
+
+def _child(cfg: Options, name: str, patches: int, tell) -> dict:
+    """Measure one row, or the machine's rates, in this process: the check, memory, time."""
     import torch
 
     from histokit.profile import measure
@@ -206,19 +207,24 @@ def _child(cfg: Options) -> dict:
     torch.set_num_threads(cfg.threads)
     torch.manual_seed(0)
     dtype = getattr(torch, cfg.dtype)
-    if cfg.child == "rates":
+    if name == "rates":
         about = {"machine": measure.machine(cfg.device), "torch": torch.__version__}
         about |= {"kernels": _kernels(), "attention": attention_rate(cfg.device, dtype)}
         return about | measure.rates(cfg.device, dtype)
-    at = measure.Setting(cfg.patches[0], cfg.genes, cfg.device, dtype)
-    build = ROWS[cfg.child].build
-    few = lambda patches: build(dataclasses.replace(at, patches=min(patches, at.patches)))  # noqa: E731
+    at = measure.Setting(patches, cfg.genes, cfg.device, dtype)
+    build = ROWS[name].build
+
+    def few(patches: int, genes: int = FEW_GENES):
+        """The row at a size that takes little time."""
+        patches, genes = min(patches, at.patches), min(genes, at.genes)
+        return build(dataclasses.replace(at, patches=patches, genes=genes))
+
     measure.bound_memory(cfg.device)
     with torch.no_grad():
         few(WARM).call()
-        wait = _expected_seconds(few, at.patches)
+        wait = _expected_seconds(few, at)
         if wait > SLOW:
-            print(f"{WAIT}about {wait:.0f} s", flush=True)
+            tell(wait)
         ours, theirs = few(CHECKED).check()
         error = ((ours - theirs).abs().max() / theirs.abs().max()).item()
         if not error <= TOLERANCE[cfg.dtype]:  # NaN is none either
@@ -231,7 +237,8 @@ def _child(cfg: Options) -> dict:
         if seconds[0] <= SLOW:
             measure.keep_freed_memory()
             case.call()
-            seconds = measure.seconds_of(case.call, cfg.repeat, cfg.device)
+            repeat = max(1, min(cfg.repeat, int(SLOW / seconds[0])))
+            seconds = measure.seconds_of(case.call, repeat, cfg.device)
     p20, p50, p80 = (
         round(seconds[min(len(seconds) - 1, int(len(seconds) * q))] * 1e3, 2)
         for q in (0.2, 0.5, 0.8)
@@ -242,19 +249,23 @@ def _child(cfg: Options) -> dict:
     return found | {"error": float(f"{error:.1e}")}
 
 
-def _expected_seconds(few, patches: int) -> float:
-    """Seconds of a call as c1 N + c2 N^2 from two calls at few patches; 0 where those are all."""
-    if patches <= 4 * CHECKED:
-        return 0.0
-    seconds = []
-    for factor in (1, 2):
-        call = few(factor * CHECKED).call
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    by_square = max(0.0, seconds[1] - 2 * seconds[0]) / (2 * CHECKED**2)
-    by_patch = max(0.0, seconds[0] / CHECKED - by_square * CHECKED)
-    return by_patch * patches + by_square * patches**2
+def _expected_seconds(few, at) -> float:
+    """Seconds of a call, from four small ones: a N + b N^2 + c G + d N G for N patches, G genes."""
+    import numpy as np
+    from scipy.optimize import nnls
+
+    def terms(n: int, g: int) -> list[float]:
+        return [n, n**2, g, n * g]
+
+    sizes, seconds = [], []
+    for patches in (CHECKED, 2 * CHECKED):
+        for genes in (FEW_GENES, 2 * FEW_GENES):
+            call = few(patches, genes).call
+            start = time.perf_counter()
+            call()
+            sizes.append(terms(min(patches, at.patches), min(genes, at.genes)))
+            seconds.append(time.perf_counter() - start)
+    return float(np.dot(terms(at.patches, at.genes), nnls(np.array(sizes), seconds)[0]))
 
 
 def _kernels() -> str:

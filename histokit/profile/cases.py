@@ -100,7 +100,10 @@ def _batch(x: torch.Tensor) -> Batch:
 
 
 def coherence(at: Setting, form: Form) -> Case:
-    """GPC of one slide: mean correlation of each pathway's genes."""
+    """GPC of one slide: mean correlation of each pathway's genes.
+
+    The stock forms correlate the genes of pathways alone; the closed form gives all genes.
+    """
     model, x = _histoprism(at)
     stock = StockForm(model, form != "published").eval()
     target = _slide_expression(at)
@@ -117,17 +120,19 @@ def coherence(at: Setting, form: Form) -> Case:
         )
         return r[members].nanmean(1)
 
+    genes, places = members.unique(return_inverse=True)
+
     def by_blocks(dense: torch.Tensor) -> torch.Tensor:
         head, hidden = model.head, stock.hidden(x, CANCER)
-        return rivals.head_pearson_by_blocks(hidden, head.weight, head.bias, dense)[
-            members
-        ].nanmean(1)
+        weight, bias = head.weight[genes], head.bias[genes]
+        r = rivals.head_pearson_by_blocks(hidden, weight, bias, dense[:, genes])
+        return r[places].nanmean(1)
 
     def by_gene(dense: torch.Tensor) -> torch.Tensor:
         predicted = stock(x, CANCER).float().cpu().numpy()
         truth = dense.float().cpu().numpy()
-        r = [pearsonr(predicted[:, g], truth[:, g])[0] for g in range(at.genes)]
-        return torch.tensor(np.array(r), dtype=at.dtype, device=at.device)[members].nanmean(1)
+        r = [pearsonr(predicted[:, g], truth[:, g])[0] for g in genes.tolist()]
+        return torch.tensor(np.array(r), dtype=at.dtype, device=at.device)[places].nanmean(1)
 
     other = by_gene if form == "published" else by_blocks
     call, given = (closed, target) if form == "here" else (other, target.to_dense())
