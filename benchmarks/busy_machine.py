@@ -1,4 +1,4 @@
-"""An epoch of HistoPrism (two folds) alone, and beside a process that takes every core: what sharing costs.
+"""An epoch of HistoPrism alone, and beside processes that take every core: what sharing costs.
 
     python benchmarks/busy_machine.py --data DATA
 

@@ -1,8 +1,10 @@
-"""The examples of docs/ops.md run."""
+"""docs/ops.md: its examples run, its table and README's are what was measured."""
 
+import csv
 import re
 from pathlib import Path
 
+import ops_table
 import pytest
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "ops.md").read_text()
@@ -23,3 +25,12 @@ def test_every_op_has_its_row_and_all_examples_are_run():
     functions = [name for name in ops.__all__ if name.islower() and name not in apart]
     assert len(functions) == 6
     assert all(f"| `{name}` |" in PAGE for name in functions)
+
+
+def test_tables_are_those_of_the_measurement():
+    with open(ops_table.RESULTS, newline="") as handle:
+        text = ops_table.table(list(csv.DictReader(handle)))
+    for place in ops_table.PLACES:
+        assert (
+            ops_table.PATTERN.search(place.read_text())[0].splitlines()[1:-1] == text.splitlines()
+        )

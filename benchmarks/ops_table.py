@@ -1,0 +1,59 @@
+"""The tables of README.md and docs/ops.md from benchmarks/results/ops-cpu.csv.
+
+    python benchmarks/ops_table.py            # writes both in place
+
+A table stands between the lines ``<!-- ops -->`` and ``<!-- /ops -->``.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "ops-cpu.csv"
+PLACES = (ROOT / "README.md", ROOT / "docs" / "ops.md")
+PATTERN = re.compile(r"(<!-- ops -->\n).*?(<!-- /ops -->)", re.DOTALL)
+
+
+def ratio(text: str) -> str:
+    """``4.7``, ``45``: two digits."""
+    value = float(text)
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def table(rows: list[dict]) -> str:
+    """One line an op: our time, how much faster than the best rival and than the naive form."""
+    lines = [
+        "| op | ms | best form of stock torch | ours faster | naive form | ours faster | of the rate |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for op in dict.fromkeys(row["op"] for row in rows):
+        own = [row for row in rows if row["op"] == op]
+        ours = next(row for row in own if row["kind"] == "ours")
+        best = next(row for row in own if row["best_rival"])
+        naive = next(row for row in own if row["kind"] == "naive")
+        limit = {"matrix": "products", "copy": "copying", "read": "reading"}
+        rate = f"{float(ours['fraction']):.0%} of {limit[ours['fraction_of'].split()[0]]}"
+        lines.append(
+            f"| `{op.split()[0]}`, {ours['size']} | {float(ours['ms_p50']):.0f} "
+            f"| {best['provider']} | {ratio(best['ratio'])}x "
+            f"| {naive['provider']} | {ratio(naive['ratio'])}x | {rate} |"
+        )
+    first = rows[0]
+    lines.append(f"\n{first['cpu']}, float32, torch {first['torch']}, {first['date']}.")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Write the table into every place."""
+    with open(RESULTS, newline="") as handle:
+        text = table(list(csv.DictReader(handle)))
+    for place in PLACES:
+        before = place.read_text()
+        place.write_text(PATTERN.sub(lambda match: match[1] + text + match[2], before))
+
+
+if __name__ == "__main__":
+    main()
