@@ -266,15 +266,13 @@ def extract(
         f"{name}: {count / max(1e-9, waited + worked):.1f} patches a second, "
         f"{waited / max(1e-9, waited + worked):.0%} of the time waiting for the image"
     )
-    if faults := encoding.faults(features, len(scales)):
-        writer.write_picture(overlay, drawn)
-        raise InputError(
-            f"slide {name}: {encoder.name} gave {faults[0]}; look at {overlay} and at the weights"
-        )
     row |= seen.shares()
     if said := seen.findings():
         print(f"{name}: {'; '.join(said)}")
-    writer.refuse_misfits(name, seen.faults(), drawn, overlay, cfg.allow_misfit)
+    if not np.isfinite(features).all():
+        raise InputError(f"slide {name}: {encoder.name} gave features that are not finite")
+    faults = seen.faults() or encoding.faults(features, len(scales))
+    writer.refuse_misfits(name, faults, drawn, overlay, cfg.allow_misfit)
     writer.write_picture(overlay, drawn)
     print(f"{name}: spots drawn on the image: {overlay}")
     writer.write_picture(thumbnail, picture)

@@ -26,7 +26,7 @@ def ratio(text: str) -> str:
 def table(rows: list[dict]) -> str:
     """One line an op: our time, how much faster than the best rival and than the naive form."""
     lines = [
-        "| op | ms | best form of stock torch | ours faster | naive form | ours faster | of the rate |",
+        "| op | ms | best form of stock torch | gain | naive form | gain | of the rate |",
         "|---|---|---|---|---|---|---|",
     ]
     for op in dict.fromkeys(row["op"] for row in rows):

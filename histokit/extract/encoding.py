@@ -92,17 +92,16 @@ class Encoding:
 
     def faults(self, features: np.ndarray, scales: int) -> list[str]:
         """Why features (N, S * dim) cannot be those of tissue, in words; empty where they can."""
-        if not np.isfinite(features).all():
-            return ["features that are not finite"]
         if len(features) < 2:
             return []
         spread, size = features.std(axis=0).mean(), np.abs(features).mean()
         if spread <= COLLAPSED * size:
-            return ["the same features for all patches"]
+            return [f"{self.encoder.name} gave the same features for all patches"]
         away = np.abs(features - np.tile(self.blank, scales)).mean(axis=1)
         blank = float((away <= COLLAPSED * size).mean())
         if blank > BLANK:
-            return [f"the features of an empty patch for {blank:.0%} of the patches"]
+            name = self.encoder.name
+            return [f"{name} gave the features of empty glass for {blank:.0%} of the patches"]
         return []
 
 

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from tiny_slides import picture
 
 from histokit.core.errors import InputError
+from histokit.extract.base import How
 from histokit.extract.encoders import NetworkEncoder, import_timm, make_encoder
 
 
@@ -113,7 +114,7 @@ def test_timm_weights_from_a_file(tmp_path, patches):
 
 
 def test_stages_are_the_means_of_maps_at_four_depths(lite0, patches):
-    encoder, model = make_encoder("efficientnet-lite0", pool="stages"), lite0.model
+    encoder, model = make_encoder("efficientnet-lite0", how=How(pool="stages")), lite0.model
     maps = []
     with torch.inference_mode():
         x = model.bn1(model.conv_stem(lite0.transform(patches)))
@@ -130,7 +131,7 @@ def test_stages_of_a_transformer_are_its_quarters(tmp_path, patches):
     name = "vit_tiny_patch16_224"
     model = import_timm().create_model(name, num_classes=0).eval()
     save_file(model.state_dict(), tmp_path / "a.safetensors")
-    encoder = make_encoder(f"timm:{name}", tmp_path / "a.safetensors", pool="stages")
+    encoder = make_encoder(f"timm:{name}", tmp_path / "a.safetensors", How(pool="stages"))
     with torch.inference_mode():
         maps = model.forward_intermediates(encoder.transform(patches), intermediates_only=True)
     expected = torch.cat([maps[i].mean((2, 3)) for i in (2, 5, 8, 11)], dim=1).numpy()
@@ -141,10 +142,10 @@ def test_stages_of_a_transformer_are_its_quarters(tmp_path, patches):
 @pytest.mark.parametrize("pool", ["last", "stages"])
 def test_views_forget_how_a_patch_lies(pool, patches):
     patches = patches[:2]
-    encoder = make_encoder("efficientnet-lite0", pool=pool, views=8)
+    encoder = make_encoder("efficientnet-lite0", how=How(pool, views=8))
     assert encoder.name == "efficientnet-lite0" + "-stages" * (pool == "stages") + "-8views"
     assert "8 turns and mirrors" in encoder.provenance()["transform"]
-    one = make_encoder("efficientnet-lite0", pool=pool)
+    one = make_encoder("efficientnet-lite0", how=How(pool))
     views = [np.rot90(p, k, (1, 2)) for p in (patches, patches[:, ::-1]) for k in range(4)]
     expected = np.mean([one.encode(view) for view in views], axis=0)
     for view in views[::3]:
@@ -153,11 +154,11 @@ def test_views_forget_how_a_patch_lies(pool, patches):
 
 def test_what_has_no_stages_says_so():
     with pytest.raises(InputError, match="apply only to neural encoders, not to hed"):
-        make_encoder("hed", pool="stages")
+        make_encoder("hed", how=How("stages"))
     with pytest.raises(InputError, match="apply only to neural encoders, not to hed"):
-        make_encoder("hed", views=8)
+        make_encoder("hed", how=How(views=8))
     with pytest.raises(InputError, match="does not show its stages"):
-        NetworkEncoder("own", torch.nn.Flatten(), {}, "", pool="stages")
+        NetworkEncoder("own", torch.nn.Flatten(), {}, "", How("stages"))
 
 
 def test_bad_weights(tmp_path):

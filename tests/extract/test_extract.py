@@ -43,8 +43,8 @@ def files(out):
 def test_batches_do_not_change_features(tmp_path):
     """Twelve spots in batches of five, which is also how a run without a terminal sees them."""
     source = write_cohort(tmp_path / "in")
-    whole = extract(source, tmp_path / "whole", batch_size=64)
-    parts = extract(source, tmp_path / "parts", batch_size=5)
+    whole = extract(source, tmp_path / "whole", batch_size="64")
+    parts = extract(source, tmp_path / "parts", batch_size="5")
     for name in ("a.h5", "b.h5"):
         with (
             h5py.File(whole / "features/hed" / name) as a,
@@ -71,9 +71,9 @@ def test_the_files_follow_the_contract(tmp_path, capsys):
     spots.loc[0, ["x", "y"]] = [10.0, 100.0]
     out = extract(write_cohort(tmp_path / "in", spots=spots), tmp_path / "out")
     assert files(out) == [
-        ".lock",
         "expression/a.h5ad",
         "expression/b.h5ad",
+        "features/hed/.lock",
         "features/hed/a.h5",
         "features/hed/b.h5",
         "overlays/a.jpg",
@@ -167,11 +167,44 @@ def test_another_encoder_goes_beside_and_another_kind_is_refused(tmp_path):
 
 def test_two_extractions_into_one_folder(tmp_path, command):
     source = write_cohort(tmp_path / "in")
-    (tmp_path / "out").mkdir()
-    with folder_lock(tmp_path / "out"):
+    features = tmp_path / "out/features/hed"
+    features.mkdir(parents=True)
+    with folder_lock(features):
         answer = command(source, tmp_path / "out", "--encoder", "hed")
     assert answer.returncode == 2
     assert "another process is writing" in answer.stderr
+
+
+def test_two_encoders_into_one_folder_at_the_same_time(tmp_path, children):
+    """Each holds its own features; rows of the tables are joined, leftovers of the other stay."""
+    source, out = (
+        write_cohort(tmp_path / "in", slides=[f"s{i}" for i in range(6)]),
+        tmp_path / "out",
+    )
+    arguments = ["--source", str(source), "--out", str(out), "--encoder"]
+    both = [
+        children.start(SCRIPT, *arguments, name) for name in ("hed", "efficientnet-lite0-random")
+    ]
+    for process in both:
+        process.communicate()
+        assert process.returncode == 0
+    for name in ("hed", "efficientnet-lite0-random"):
+        assert len(list((out / "features" / name).glob("*.h5"))) == 6
+    assert len(pd.read_csv(out / "slides.csv")) == len(pd.read_csv(out / "reconciliation.csv")) == 6
+    assert not list(out.rglob(".*.tmp*"))
+
+
+def test_leftovers_are_left_to_an_encoder_that_is_at_work(tmp_path, command):
+    source, out = write_cohort(tmp_path / "in"), tmp_path / "out"
+    other, half = out / "features/other", out / "expression/.a.h5ad.1.tmp"
+    for folder in (other, half.parent):
+        folder.mkdir(parents=True)
+    half.write_text("half")
+    with folder_lock(other):
+        assert command(source, out, "--encoder", "hed").returncode == 0
+        assert half.exists()
+    assert command(source, out, "--encoder", "hed").returncode == 0
+    assert not half.exists()
 
 
 def test_killed_and_started_again(tmp_path, children):
@@ -235,7 +268,8 @@ def test_a_bad_slide_stops_with_one_sentence_and_keeps_the_others(tmp_path, comm
     ("options", "message"),
     [
         ({"patch_um": -1.0}, "--patch-um must be more than 0"),
-        ({"batch_size": 0}, "--batch-size must be at least 1"),
+        ({"batch_size": "0"}, "--batch-size must be auto or a number of patches, got 0"),
+        ({"batch_size": "some"}, "--batch-size must be auto or a number"),
         ({"scales": "112,x"}, "--scales must be different sides in microns"),
         ({"scales": "112,112"}, "--scales must be different sides in microns"),
         ({"scales": "112", "patch_px": 9}, "give one of them"),
