@@ -122,11 +122,19 @@ def load_weights(model: nn.Module, state: dict[str, torch.Tensor], source: Path)
 
 
 def misfit(model: nn.Module, state: Mapping[str, torch.Tensor]) -> str:
-    """The first key whose presence or shape differs from the model's, in words; empty for none."""
-    expected = model.state_dict()
-    for key in sorted(expected.keys() | state.keys()):
-        ours = tuple(expected[key].shape) if key in expected else None
-        theirs = tuple(state[key].shape) if key in state else None
-        if ours != theirs:
-            return f"{key} is {theirs or 'absent'} there and should be {ours or 'absent'}"
-    return ""
+    """What keeps a state dict from fitting a model, in words; empty for nothing.
+
+    Names the first tensor that lacks, the first that has no place and the first of another shape.
+    """
+    wanted = model.state_dict()
+    absent, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    said = []
+    for verb, keys in (("lacks", absent), ("holds the unexpected", unexpected)):
+        if keys:
+            said.append(f"it {verb} {keys[0]}" + f" and {len(keys) - 1} more" * (len(keys) > 1))
+    for key in sorted(wanted.keys() & state.keys()):
+        if wanted[key].shape != state[key].shape:
+            there, here = tuple(state[key].shape), tuple(wanted[key].shape)
+            said.append(f"{key} is {there} there and should be {here}")
+            break
+    return "; ".join(said)

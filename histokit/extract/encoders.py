@@ -214,7 +214,7 @@ def load_network(entry: Foundation, path: Path, **smaller) -> nn.Module:
     state = entry.keys(read_state_dict(path, (*INSIDE, "teacher")))
     with torch.device("meta"):
         network = entry.build(**smaller)
-    if found := _misfits(network, state):
+    if found := misfit(network, state):
         raise InputError(
             f"{path} does not hold the weights of {entry.name}: {found}; "
             f"fetch {' or '.join(entry.files)} at {page_of(entry)}"
@@ -225,22 +225,6 @@ def load_network(entry: Foundation, path: Path, **smaller) -> nn.Module:
         network = entry.build(**smaller)
         network.load_state_dict(state)
     return network.float()
-
-
-def _misfits(network: nn.Module, state: dict[str, torch.Tensor]) -> str:
-    """The first absent, the first unexpected and the first misshapen tensor, in words."""
-    wanted = network.state_dict()
-    absent, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    said = []
-    for verb, keys in (("lacks", absent), ("holds the unexpected", unexpected)):
-        if keys:
-            said.append(f"it {verb} {keys[0]}" + f" and {len(keys) - 1} more" * (len(keys) > 1))
-    for key in sorted(wanted.keys() & state.keys()):
-        if wanted[key].shape != state[key].shape:
-            there, here = tuple(state[key].shape), tuple(wanted[key].shape)
-            said.append(f"{key} is {there} there and should be {here}")
-            break
-    return "; ".join(said)
 
 
 def import_timm():

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from histokit.core.errors import InputError
 from histokit.extract import foundation
 from histokit.extract.base import How
 from histokit.extract.encoders import load_network, make_encoder
+from histokit.extract.identify import encoders_of
 from histokit.extract.registry import REGISTRY, count
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -262,3 +264,28 @@ def test_hub_offline(tmp_path, cached):
     for part in ("https://huggingface.co/MahmoodLab/UNI", "pytorch_model.bin", "--weights"):
         assert part in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_the_page_is_the_registrys():
+    page = runpy.run_path(ROOT / "docs" / "encoders.py")
+    assert page["PAGE"].read_text() == page["HEAD"] + page["table"]() + page["TAIL"]
+
+
+@pytest.mark.parametrize("name", ["uni", "virchow2", "conch", "phikon-v2"])
+def test_whose_weights_a_file_holds(name, tmp_path):
+    """At full size, of tensors that take no room: only names and shapes are asked."""
+    entry = REGISTRY[name]
+    with torch.device("meta"):
+        shapes = {k: v.shape for k, v in INVERSE[entry.keys](entry.build().state_dict()).items()}
+    torch.save({k: torch.zeros(1).expand(shape) for k, shape in shapes.items()}, tmp_path / "a.bin")
+    names, nearest = encoders_of(tmp_path / "a.bin")
+    assert name in names
+    assert {REGISTRY[n].build for n in names} >= {entry.build}
+    assert nearest == ""
+
+
+def test_whose_weights_are_of_none(tmp_path):
+    torch.save({"cls_token": torch.zeros(1, 1, 5)}, tmp_path / "a.bin")
+    names, nearest = encoders_of(tmp_path / "a.bin")
+    assert names == []
+    assert "it lacks" in nearest
