@@ -88,8 +88,9 @@ class NetworkEncoder(Encoder):
 
     def transform(self, patches: np.ndarray | Sequence[np.ndarray]) -> torch.Tensor:
         """Patches uint8 (B, size, size, 3) -> standardized float32 (B, 3, size, size)."""
-        pixels = torch.from_numpy(np.ascontiguousarray(np.stack(patches))).to(self.how.device)
-        return (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+        patches = patches if isinstance(patches, np.ndarray) else np.stack(patches)
+        pixels = torch.from_numpy(np.ascontiguousarray(patches)).to(self.how.device)
+        return pixels.permute(0, 3, 1, 2).float().div_(255).sub_(self.mean).div_(self.std)
 
     @torch.inference_mode()
     def encode(self, patches: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
