@@ -180,10 +180,13 @@ def test_technologies_are_known_by_kind():
 
 
 def placed(tmp_path, spots, name="in"):
-    """A cohort of one slide with tissue on glass."""
+    """A cohort of one slide with tissue on glass, whose color is not the same everywhere."""
     counts = counts_table(len(spots))
     source = write_cohort(tmp_path / name, slides=("a",), spots=spots, counts=counts)
-    tissue().save(source / "a.png")
+    pixels = np.array(tissue())
+    shade = np.random.default_rng(0).integers(0, 20, pixels.shape[:2], np.uint8)
+    pixels[pixels.min(2) < 200] -= shade[pixels.min(2) < 200][:, None]
+    Image.fromarray(pixels).save(source / "a.png")
     table = pd.read_csv(source / "cohort.csv").assign(mpp=5.0, technology="visium")
     table.to_csv(source / "cohort.csv", index=False)
     return source
