@@ -115,6 +115,7 @@ def main(cfg: Options) -> None:
     how = How(cfg.pool, cfg.views, cfg.device, cfg.precision, cfg.compile)
     encoder = make_encoder(cfg.encoder, cfg.weights, how)
     scales = [cfg.patch_um] if not cfg.scales else parse_scales(cfg.scales)
+    tell_magnification(cfg, scales)
     name, patch_um = encoder.name, scales[0]
     if cfg.scales:
         name += f"-{'-'.join(f'{um:g}' for um in scales)}um"
@@ -155,6 +156,21 @@ def check(cfg: Options) -> Options:
     if cfg.batch_size != "auto" and not (cfg.batch_size.isdecimal() and int(cfg.batch_size)):
         raise InputError(f"--batch-size must be auto or a number of patches, got {cfg.batch_size}")
     return cfg
+
+
+def tell_magnification(cfg: Options, scales: list[float]) -> None:
+    """Say it where a pathology model sees patches unlike those that it was trained on."""
+    from histokit.extract.registry import REGISTRY
+
+    if cfg.encoder not in REGISTRY or cfg.patch_px:
+        return
+    own = REGISTRY[cfg.encoder].patch_um
+    for um in scales:
+        if not 1 / 1.5 < um / own < 1.5:
+            print(
+                f"{cfg.encoder} was trained on patches of {own:g} um; at {um:g} um it sees tissue "
+                f"{own / um:.1f} times as magnified (--patch-um {own:g} is its own)"
+            )
 
 
 def clean(out: Path, features: Path) -> None:

@@ -2,17 +2,21 @@
 
 import dataclasses
 import functools
+import hashlib
 import os
 import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_slides import write_cohort
 
+import run_extract
 from histokit.core.errors import InputError
 from histokit.extract import foundation
 from histokit.extract.base import How
@@ -289,3 +293,22 @@ def test_whose_weights_are_of_none(tmp_path):
     names, nearest = encoders_of(tmp_path / "a.bin")
     assert names == []
     assert "it lacks" in nearest
+
+
+def test_extraction_with_a_gated_model_from_its_file(tmp_path, twin, capsys):
+    """As a user does it: source, name, file; and again with the wrong microns said."""
+    _, path = twin("conch")
+    source = write_cohort(tmp_path / "in", slides=("a",))
+    options = run_extract.Options(
+        source=str(source), out=str(tmp_path / "out"), encoder="conch", weights=str(path),
+        patch_um=32.0,
+    )  # fmt: skip
+    run_extract.main(options)
+    assert "conch was trained on patches of 256 um; at 32 um it sees tissue 8.0 times" in (
+        capsys.readouterr().out
+    )
+    with h5py.File(tmp_path / "out/features/conch/a.h5") as file:
+        assert file["features"].shape[1] == 16
+        assert file.attrs["precision"] == "float32"
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert file.attrs["weights_sha256"] == digest
