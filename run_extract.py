@@ -100,7 +100,7 @@ def main(cfg: Options) -> None:
     """Extract every slide that is not finished yet."""
     cfg = check(cfg)
     from histokit.core import distributed
-    from histokit.core.memory import reuse_freed_memory
+    from histokit.core.memory import keep_freed_memory
     from histokit.data.layouts import read_source
     from histokit.extract import writer
     from histokit.extract.base import How
@@ -108,7 +108,7 @@ def main(cfg: Options) -> None:
     from histokit.extract.encoding import Encoding
 
     distributed.check_device(cfg.device)
-    reuse_freed_memory()
+    keep_freed_memory()
     team = distributed.start(cfg.device)
     out = make_folder(cfg.out)
     slides = choose(read_source(cfg.source, cfg.cancer, cfg.slides, cfg.mpp), cfg)

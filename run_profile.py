@@ -34,13 +34,6 @@ SLOW = 10.0  # seconds of a call that is not repeated, and of all calls that are
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9, "float16": 3e-2, "bfloat16": 1e-1}
 GROUPS = ("histoprism", "stpath", "stpath-layer", "bpbooster", "gpc", "train")
 KEYS = ("calls", "ms_p20", "ms_p50", "ms_p80", "peak_mb", "gflop")  # that a row's process finds
-NOT_ENOUGH = (
-    "allocate memory",
-    "more memory than there is",
-    "out of memory",
-    "MemoryError",
-    "bad_alloc",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +170,7 @@ def _measure(cfg: Options, name: str, patches: int) -> dict:
             if kind == "wait":
                 print(f"{name}, {patches:,} patches: about {what:.0f} s", flush=True)
                 continue
-            if any(text in what for text in NOT_ENOUGH):
+            if kind == "memory":
                 return {"note": "left out: does not fit the memory"}
             raise RuntimeError(f"{name} at {patches} patches failed:\n{what[-3000:]}")
         return {"note": f"left out: takes longer than {cfg.limit:g} s"}
@@ -190,17 +183,21 @@ def _measure(cfg: Options, name: str, patches: int) -> dict:
 
 def _work(cfg: Options, name: str, patches: int, pipe) -> None:
     """A row's process: sends its expected wait, then what it found or a traceback."""
+    from histokit.core.memory import is_out_of_memory
+
     warnings.simplefilter("ignore")  # torch's on sparse tensors, scipy's on constant genes
     try:
         pipe.send(("found", _child(cfg, name, patches, lambda wait: pipe.send(("wait", wait)))))
-    except Exception:
-        pipe.send(("failed", traceback.format_exc()))
+    except Exception as error:
+        kind = "memory" if is_out_of_memory(error) else "failed"
+        pipe.send((kind, traceback.format_exc()))
 
 
 def _child(cfg: Options, name: str, patches: int, tell) -> dict:
     """Measure one row, or the machine's rates, in this process: the check, memory, time."""
     import torch
 
+    from histokit.core.memory import keep_freed_memory
     from histokit.profile import measure
     from histokit.profile.cases import ROWS, attention_rate
 
@@ -235,7 +232,7 @@ def _child(cfg: Options, name: str, patches: int, tell) -> dict:
         gflop = measure.operations(lambda: peak.append(measure.peak_memory(case.call, cfg.device)))
         seconds = [time.perf_counter() - start]
         if seconds[0] <= SLOW:
-            measure.keep_freed_memory()
+            keep_freed_memory()
             case.call()
             repeat = max(1, min(cfg.repeat, int(SLOW / seconds[0])))
             seconds = measure.seconds_of(case.call, repeat, cfg.device)

@@ -27,6 +27,7 @@ from op_cases import CASES
 
 from histokit import _C, ops
 from histokit.core.files import atomic_path
+from histokit.core.memory import keep_freed_memory
 from histokit.core.options import option, run
 from histokit.profile import measure as profile_measure
 
@@ -120,7 +121,7 @@ def measure(cfg: Options, name: str, limits: dict[str, float]) -> list[dict]:
     verify(name, case, calls)
     rows = []
     for kept, kinds in ((False, ("ours", "naive")), (True, ("ours", "careful"))):
-        profile_measure.keep_freed_memory(kept)
+        keep_freed_memory(kept)
         own = None
         for provider, (kind, call) in calls.items():
             if kind in kinds:

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from histokit.core.files import atomic_path
-from histokit.core.memory import reuse_freed_memory
+from histokit.core.memory import keep_freed_memory
 from histokit.core.options import Checked, option, required, run
 from histokit.data.layouts import read_source
 from histokit.data.sources import join_spots
@@ -53,7 +53,7 @@ class Options(Checked):
 
 def main(cfg: Options) -> None:
     """Measure, print and write the table."""
-    reuse_freed_memory()  # by all three
+    keep_freed_memory()  # by all three
     slide = read_source(cfg.source, "Unknown", [], cfg.mpp)[0]
     spots, _ = join_spots(slide, *writer.image_size(slide))
     spots = spots[: cfg.patches].copy()

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from histokit.core.errors import InputError
 from histokit.core.files import FULL, unreadable
+from histokit.core.memory import is_out_of_memory
 from histokit.core.stopping import Stopped
 from histokit.core.threads import share_machine
 
@@ -144,16 +145,12 @@ def run(main: Callable, cls: type, doc: str) -> None:
             sys.exit(_fail(str(unreadable(where, error, "file"))))
         raise
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not any(t in str(error) for t in _NO_MEMORY):
+        if not is_out_of_memory(error):
             raise
         sys.exit(_fail("this takes more memory than there is; give smaller files or fewer spots"))
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
-
-
-# How torch says on CPU and on CUDA that memory is out.
-_NO_MEMORY = ("can't allocate memory", "out of memory")
 
 
 def _interrupt(signum, frame):

@@ -14,7 +14,7 @@ from histokit.core.errors import InputError
 from histokit.core.files import reading
 
 # Where training checkpoints keep their state dict, the first that is there.
-INSIDE = ("state_dict", "model_state", "model_state_dict", "model")
+INSIDE = ("state_dict", "model_state", "model_state_dict", "model", "teacher")
 
 
 class _Inert:

@@ -23,10 +23,11 @@ import torch
 from torch import nn
 
 from histokit.core.errors import InputError
-from histokit.core.weights import INSIDE, misfit, read_state_dict
+from histokit.core.weights import misfit, read_state_dict
 from histokit.extract.base import DEFAULT, Encoder, How, versions
 from histokit.extract.hub import find_weights
-from histokit.extract.registry import REGISTRY, Foundation, page_of
+from histokit.extract.registry import REGISTRY, Foundation, on_meta, page_of
+from histokit.extract.timm_import import import_timm
 
 STAGES = 4
 RANDOM_SEED = 0
@@ -212,9 +213,8 @@ def load_network(entry: Foundation, path: Path, **smaller) -> nn.Module:
         InputError: a file of another model; names the first tensor that lacks and the first that
             has no place.
     """
-    state = entry.keys(read_state_dict(path, (*INSIDE, "teacher")))
-    with torch.device("meta"):
-        network = entry.build(**smaller)
+    state = entry.keys(read_state_dict(path))
+    network = on_meta(entry, **smaller)
     if found := misfit(network, state):
         raise InputError(
             f"{path} does not hold the weights of {entry.name}: {found}; "
@@ -226,30 +226,6 @@ def load_network(entry: Foundation, path: Path, **smaller) -> nn.Module:
         network = entry.build(**smaller)
         network.load_state_dict(state)
     return network.float()
-
-
-def import_timm():
-    """Import timm whatever torchvision build is there.
-
-    torchvision's CUDA wheel cannot load its operators beside CPU torch, and then fails to import
-    because two of their schemas are missing. No encoder calls them, so declaring them is enough.
-    """
-    for schema in (
-        "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-        "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    ):
-        name = schema.partition("(")[0]
-        try:
-            torch._C._dispatch_find_schema_or_throw(f"torchvision::{name}", "")
-        except RuntimeError:
-            _DECLARED.append(torch.library.Library("torchvision", "FRAGMENT"))
-            _DECLARED[-1].define(schema)
-    import timm
-
-    return timm
-
-
-_DECLARED: list[torch.library.Library] = []  # a schema lives as long as its Library object
 
 
 def _efficientnet_lite0(name: str, weights: None, how: How) -> Encoder:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from histokit.core.errors import InputError
+from histokit.core.memory import is_out_of_memory
 from histokit.extract.base import Encoder
 from histokit.extract.pixels import GLASS
 
@@ -62,7 +63,7 @@ class Encoding:
                 parts = [self.encoder.encode(patches[i : i + self._limit]) for i in starts]
                 return np.concatenate(parts)
             except (RuntimeError, MemoryError) as error:
-                if not _is_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if self._limit == 1:
                     raise InputError(
@@ -103,13 +104,6 @@ class Encoding:
             name = self.encoder.name
             return [f"{name} gave the features of empty glass for {blank:.0%} of the patches"]
         return []
-
-
-def _is_memory(error: Exception) -> bool:
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
-        word in str(error) for word in words
-    )
 
 
 def duration(seconds: float) -> str:

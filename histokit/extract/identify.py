@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
-from histokit.core.weights import INSIDE, misfit, read_state_dict
-from histokit.extract.registry import REGISTRY
+from histokit.core.weights import misfit, read_state_dict
+from histokit.extract.registry import REGISTRY, on_meta
 
 
 def encoders_of(path: Path) -> tuple[list[str], str]:
@@ -23,12 +21,11 @@ def encoders_of(path: Path) -> tuple[list[str], str]:
     Raises:
         InputError: the file is missing, damaged or holds no state dict.
     """
-    state = read_state_dict(path, (*INSIDE, "teacher"))
+    state = read_state_dict(path)
     fitting, nearest, fewest = [], "", None
     for name, entry in REGISTRY.items():
         own = entry.keys(dict(state))
-        with torch.device("meta"):
-            network = entry.build()
+        network = on_meta(entry)
         found = misfit(network, own)
         if not found:
             fitting.append(name)

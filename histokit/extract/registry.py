@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from histokit.extract import foundation
+from histokit.extract.timm_import import import_timm
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -63,8 +64,6 @@ class Foundation:
 
 def _timm(architecture: str, **arguments) -> Callable[..., nn.Module]:
     def build(**other) -> nn.Module:
-        from histokit.extract.encoders import import_timm
-
         given = {"pretrained": False, "num_classes": 0, **arguments, **other}
         return import_timm().create_model(architecture, **given)
 
@@ -75,8 +74,6 @@ def _vit(architecture: str, eps: float = 1e-6, swiglu: bool = False, **arguments
     """A transformer of timm at its own image size, from a checkpoint of 224 pixels."""
 
     def build(**other) -> nn.Module:
-        from histokit.extract.encoders import import_timm
-
         given = {"img_size": 224, "norm_layer": functools.partial(nn.LayerNorm, eps=eps)}
         if swiglu:
             given |= {"mlp_layer": import_timm().layers.SwiGLUPacked, "act_layer": nn.SiLU}
@@ -387,6 +384,15 @@ _SMALL = (
 )
 
 
+_DENSE = "class token and mean, as in LazySlide's dense form"
+
+
+def _pooled(entry: Foundation, reading: str, dim: int, note: str) -> Foundation:
+    """The entry with another pooling, ``cls`` or ``mean``."""
+    pool = foundation.token if reading == "cls" else foundation.token_and_mean
+    return replace(entry, name=f"{entry.name}@{reading}", pool=pool, dim=dim, note=note)
+
+
 def _table() -> dict[str, Foundation]:
     by_name = {entry.name: entry for entry in (*_BASE, *_SMALL)}
     variants = (
@@ -399,30 +405,10 @@ def _table() -> dict[str, Foundation]:
             tensors=by_name["conch"].tensors + 1,
             note="in the space that images share with texts, not scaled to length 1",
         ),
-        replace(
-            by_name["h0-mini"],
-            name="h0-mini@cls",
-            pool=foundation.token,
-            dim=768,
-            note="class token alone, as in HEST and TRIDENT",
-        ),
-        replace(
-            by_name["midnight-12k"],
-            name="midnight-12k@cls",
-            pool=foundation.token,
-            dim=1536,
-            note="class token alone, as in TRIDENT",
-        ),
-        *(
-            replace(
-                by_name[name],
-                name=f"{name}@mean",
-                pool=foundation.token_and_mean,
-                dim=2 * by_name[name].dim,
-                note="class token and mean, as in LazySlide's dense form",
-            )
-            for name in ("h-optimus-0", "h-optimus-1")
-        ),
+        _pooled(by_name["h0-mini"], "cls", 768, "class token alone, as in HEST and TRIDENT"),
+        _pooled(by_name["midnight-12k"], "cls", 1536, "class token alone, as in TRIDENT"),
+        _pooled(by_name["h-optimus-0"], "mean", 3072, _DENSE),
+        _pooled(by_name["h-optimus-1"], "mean", 3072, _DENSE),
     )
     return by_name | {entry.name: entry for entry in variants}
 
@@ -435,8 +421,13 @@ def page_of(entry: Foundation) -> str:
     return entry.page or f"https://huggingface.co/{entry.hub}"
 
 
-def count(entry: Foundation) -> tuple[int, int]:
-    """Parameters and tensors of the network at its full size, built without memory."""
+def on_meta(entry: Foundation, **smaller) -> nn.Module:
+    """The network without memory: names and shapes alone; ``smaller`` as for ``build``."""
     with torch.device("meta"):
-        network = entry.build()
+        return entry.build(**smaller)
+
+
+def count(entry: Foundation) -> tuple[int, int]:
+    """Parameters and tensors of the network at its full size."""
+    network = on_meta(entry)
     return sum(p.numel() for p in network.parameters()), len(network.state_dict())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import platform
 import re
@@ -20,7 +19,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 Call = Callable[[], torch.Tensor]
 Form = Literal["published", "careful", "here"]  # of a model: its authors', stock torch's best, ours
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's mallopt
 _HEADROOM = 0.9  # of the free memory that a measured process may take
 
 
@@ -125,20 +123,6 @@ def bound_memory(device: str) -> None:
     if not device.startswith("cuda"):
         most = int((_status("VmData") / 2**20 + free_memory(device) * _HEADROOM) * 2**30)
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-
-
-def keep_freed_memory(kept: bool = True) -> None:
-    """Let this process keep what it frees, as allocators made for large tensors do, or not.
-
-    By default glibc gives large blocks back to the kernel and takes them anew at every call, page
-    by page, which is most of the time of a form that writes large tensors. Does nothing where the C
-    library has no ``mallopt``. Kept memory spoils ``peak_memory``.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_MMAP_MAX, 0 if kept else 65_536)
-        libc.mallopt(_M_TRIM_THRESHOLD, -1 if kept else 131_072)
-        libc.malloc_trim(0)
 
 
 def rates(device: str, dtype: torch.dtype) -> dict[str, float]:
