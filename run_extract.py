@@ -214,7 +214,7 @@ def extract(
     import numpy as np
 
     from histokit.core.progress import progress_bar
-    from histokit.data.sources import join_spots
+    from histokit.data.join import join_spots
     from histokit.extract import writer
     from histokit.extract.encoding import duration
     from histokit.extract.patches import PixelStatistics, top_left

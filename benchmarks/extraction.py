@@ -25,8 +25,8 @@ from PIL import Image
 from histokit.core.files import atomic_path
 from histokit.core.memory import keep_freed_memory
 from histokit.core.options import Checked, option, required, run
+from histokit.data.join import join_spots
 from histokit.data.layouts import read_source
-from histokit.data.sources import join_spots
 from histokit.extract import writer
 from histokit.extract.base import How
 from histokit.extract.encoders import NetworkEncoder, import_timm

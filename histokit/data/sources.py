@@ -1,10 +1,11 @@
-"""Slides of every known layout, read lazily and joined by barcode.
+"""A slide before extraction, whatever layout it comes in.
 
 Spots and counts are read when asked for, so a cohort costs the memory of one slide.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,9 @@ import pandas as pd
 
 from histokit.core.errors import InputError
 from histokit.core.tables import read_table
-from histokit.data.placement import FLAGS, selected_spots
+from histokit.data.placement import FLAGS
+
+MPP_RANGE = (0.1, 5.0)  # 80x objectives to small pictures of whole sections
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,12 @@ class SlideSource:
         image: the image, or an HDF5 file of ready patches (HEST); then spots have a column ``row``.
         mpp: microns per level-0 pixel, None where unknown; ``mpp_source`` says where it is from.
         load_spots: reads a table with ``barcode``, ``x``, ``y`` (spot centers, level-0 pixels),
-            optionally ``selected`` (spots under tissue), and any further columns.
-        load_counts: reads raw counts as ``histokit.data.counts.read_counts`` returns them.
+            optionally ``selected`` (spots under tissue), and any further columns. None where there
+            are no spots: then patches on a grid stand for themselves.
+        load_counts: reads raw counts as ``histokit.data.counts.read_counts`` returns them. None
+            where nothing was measured.
         inputs: every file that the slide is read from.
+        notes: what the reader chose or repaired, in sentences that are said at extraction.
     """
 
     slide_id: str
@@ -38,9 +44,78 @@ class SlideSource:
     image: Path
     mpp: float | None
     mpp_source: str
-    load_spots: Callable[[], pd.DataFrame]
-    load_counts: Callable[[], anndata.AnnData]
+    load_spots: Callable[[], pd.DataFrame] | None
+    load_counts: Callable[[], anndata.AnnData] | None
     inputs: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What the user says of a source.
+
+    Attributes:
+        cancer: OncoTree code for layouts that state none.
+        only: ids of the slides wanted; empty for all.
+        mpp: microns per level-0 pixel of every slide, in place of what the source says.
+        image: the full-resolution image, for folders of one slide that do not hold it.
+        bin_um: side in microns of the squares into which bins, cells or transcripts are pooled.
+    """
+
+    cancer: str = "Unknown"
+    only: frozenset[str] = frozenset()
+    mpp: float | None = None
+    image: Path | None = None
+    bin_um: float = 112.0
+
+    def wants(self, slide_id: str) -> bool:
+        """Whether a slide is among those asked for."""
+        return not self.only or slide_id in self.only
+
+    def origin(self, source: str) -> str:
+        """Where a slide's mpp is from: ``source``, unless the user gave it."""
+        return "--mpp" if self.mpp else source
+
+
+def check_slide_id(slide_id: str, path: Path) -> str:
+    """A slide id becomes a file name: raises InputError when it cannot."""
+    if not re.fullmatch(r"[\w][\w.+ -]{0,99}", slide_id):
+        raise InputError(
+            f"{path}: the slide_id {slide_id[:120]!r} cannot name a file; use at most 100 letters, "
+            "digits, - _ . +"
+        )
+    return slide_id
+
+
+def positive(text: str, what: str) -> float:
+    """A positive number from text; raises InputError naming ``what``."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = np.nan
+    if not (np.isfinite(value) and value > 0):
+        raise InputError(f"{what} must be a positive number, got {text!r}")
+    return value
+
+
+def plausible_mpp(text: str, what: str) -> float:
+    """Microns per pixel from text, in the range that any slide has.
+
+    Raises:
+        InputError: no number, or one that is another unit; says which.
+    """
+    mpp = positive(text, what)
+    if MPP_RANGE[0] <= mpp <= MPP_RANGE[1]:
+        return mpp
+    guess = "it may be off by a factor"
+    if mpp < 0.01:
+        guess = "it looks like millimeters"
+    elif mpp >= 10:
+        guess = "it looks like a magnification (20x is about 0.5 um, 40x about 0.25)"
+    raise InputError(
+        f"{what} is {text}, which no slide has ({MPP_RANGE[0]:g} to {MPP_RANGE[1]:g} um per "
+        f"pixel); {guess}; correct it, or give the true value with --mpp"
+    )
 
 
 def read_spots(path: Path, slide_id: str) -> pd.DataFrame:
@@ -100,69 +175,3 @@ def _writable(columns: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
         if name != column:
             renamed[column] = name
     return renamed
-
-
-def join_spots(slide: SlideSource, width: int, height: int) -> tuple[anndata.AnnData, dict]:
-    """Join spots and counts of a slide by barcode, in the order of the spot list.
-
-    Args:
-        slide: where to read from.
-        width: the width of the image in level-0 pixels; spots that lie outside are dropped.
-        height: the height of the image in level-0 pixels.
-
-    Returns:
-        counts of the joined spots with ``obsm["spatial"]`` (N, 2) float64 centers, and the row of
-        the reconciliation table.
-
-    Raises:
-        InputError: no common barcode, no spot on the image, or fewer than two joined spots.
-    """
-    listed, counts = slide.load_spots(), slide.load_counts()
-    spots = check_spots(listed, slide.slide_id)
-    selected = spots[selected_spots(spots, f"slide {slide.slide_id}")]
-    inside = selected["x"].between(0, width, "left") & selected["y"].between(0, height, "left")
-    common = selected["barcode"].isin(counts.obs_names)
-    kept = selected[inside & common]
-    name = slide.slide_id
-    if not common.any():
-        shown = [
-            str(v[0]) if len(v) else "none" for v in (selected["barcode"].array, counts.obs_names)
-        ]
-        raise InputError(
-            f"slide {name}: spots and counts have no barcode in common (spots: {shown[0]!r}, "
-            f"counts: {shown[1]!r}); make both use the same names, with barcodes as rows"
-        )
-    if not inside.any():
-        raise InputError(
-            f"slide {name}: no spot lies on the image ({width} x {height} px); coordinates must be "
-            "level-0 pixels of this image"
-        )
-    if len(kept) < 2:
-        raise InputError(
-            f"slide {name}: spots left after the join: {len(kept)}; at least 2 are needed to score "
-            "a slide, leave it out"
-        )
-    joined = counts[kept["barcode"].to_numpy()].copy()
-    joined.obsm["spatial"] = kept[["x", "y"]].to_numpy()
-    for column in kept.columns.difference(["barcode", "x", "y", *FLAGS], sort=False):
-        values = kept[column]
-        joined.obs[column] = (values.astype(str) if values.dtype == object else values).to_numpy()
-    row = {
-        "slide_id": name,
-        "spots_listed": len(listed),
-        "without_position": len(listed) - len(spots),
-        "spots_selected": len(selected),
-        "counts_rows": counts.n_obs,
-        "joined": len(kept),
-        "outside_image": int((~inside).sum()),
-        "without_counts": int((inside & ~common).sum()),
-        "counts_without_spot": int((~counts.obs_names.isin(selected["barcode"])).sum()),
-        "genes": counts.n_vars,
-        "control_probes": counts.uns["control_probes"],
-        "other_features": counts.uns["other_features"],
-        "date_names": counts.uns["date_names"],
-        "note": counts.uns["note"],
-        "renamed_genes": counts.uns["renamed_genes"],
-        "empty_spots": int((np.asarray(joined.X.sum(axis=1)).ravel() == 0).sum()),
-    }
-    return joined, row

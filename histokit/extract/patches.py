@@ -18,7 +18,7 @@ from PIL import Image
 
 from histokit.core.errors import InputError
 from histokit.core.files import hdf5_file
-from histokit.data.layouts import HEST_MPP
+from histokit.data.hest import HEST_MPP
 from histokit.extract.images import naming, open_image
 from histokit.extract.pixels import GLASS
 

@@ -4,8 +4,8 @@ import pytest
 from tiny_slides import SIDE, counts_table, spots_table, write_cohort, write_hest
 
 from histokit.core.errors import InputError
+from histokit.data.join import join_spots
 from histokit.data.layouts import read_source
-from histokit.data.sources import join_spots
 
 
 def first(folder, **keywords):

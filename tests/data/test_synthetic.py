@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from histokit.data.counts import read_counts
+from histokit.data.join import join_spots
 from histokit.data.layouts import read_source
-from histokit.data.sources import join_spots
 from histokit.data.synthetic import PATIENTS, make_cohort
 from histokit.data.synthetic_genes import MARKERS, PROGRAMS
 from histokit.extract.encoders import make_encoder

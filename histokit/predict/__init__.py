@@ -1,0 +1,1 @@
+"""Maps of new slides from trained runs."""
