@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "train": ("core", "ops", "data", "models", "report"),
     "evaluate": ("core", "ops", "data", "models", "report"),
     "profile": ("core", "ops", "models", "report"),
+    "predict": ("core", "ops", "data", "extract", "models", "report", "evaluate"),
 }
 
 
