@@ -22,12 +22,13 @@ def main(cfg: Options) -> None:
     from histokit.evaluate.folders import whole_folder
     from histokit.evaluate.views import Views
 
-    team = distributed.start()
+    distributed.check_device(cfg.device)
+    team = distributed.start(cfg.device)
     questions, jobs = report.prepare(cfg)
     team.wait()  # nothing is written before every rank has found the runs in order
     results = {}
     for job in jobs:
-        views = Views(job.run, job.cohort, cfg.num_hvg, questions.listed)
+        views = Views(job.run, job.cohort, cfg.num_hvg, questions.listed, cfg.device)
         with whole_folder(job.out) if team.first else nullcontext() as folder:
             folder = team.gather(folder)[0]
             current = report.Report(job, cfg, questions, views, folder)

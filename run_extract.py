@@ -3,20 +3,21 @@
     python run_extract.py --source COHORT --out DATA
     python run_extract.py --source ../shared/data/her2st --cancer IDC --out DATA --encoder hed
 
-COHORT is a folder with cohort.csv (or that file), a legacy Spatial Transcriptomics folder, or a
-HEST folder. Killed at any moment, the same command goes on with the slide it was at; other
-encoders of the same slides go into the same DATA.
+    python run_extract.py --source slide.svs --out DATA
+
+COHORT is a folder with cohort.csv (or that file), an image or a folder of images without counts, or
+what a platform or a public collection gives (docs/inputs.md). Killed at any moment, the same
+command goes on with the slide it was at; other encoders of the same slides go into the same DATA.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from histokit.core.errors import InputError
-from histokit.core.files import folder_lock, is_locked, make_folder, remove_leftovers, safe_name
+from histokit.core.files import make_folder, safe_name
 from histokit.core.options import Checked, option, required, run
 
 BEST_SCALES = "112,224,448"  # of --features best
@@ -26,7 +27,9 @@ BEST_SCALES = "112,224,448"  # of --features best
 class Options(Checked):
     """Options of run_extract.py."""
 
-    source: str = required("cohort.csv or a folder in a known layout")
+    source: str = required(
+        "cohort.csv, an image, a folder of images, or a folder in a known layout (docs/inputs.md)"
+    )
     out: str = required("folder to write into; made if absent")
     encoder: str = option(
         "efficientnet-lite0",
@@ -68,6 +71,24 @@ class Options(Checked):
     mpp: float | None = option(
         None, "microns per level-0 pixel of every slide, overriding its own", above=0, below=1000
     )
+    image: str | None = option(
+        None, "the full-resolution image, for a folder of one slide that does not hold it"
+    )
+    bin_um: float = option(
+        112.0,
+        "side in microns of the squares into which bins, cells and transcripts of Visium HD and "
+        "Xenium are pooled",
+        above=0,
+        below=10000.0,
+    )
+    mask: str | None = option(
+        None, "tissue of slides without spots: a GeoJSON in level-0 pixels, or an image"
+    )
+    no_mask: bool = option(False, "take every patch of a slide without spots, not tissue alone")
+    features_from: str | None = option(
+        None,
+        "folder of features that TRIDENT, CLAM or HEST made, SLIDE.h5 each; --encoder names theirs",
+    )
     cancer: str = option("Unknown", "OncoTree code for sources that state none")
     layer: str | None = option(
         None, "layer of .h5ad files that holds the raw counts; raw is their raw.X", shown="X"
@@ -102,47 +123,57 @@ def main(cfg: Options) -> None:
     from histokit.core import distributed
     from histokit.core.memory import keep_freed_memory
     from histokit.data.layouts import read_source
-    from histokit.extract import writer
-    from histokit.extract.base import How
-    from histokit.extract.encoders import make_encoder
-    from histokit.extract.encoding import Encoding
+    from histokit.extract.cohort import extract_slides
 
     distributed.check_device(cfg.device)
     keep_freed_memory()
     team = distributed.start(cfg.device)
     out = make_folder(cfg.out)
-    slides = choose(read_source(cfg.source, cfg.cancer, cfg.slides, cfg.mpp), cfg)
-    how = How(cfg.pool, cfg.views, cfg.device, cfg.precision, cfg.compile)
-    encoder = make_encoder(cfg.encoder, cfg.weights, how)
-    scales = [cfg.patch_um] if not cfg.scales else parse_scales(cfg.scales)
-    tell_magnification(cfg, scales)
-    name, patch_um = encoder.name, scales[0]
-    if cfg.scales:
-        name += f"-{'-'.join(f'{um:g}' for um in scales)}um"
-        patch_um = ", ".join(f"{um:g}" for um in scales)
-    features = out / "features" / safe_name(name)
-    for folder in (out / "expression", out / "thumbnails", out / "overlays", features):
-        make_folder(folder)
-    with folder_lock(features) if team.first else nullcontext():
-        provenance = encoder.provenance() | {
-            "encoder": name,
-            "patch_um": 0.0 if cfg.patch_px else patch_um,
-            "patch_px": cfg.patch_px or 0,
-        }
-        writer.check_same_features(features, provenance)
-        if team.first:
-            clean(out, features)
-            writer.note_listed(out, cfg.source, slides, whole=not cfg.slides)
-        team.wait()
-        own, encoding = team.share(slides), Encoding(encoder, cfg.batch_size, cfg.device)
-        done = [extract(slide, encoding, scales, provenance, cfg, out) for slide in own]
-        done = team.gather_shares(done)
+    found = read_source(cfg.source, cfg.cancer, cfg.slides, cfg.mpp, cfg.image, cfg.bin_um)
+    slides = choose(found, cfg)
+    plan = make_plan(cfg, slides)
+    wrote, kept = extract_slides(slides, plan, out, team, whole=not cfg.slides)
     if team.first:
         print(
-            f"wrote {sum(done)} and kept {len(done) - sum(done)} finished slides: "
-            f"{out}/slides.csv, expression, thumbnails, {features.relative_to(out)}, "
-            "reconciliation.csv"
+            f"wrote {wrote} and kept {kept} finished slides: {out}/slides.csv, expression, "
+            f"thumbnails, features/{safe_name(plan.provenance['encoder'])}, reconciliation.csv"
         )
+
+
+def make_plan(cfg: Options, slides: list):
+    """How the slides are extracted: by an encoder, or from features made elsewhere."""
+    from histokit.extract.base import How
+    from histokit.extract.elsewhere import provenance_of
+    from histokit.extract.encoders import make_encoder
+    from histokit.extract.encoding import Encoding
+    from histokit.extract.slide import Plan, named
+
+    scales = [cfg.patch_um] if not cfg.scales else parse_scales(cfg.scales)
+    if cfg.features_from:
+        made, encoding = Path(cfg.features_from), None
+        provenance = provenance_of(made, slides, cfg.encoder)
+    else:
+        how = How(cfg.pool, cfg.views, cfg.device, cfg.precision, cfg.compile)
+        encoder = make_encoder(cfg.encoder, cfg.weights, how)
+        made, encoding = None, Encoding(encoder, cfg.batch_size, cfg.device)
+        tell_magnification(cfg, scales)
+        provenance = encoder.provenance() | named(
+            encoder.name, scales, bool(cfg.scales), cfg.patch_px
+        )
+    return Plan(
+        provenance,
+        cfg.source,
+        encoding,
+        made,
+        tuple(scales),
+        cfg.patch_px,
+        cfg.mpp,
+        cfg.bin_um,
+        Path(cfg.mask) if cfg.mask else None,
+        cfg.no_mask,
+        cfg.allow_misfit,
+        cfg.workers,
+    )
 
 
 def check(cfg: Options) -> Options:
@@ -152,6 +183,14 @@ def check(cfg: Options) -> Options:
     if cfg.scales and cfg.patch_px:
         raise InputError(
             "--scales (and --features best) are microns and --patch-px pixels; give one of them"
+        )
+    if cfg.mask and cfg.no_mask:
+        raise InputError("--mask gives the tissue and --no-mask takes everything; give one of them")
+    if cfg.mask and not Path(cfg.mask).is_file():
+        raise InputError(f"--mask {cfg.mask} does not exist; a GeoJSON or an image was expected")
+    if cfg.features_from and (cfg.weights or cfg.features or cfg.scales):
+        raise InputError(
+            "--features-from takes features as they are: leave --weights, --features and --scales"
         )
     if cfg.batch_size != "auto" and not (cfg.batch_size.isdecimal() and int(cfg.batch_size)):
         raise InputError(f"--batch-size must be auto or a number of patches, got {cfg.batch_size}")
@@ -171,14 +210,6 @@ def tell_magnification(cfg: Options, scales: list[float]) -> None:
                 f"{cfg.encoder} was trained on patches of {own:g} um; at {um:g} um it sees tissue "
                 f"{own / um:.1f} times as magnified (--patch-um {own:g} is its own)"
             )
-
-
-def clean(out: Path, features: Path) -> None:
-    """Remove what killed processes left, and nothing that another encoder's process is writing."""
-    remove_leftovers(features)
-    others = [f for f in (out / "features").iterdir() if f != features and f.is_dir()]
-    if not any(map(is_locked, others)):
-        remove_leftovers(out)
 
 
 def parse_scales(text: str) -> list[float]:
@@ -205,102 +236,6 @@ def choose(slides: list, cfg: Options) -> list:
     return [
         replace(slide, load_counts=partial(slide.load_counts, layer=cfg.layer)) for slide in slides
     ]
-
-
-def extract(
-    slide, encoding, scales: list[float], provenance: dict, cfg: Options, out: Path
-) -> bool:
-    """Extract one slide; returns False when it was finished already."""
-    import numpy as np
-
-    from histokit.core.progress import progress_bar
-    from histokit.data.join import join_spots
-    from histokit.extract import writer
-    from histokit.extract.encoding import duration
-    from histokit.extract.patches import PixelStatistics, top_left
-
-    name = slide.slide_id
-    sides = [writer.patch_side(slide, um, cfg.patch_px) for um in scales]
-    side = sides[0]
-    source = writer.fingerprint(slide)
-    expression = out / "expression" / f"{name}.h5ad"
-    thumbnail = out / "thumbnails" / f"{name}.jpg"
-    target = writer.feature_path(out, provenance["encoder"], name)
-    attributes = provenance | {
-        "mpp": slide.mpp or 0.0,
-        "patch_size_level0": side,
-        "source": source,
-    }
-    table = out / "slides.csv"
-    described = {
-        "slide_id": name,
-        "cancer": slide.cancer,
-        "patient": slide.patient,
-        "technology": slide.technology,
-        "mpp": slide.mpp,
-        "mpp_source": slide.mpp_source,
-        "image": str(slide.image),
-        "source": str(Path(cfg.source).resolve()),
-    }
-    listed = name in writer.table_rows(table) and thumbnail.is_file()
-    found = writer.feature_attributes(target) or {}
-    same = all(found.get(key) == attributes[key] for key in ("mpp", "source"))
-    if listed and same and writer.expression_source(expression) == source:
-        writer.upsert_row(table, described)
-        print(f"{name}: finished already")
-        return False
-    width, height = writer.image_size(slide)
-    spots, row = join_spots(slide, width, height)
-    picture, scale = writer.small_picture(slide, spots, side)
-    overlay = out / "overlays" / f"{name}.jpg"
-    drawn, said = writer.place(slide, spots, row, picture, scale)
-    row["white_border"] = writer.border_patches(spots, max(sides), width, height)
-    print(
-        f"{name}: {row['spots_listed']} spots listed, {row['spots_selected']} selected, "
-        f"{row['counts_rows']} with counts, {row['joined']} joined; dropped "
-        f"{row['outside_image']} outside the image, {row['without_counts']} without counts, "
-        f"{row['counts_without_spot']} counts without spot, {row['control_probes']} control probes"
-        + f", {row['date_names']} names that are dates" * (row["date_names"] > 0)
-        + f"; {row['note']}" * bool(row["note"])
-    )
-    writer.refuse_misfits(name, said, drawn, overlay, cfg.allow_misfit)
-    seen, encoder, count = PixelStatistics(), encoding.encoder, spots.n_obs
-    wait = encoding.seconds_per_patch * count * len(scales)
-    features = np.empty((count, len(scales) * encoder.dim), dtype=np.float32)
-    print(f"{name}: {count} patches, about {duration(wait)} and {features.nbytes / 1e6:.0f} MB")
-    batches = writer.slide_batches(
-        slide, spots, sides, scales, encoder.size, encoding.batch_size, cfg.workers
-    )
-    waited, worked = encoding.waited, encoding.worked
-    with progress_bar(total=count, unit="patch", desc=name) as progress:
-        done = 0
-        for batch, encoded in encoding.scales(batches):
-            seen.add(batch[0])
-            features[done : done + len(encoded)] = encoded
-            done += len(encoded)
-            progress.update(len(encoded))
-    waited, worked = encoding.waited - waited, encoding.worked - worked
-    print(
-        f"{name}: {count / max(1e-9, waited + worked):.1f} patches a second, "
-        f"{waited / max(1e-9, waited + worked):.0%} of the time waiting for the image"
-    )
-    row |= seen.shares()
-    if said := seen.findings():
-        print(f"{name}: {'; '.join(said)}")
-    if not np.isfinite(features).all():
-        raise InputError(f"slide {name}: {encoder.name} gave features that are not finite")
-    faults = seen.faults() or encoding.faults(features, len(scales))
-    writer.refuse_misfits(name, faults, drawn, overlay, cfg.allow_misfit)
-    writer.write_picture(overlay, drawn)
-    print(f"{name}: spots drawn on the image: {overlay}")
-    writer.write_picture(thumbnail, picture)
-    corners = top_left(spots.obsm["spatial"], side)
-    writer.write_expression(expression, spots, source)
-    writer.upsert_row(out / "reconciliation.csv", row)
-    sizes = {"num_spots": spots.n_obs, "num_genes": spots.n_vars, "thumbnail_scale": scale}
-    writer.upsert_row(table, described | sizes)
-    writer.write_features(target, features, corners, spots.obs_names, attributes)
-    return True
 
 
 if __name__ == "__main__":

@@ -105,7 +105,8 @@ def parser(cls: type, doc: str) -> argparse.ArgumentParser:
         keywords = {"help": f"{meta['help']} ({shown})".replace("%", "%%"), "dest": field.name}
         kind = _value_type(hints[field.name])
         if kind is bool:
-            keywords["action"] = argparse.BooleanOptionalAction
+            switch = field.name.startswith("no_")  # whose negative would be --no-no-...
+            keywords["action"] = "store_true" if switch else argparse.BooleanOptionalAction
         else:
             keywords |= {"type": kind, "choices": meta["choices"]}
             keywords["metavar"] = None if meta["choices"] else kind.__name__.upper()

@@ -107,6 +107,32 @@ class Cohort:
                 found[source] = [name for name in rows.index if name not in listed]
         return {source: names for source, names in found.items() if names}
 
+    def only(self, slide_ids: Sequence[str]) -> Cohort:
+        """The same cohort with these of its slides."""
+        other = copy.copy(self)
+        other.slides = self.slides.loc[list(slide_ids)]
+        return other
+
+    def with_counts(self) -> Cohort:
+        """The slides that were measured, which can train and be scored; says which are not.
+
+        Raises:
+            InputError: no slide was.
+        """
+        counts = self.slides.get("num_genes", pd.Series("1", self.slides.index))
+        bare = list(self.slides.index[pd.to_numeric(counts, errors="coerce") == 0])
+        if not bare:
+            return self
+        if len(bare) == len(self.slides):
+            raise InputError(
+                f"no slide of {self.folder} has counts, such as {bare[0]}; they can be predicted "
+                "(run_predict.py), and training needs slides that were measured"
+            )
+        print(f"{len(bare)} slides have no counts and take no part, such as {bare[0]}")
+        other = copy.copy(self)
+        other.slides = self.slides.drop(index=bare)
+        return other
+
     def with_cancers(self, codes: Mapping[str, str]) -> Cohort:
         """The same cohort with other oncotree codes, by slide id; slides not named keep theirs."""
         other = copy.copy(self)

@@ -22,7 +22,10 @@ def detect_cohort(source: Path) -> bool:
 
 
 def read_cohort(source: Path, ask: Ask) -> list[SlideSource]:
-    """Slides of a ``cohort.csv``; all paths are relative and stay inside its folder."""
+    """Slides of a ``cohort.csv``; all paths are relative and stay inside its folder.
+
+    A slide without counts is predicted where its spots are, one without spots on a grid.
+    """
     path = source if source.suffix == ".csv" else source / "cohort.csv"
     table = read_table(path, COHORT_COLUMNS, "cohort table")
     if table["slide_id"].duplicated().any():
@@ -35,7 +38,16 @@ def read_cohort(source: Path, ask: Ask) -> list[SlideSource]:
 
 def _cohort_slide(row: dict, path: Path, ask: Ask) -> SlideSource:
     slide_id = check_slide_id(row["slide_id"], path)
-    files = {key: _inside(path, row[key], slide_id, key) for key in ("image", "spots", "counts")}
+    files = {
+        key: _inside(path, row[key], slide_id, key)
+        for key in ("image", "spots", "counts")
+        if row[key] or key == "image"
+    }
+    if "counts" in files and "spots" not in files:
+        raise InputError(
+            f"{path}: slide {slide_id} has counts and no spots, so nothing says where they were "
+            "measured; fill the column spots"
+        )
     mpp = ask.mpp
     if row["mpp"] and not mpp:
         mpp = plausible_mpp(row["mpp"], f"{path}: slide {slide_id}: mpp")
@@ -47,8 +59,8 @@ def _cohort_slide(row: dict, path: Path, ask: Ask) -> SlideSource:
         files["image"],
         mpp,
         ask.origin("cohort.csv" if mpp else ""),
-        partial(read_spots, files["spots"], slide_id),
-        partial(read_counts, files["counts"], slide_id),
+        partial(read_spots, files["spots"], slide_id) if "spots" in files else None,
+        partial(read_counts, files["counts"], slide_id) if "counts" in files else None,
         tuple(files.values()),
     )
 

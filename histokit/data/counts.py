@@ -1,4 +1,4 @@
-"""Raw counts from h5ad, 10x h5 and text matrices: validated, with unique gene names.
+"""Raw counts from h5ad, 10x h5 or folders, and text matrices: validated, with unique gene names.
 
 Gene names follow scverse: where a symbol occurs twice and its ids tell the two apart, the first
 keeps its name and the later ones get ``-1``, ``-2``; without ids two equal names are an error.
@@ -24,6 +24,7 @@ from anndata.utils import make_index_unique
 from histokit.core.errors import InputError
 from histokit.core.files import reading
 from histokit.data.counts_hdf5 import is_hdf5, read_10x, read_h5ad
+from histokit.data.counts_mex import is_mex, read_mex, without_genomes
 from histokit.data.counts_text import read_text
 from histokit.data.genes import without_version
 
@@ -73,8 +74,10 @@ def read_counts(
     """Read raw counts of one slide; the format is told by the file's content.
 
     Args:
-        path: an AnnData file (X holds raw counts, or ``layer`` does), a 10x matrix in HDF5, or a
-            text table, plain or gzipped, with barcodes as rows and gene names in the header.
+        path: an AnnData file (X holds raw counts, or ``layer`` does), a 10x matrix in HDF5 or as
+            a folder of barcodes, features and matrix, or a text table, plain or gzipped, with
+            barcodes as rows and gene names in the header. Of several genomes, names keep the
+            genome before them and ids lose it.
         slide_id: named in error messages.
         layer: the layer of an AnnData file, in place of X; ``raw`` is ``raw.X``.
 
@@ -91,7 +94,12 @@ def read_counts(
     """
     path = Path(path)
     where = f"slide {slide_id}: {path}"
-    if not path.is_file():
+    if path.is_dir() and not is_mex(path):
+        raise InputError(
+            f"{where} is a folder without barcodes.tsv, features.tsv and matrix.mtx (or .gz of "
+            "them); give a counts file, or a folder with these three"
+        )
+    if not path.exists():
         raise InputError(f"{where} does not exist; a counts file was expected there")
     table = _read(path, slide_id, layer)
     table.barcodes = [name.strip() for name in table.barcodes]
@@ -115,7 +123,10 @@ def read_counts(
         raise InputError(f"{where} has the barcode {repeated!r} twice; barcodes must be unique")
     _check_raw(table.matrix, table.barcodes, names, where)
     _check_library(table.matrix, where)
-    ids = None if table.ids is None else [without_version(i.strip()) for i in table.ids]
+    ids, genomes = None, ""
+    if table.ids is not None:
+        plain, genomes = without_genomes([i.strip() for i in table.ids])
+        ids = [without_version(i) for i in plain]
     control = np.array([bool(CONTROL_PROBE.match(name)) for name in names], dtype=bool)
     dates = np.array([bool(DATE.match(name)) for name in names], dtype=bool) & ~control
     if ids is not None:  # an id says what such a gene was, and names it
@@ -127,7 +138,7 @@ def read_counts(
         raise InputError(
             f"{where} holds no gene: all of its {len(names)} features are control probes or dates"
         )
-    genes = _gene_table(np.asarray(names, dtype=object)[keep], _masked(ids, keep), where)
+    genes = gene_table(np.asarray(names, dtype=object)[keep], _masked(ids, keep), where)
     result = anndata.AnnData(
         table.matrix.tocsr()[:, keep].astype(np.float32),
         obs=pd.DataFrame(index=pd.Index(table.barcodes, dtype=str)),
@@ -138,20 +149,26 @@ def read_counts(
     result.uns["other_features"] = sum(table.dropped.values())
     result.uns["renamed_genes"] = int((genes.index != genes["symbol"]).sum())
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in table.dropped.items())
-    result.uns["note"] = "; ".join(filter(None, [table.note, kinds and f"left out {kinds}"]))
+    said = [table.note, genomes, kinds and f"left out {kinds}"]
+    result.uns["note"] = "; ".join(filter(None, said))
     return result
 
 
 def _read(path: Path, slide_id: str, layer: str | None) -> RawTable:
     """Choose a reader by content and turn its failures into one sentence."""
-    with reading(path, "counts file"):
-        kind = is_hdf5(path)
+    kind = "mex" if path.is_dir() else None
+    if kind is None:
+        with reading(path, "counts file"):
+            kind = is_hdf5(path)
     try:
         with warnings.catch_warnings():  # repeated names are dealt with below
             warnings.filterwarnings("ignore", ".*names are not unique", UserWarning)
             if kind == "10x":
                 _no_layer(layer, "a 10x matrix")
                 return RawTable(*read_10x(path))
+            if kind == "mex":
+                _no_layer(layer, "a 10x matrix")
+                return RawTable(*read_mex(path))
             if kind == "h5ad":
                 return RawTable(*read_h5ad(path, layer))
             if kind is None and not path.name.lower().endswith(TEXT_SUFFIXES):
@@ -212,7 +229,7 @@ def _check_raw(matrix: sp.csr_matrix, barcodes, names, where: str) -> None:
             )
 
 
-def _gene_table(names: np.ndarray, ids, where: str) -> pd.DataFrame:
+def gene_table(names: np.ndarray, ids, where: str) -> pd.DataFrame:
     """Unique names with their ids; raises InputError for equal names that no id tells apart."""
     named_by_id = [n if ENSEMBL_ID.match(n) else "" for n in names]
     ids = named_by_id if ids is None else ["" if i == "nan" else i for i in ids]

@@ -85,12 +85,17 @@ def read_10x(path: Path):
             f"{spots} x {genes}; it is damaged, copy it again"
         )
     matrix = checked_csr(*arrays, (spots, genes), path)
+    refuse_probes(ids, path)
+    return genes_only(matrix, barcodes, names, ids, kinds, path)
+
+
+def refuse_probes(ids: list[str], path: Path) -> None:
+    """Raise InputError where most ids are those of probes, ``ENSG...|gene|probe``."""
     if sum("|" in i for i in ids) > len(ids) / 2:
         raise InputError(
             f"{path} counts probes and not genes (ids like {ids[0]}); give the file "
             "filtered_feature_bc_matrix.h5 of the same run"
         )
-    return _genes_only(matrix, barcodes, names, ids, kinds, path)
 
 
 def read_h5ad(path: Path, layer: str | None):
@@ -120,7 +125,7 @@ def read_h5ad(path: Path, layer: str | None):
                 )
     names, ids = _named(names, columns, path)
     kinds = next((columns[key] for key in KIND_COLUMNS if key in columns), [GENES] * len(names))
-    found = _genes_only(matrix, barcodes, names, ids, kinds, path)
+    found = genes_only(matrix, barcodes, names, ids, kinds, path)
     return *found, note
 
 
@@ -137,7 +142,7 @@ def _read_old(path: Path, layer: str | None):
     names, ids = _named([str(n) for n in table.var_names], columns, path)
     kinds = next((columns[key] for key in KIND_COLUMNS if key in columns), [GENES] * len(names))
     barcodes = [str(b) for b in table.obs_names]
-    return *_genes_only(sp.csr_matrix(matrix), barcodes, names, ids, kinds, path), ""
+    return *genes_only(sp.csr_matrix(matrix), barcodes, names, ids, kinds, path), ""
 
 
 def _layers(file: h5py.File) -> list[str]:
@@ -189,7 +194,7 @@ def _named(names: list[str], columns: dict, path: Path) -> tuple[list[str], list
     return names, ids
 
 
-def _genes_only(matrix, barcodes, names, ids, kinds, path: Path):
+def genes_only(matrix, barcodes, names, ids, kinds, path: Path):
     """Leave out features of other kinds, such as antibodies; counts of each kind."""
     plain = [kind.strip().casefold() for kind in kinds]
     is_gene = np.array([kind in ("gene expression", "gene") for kind in plain], dtype=bool)

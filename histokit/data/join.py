@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import anndata
 import numpy as np
+import pandas as pd
+import scipy.sparse as sp
 
 from histokit.core.errors import InputError
 from histokit.data.placement import FLAGS, selected_spots
 from histokit.data.sources import SlideSource, check_spots
+
+
+def unmeasured(barcodes: Sequence[str]) -> anndata.AnnData:
+    """What ``read_counts`` returns, for spots where no gene was measured."""
+    empty = pd.DataFrame({"gene_id": [], "symbol": [], "measured": []}, dtype=object)
+    names = pd.Index(barcodes, dtype=str).str.strip().drop_duplicates()
+    none = {"control_probes": 0, "other_features": 0, "date_names": 0, "renamed_genes": 0}
+    return anndata.AnnData(
+        sp.csr_matrix((len(names), 0), dtype=np.float32),
+        obs=pd.DataFrame(index=names),
+        var=empty.astype({"measured": bool}).set_axis(pd.Index([], dtype=str)),
+        uns=none | {"note": ""},
+    )
 
 
 def join_spots(slide: SlideSource, width: int, height: int) -> tuple[anndata.AnnData, dict]:
@@ -19,13 +36,14 @@ def join_spots(slide: SlideSource, width: int, height: int) -> tuple[anndata.Ann
         height: the height of the image in level-0 pixels.
 
     Returns:
-        counts of the joined spots with ``obsm["spatial"]`` (N, 2) float64 centers, and the row of
-        the reconciliation table.
+        counts of the joined spots, without genes where nothing was measured, with
+        ``obsm["spatial"]`` (N, 2) float64 centers, and the row of the reconciliation table.
 
     Raises:
         InputError: no common barcode, no spot on the image, or fewer than two joined spots.
     """
-    listed, counts = slide.load_spots(), slide.load_counts()
+    listed = slide.load_spots()
+    counts = slide.load_counts() if slide.load_counts else unmeasured(listed["barcode"])
     spots = check_spots(listed, slide.slide_id)
     selected = spots[selected_spots(spots, f"slide {slide.slide_id}")]
     inside = selected["x"].between(0, width, "left") & selected["y"].between(0, height, "left")

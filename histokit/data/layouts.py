@@ -9,13 +9,25 @@ from pathlib import Path
 from histokit.core.errors import InputError
 from histokit.data.cohort_table import detect_cohort, read_cohort
 from histokit.data.hest import detect_hest, read_hest
+from histokit.data.hest_bench import detect_bench, read_bench
 from histokit.data.legacy import detect_legacy, read_legacy
+from histokit.data.slide_images import detect_images, read_images
 from histokit.data.sources import Ask, SlideSource
+from histokit.data.spaceranger import detect_spaceranger, read_spaceranger
+from histokit.data.spatialdata_store import detect_spatialdata, read_spatialdata
+from histokit.data.visium_hd import detect_visium_hd, read_visium_hd
+from histokit.data.xenium import detect_xenium, read_xenium
 
 LAYOUTS = [
     (detect_cohort, read_cohort),
     (detect_legacy, read_legacy),
     (detect_hest, read_hest),
+    (detect_xenium, read_xenium),
+    (detect_spatialdata, read_spatialdata),
+    (detect_bench, read_bench),
+    (detect_visium_hd, read_visium_hd),
+    (detect_spaceranger, read_spaceranger),
+    (detect_images, read_images),
 ]
 
 
@@ -30,8 +42,8 @@ def read_source(
     """List the slides of a cohort.csv or of a folder in a known layout.
 
     Args:
-        source: ``cohort.csv``, the folder that holds it, a legacy ST folder (``ST-imgs``,
-            ``ST-cnts``, ``ST-spotfiles``) or a HEST folder (``patches``, ``st``, metadata table).
+        source: ``cohort.csv``, the folder that holds it, an image, a folder of images, or a folder
+            in one of the layouts of docs/inputs.md.
         cancer: OncoTree code for layouts that do not state one.
         only: ids of the slides wanted; faults of others do not matter then. All by default.
         mpp: microns per level-0 pixel of every slide, in place of what the source says.
@@ -54,12 +66,9 @@ def read_source(
             if lost:
                 raise InputError(f"--slides: {source} has no slide {lost[0]!r}")
             return slides
-    if (source / "adata").is_dir() and (source / "patches").is_dir():
-        raise InputError(
-            f"{source} is a task of HEST-Bench (adata, patches), which names neither patients nor "
-            "pixel sizes; give the HEST-1k folder of these slides (patches, st, metadata table)"
-        )
     raise InputError(
-        f"{source} has no known layout; expected a cohort.csv, a legacy ST folder (ST-imgs, "
-        "ST-cnts, ST-spotfiles) or a HEST folder (patches, st, metadata table)"
+        f"{source} has no known layout; expected a cohort.csv, an image, a folder of images, or a "
+        "folder of Space Ranger (outs, spatial), Visium HD (binned_outputs), Xenium "
+        "(experiment.xenium), SpatialData (.zarr), HEST-1k (st with patches or wsis), HEST-Bench "
+        "(adata, patches) or legacy ST (ST-imgs, ST-cnts, ST-spotfiles)"
     )

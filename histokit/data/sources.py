@@ -18,7 +18,7 @@ from histokit.core.errors import InputError
 from histokit.core.tables import read_table
 from histokit.data.placement import FLAGS
 
-MPP_RANGE = (0.1, 5.0)  # 80x objectives to small pictures of whole sections
+MPP_RANGE = (0.08, 5.0)  # 80x objectives to small pictures of whole sections
 
 
 @dataclass(frozen=True)

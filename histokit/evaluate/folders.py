@@ -37,14 +37,14 @@ def check_replaceable(folder: Path) -> None:
         return
     if MANIFEST not in found:
         raise InputError(
-            f"{folder} exists and is not an evaluation that this version wrote (no {MANIFEST}); "
-            "give a new or an empty folder with --out, or remove it yourself"
+            f"{folder} exists and was not written by this version (no {MANIFEST}); give "
+            "another place with --out, or remove it yourself"
         )
     ours = read_json(folder / MANIFEST).get("files")
     foreign = sorted(found - {MANIFEST} - set(ours if isinstance(ours, list) else ()))
     if foreign:
         raise InputError(
-            f"{folder} holds {len(foreign)} files that the evaluation did not write, such as "
+            f"{folder} holds {len(foreign)} files that this program did not write, such as "
             f"{foreign[0]}, and replacing it would lose them; move them, or give another --out"
         )
 

@@ -57,3 +57,6 @@ class Options(Checked):
     )
     pictures: bool = option(True, "draw expression on tissue")
     max_pictures: int = option(6, "slides drawn at most, one a fold", least=0)
+    device: str = option(
+        "cpu", "torch device on which networks run, such as cpu or cuda", group="machine"
+    )

@@ -81,15 +81,20 @@ def load_held_out(
     return dataclasses.replace(cohort.load(slide_id, genes), cancer=fold.cancer(slide_id))
 
 
-def predict(run: Run, fold: Fold, model, slide: Slide) -> Prediction:
+def predict(run: Run, fold: Fold, model, slide: Slide, device: str = "cpu") -> Prediction:
     """Predicted expression of a slide that the fold held out.
+
+    The network runs on ``device``; what follows its last hidden layer runs on the CPU, where the
+    model is when this returns.
 
     Raises:
         InputError: the prediction is not finite.
     """
     fold.check_held_out(slide.slide_id)
     coords = torch.from_numpy(slide.centers)
-    hidden = model.embed(slide.features, slide.cancer, allow_unknown=True, coords=coords)
+    model.to(device)
+    hidden = model.embed(slide.features, slide.cancer, allow_unknown=True, coords=coords).cpu()
+    model.cpu()
     prediction = Prediction(hidden, model.head)
     parts = (prediction.hidden, model.head.weight, model.head.bias)
     if not all(part.isfinite().all() for part in parts):
@@ -130,15 +135,22 @@ class Views:
         cohort: its slides.
         num_hvg: size of the headline gene list.
         listed: genes that replace the training slides' most variable ones.
+        device: where networks run.
 
     Raises:
         InputError: as ``check_run``.
     """
 
     def __init__(
-        self, run: Run, cohort: Cohort, num_hvg: int = 50, listed: list[str] | None = None
+        self,
+        run: Run,
+        cohort: Cohort,
+        num_hvg: int = 50,
+        listed: list[str] | None = None,
+        device: str = "cpu",
     ):
         self.run, self.cohort, self.num_hvg, self.listed = run, cohort, num_hvg, listed
+        self.device = device
         self.work = [
             (fold, slide_id)
             for tests, group in groupby(check_run(run, cohort), key=lambda item: item[1])
@@ -162,7 +174,7 @@ class Views:
             InputError: the slide measured none of the fold's genes, or as ``predict``.
         """
         slide, model = self._slide(fold, slide_id), self.model(fold)
-        prediction = predict(self.run, fold, model, slide)
+        prediction = predict(self.run, fold, model, slide, self.device)
         target = normalize(slide.counts, slide.library_size, self.run.config["options"]["target"])
         score = score_slide(fold, self._hvg(fold), slide, prediction, target)
         known = model.knows_cancer(slide.cancer)

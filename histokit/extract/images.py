@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import openslide
 import pyvips
 from PIL import Image
 
@@ -17,11 +18,10 @@ from histokit.core.errors import InputError
 from histokit.core.files import unreadable
 from histokit.extract.pixels import GLASS, brightness_scale, to_rgb
 from histokit.extract.tiffs import TiffPicture, is_tiff
+from histokit.extract.zarr_image import ZarrImage
 
-OPENSLIDE_SUFFIXES = {
-    ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm"
-}  # fmt: skip
-PILLOW_SUFFIXES = {".bmp", ".jp2", ".j2k", ".jpx"}  # formats that libvips as packaged lacks
+_VIPS_LOADERS = {"tiffload", "pngload", "jpegload", "webpload"}
+_PILLOW_MAGIC = (b"BM", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")  # libvips as packaged lacks them
 FORMATS = "TIFF, PNG, JPEG, WebP, BMP, JPEG 2000, and OpenSlide's formats"
 LARGEST_UNTILED = 4_000_000_000  # pixels of an image that can only be decoded whole
 _DTYPES = {
@@ -32,7 +32,7 @@ pyvips.cache_set_max(0)  # every image is read once; the cache would only hold m
 
 
 class _VipsImage:
-    """Anything libvips opens; level 0 as stored (EXIF orientation is told, not applied).
+    """PNG, JPEG, WebP and plain TIFF as stored; ``orientation`` is the EXIF tag.
 
     An image without tiles is decoded once, at the first read, into an unnamed file of TMPDIR, from
     which windows are then read row by row: mapping the file instead would count its pages as this
@@ -40,12 +40,19 @@ class _VipsImage:
     something.
     """
 
+    turned_from = 1
+
     def __init__(self, path: Path):
         self.path, self._decoded = path, None
         image = self._open()
         self.width, self.height = image.width, image.height
         _check_size(path, self.width, self.height)
         self.orientation = image.get("orientation") if image.get_typeof("orientation") else 1
+        if image.get("vips-loader") not in _VIPS_LOADERS:
+            raise InputError(f"{path} is in no format that is read; expected {FORMATS}")
+        if image.interpretation in ("cmyk", "lab", "labs", "xyz"):
+            name = image.interpretation.upper()
+            raise InputError(f"{path} holds {name} colors; save it as 8-bit RGB")
         self._rule = self._depth(image)
 
     def _open(self) -> pyvips.Image:
@@ -63,8 +70,6 @@ class _VipsImage:
 
     def _rgb(self, image: pyvips.Image) -> pyvips.Image:
         """Eight-bit RGB on white, by the rules of ``histokit.extract.pixels``."""
-        if image.interpretation in ("cmyk", "lab"):
-            image = image.colorspace("srgb").cast("uchar")
         scale, alpha = self._rule
         if image.format != "uchar":
             image = (image * scale + 1e-6).floor().cast("uchar")
@@ -108,11 +113,9 @@ class _VipsImage:
 class _OpenSlideImage:
     """Vendors' whole-slide formats, at level 0."""
 
-    orientation = 1
+    orientation = turned_from = 1
 
     def __init__(self, path: Path):
-        import openslide
-
         self._slide = openslide.OpenSlide(str(path))
         self.width, self.height = self._slide.dimensions
 
@@ -126,7 +129,7 @@ class _OpenSlideImage:
 class _PillowImage:
     """BMP and JPEG 2000: decoded whole, into memory."""
 
-    orientation = 1
+    orientation = turned_from = 1
 
     def __init__(self, path: Path):
         with Image.open(path) as image:
@@ -137,6 +140,8 @@ class _PillowImage:
                     f"{path} is {self.width} x {self.height} pixels, more than this format is read "
                     "at; save it as a tiled TIFF"
                 )
+            if image.mode in ("CMYK", "LAB", "YCbCr", "HSV"):
+                raise InputError(f"{path} holds {image.mode} colors; save it as 8-bit RGB")
             image = image.convert("RGBA" if "A" in image.getbands() else image.mode)
             bands = np.atleast_3d(np.asarray(image if image.mode != "P" else image.convert("RGB")))
         scale = brightness_scale(bands.dtype, float(bands.min()), float(bands.max()), path)
@@ -150,6 +155,44 @@ class _PillowImage:
         small = Image.fromarray(self._pixels)
         small.thumbnail((longest, longest), Image.Resampling.BICUBIC)
         return small
+
+
+class Turned:
+    """An image shown as viewers do, by its EXIF orientation of 2 to 8.
+
+    Attributes:
+        width, height: in level-0 pixels, after turning.
+        orientation: 1, since it is upright now.
+        turned_from: the tag.
+    """
+
+    orientation = 1
+
+    def __init__(self, image):
+        self._image, self.turned_from = image, image.orientation
+        self._swapped = self.turned_from >= 5  # rows and columns trade places, before mirroring
+        self._mirrored_x = self.turned_from in (2, 3, 6, 7)
+        self._mirrored_y = self.turned_from in (3, 4, 7, 8)
+        self.width, self.height = image.width, image.height
+        if self._swapped:
+            self.width, self.height = image.height, image.width
+
+    def read(self, x: int, y: int, width: int, height: int) -> np.ndarray:
+        """Uint8 (height, width, 3) of a window inside the turned image."""
+        x = self.width - x - width if self._mirrored_x else x
+        y = self.height - y - height if self._mirrored_y else y
+        if self._swapped:
+            x, y, width, height = y, x, height, width
+        return self._turn(self._image.read(x, y, width, height))
+
+    def thumbnail(self, longest: int) -> Image.Image:
+        """A picture of the turned image, with at most ``longest`` pixels a side."""
+        return Image.fromarray(self._turn(np.asarray(self._image.thumbnail(longest))))
+
+    def _turn(self, pixels: np.ndarray) -> np.ndarray:
+        pixels = pixels.transpose(1, 0, 2) if self._swapped else pixels
+        pixels = pixels[:, ::-1] if self._mirrored_x else pixels
+        return np.ascontiguousarray(pixels[::-1] if self._mirrored_y else pixels)
 
 
 def _check_size(path: Path, width: int, height: int) -> None:
@@ -200,28 +243,51 @@ def naming(path: Path) -> Iterator[None]:
         ) from error
 
 
+def vendor_of(path: Path) -> str | None:
+    """OpenSlide's name of a vendor's format, such as ``aperio``; None for all other files.
+
+    Tiled TIFF without a vendor's marks is none: there every tile is checked by our own reader.
+    """
+    vendor = openslide.OpenSlide.detect_format(str(path))
+    return None if vendor == "generic-tiff" else vendor
+
+
 def open_image(path: str | os.PathLike):
-    """Open an image for random access.
+    """Open an image for random access; the content tells its format, whatever its name ends in.
+
+    An image with an EXIF orientation is turned as viewers do; vendors' formats have none.
 
     Returns:
-        an object with ``width``, ``height`` (level-0 pixels), ``orientation`` (the EXIF tag, which
-        is not applied; 1 is upright), ``read(x, y, width, height)`` -> uint8 (height, width, 3) for
-        windows inside the image, and ``thumbnail(longest)`` -> PIL image with at most ``longest``
-        pixels a side.
+        an object with ``width``, ``height`` (level-0 pixels), ``orientation`` (1: upright),
+        ``turned_from`` (the tag by which it was turned, 1 if it was not), ``read(x, y, width,
+        height)`` -> uint8 (height, width, 3) for windows inside the image, and
+        ``thumbnail(longest)`` -> PIL image with at most ``longest`` pixels a side.
 
     Raises:
-        InputError: the file is missing, of an unknown format, cut short or damaged.
+        InputError: the file is missing, of an unknown format or kind of color, cut short, damaged.
     """
     path = Path(path)
     with naming(path):
+        if path.is_dir():
+            if any((path / name).exists() for name in ("zarr.json", ".zgroup")):
+                return ZarrImage(path)
+            raise InputError(
+                f"{path} is a folder where an image was expected; of a DICOM slide, name one of "
+                "the .dcm files"
+            )
         if not path.stat().st_size:
             raise InputError(f"the image {path} is empty (0 bytes); copy it again")
-        if path.suffix.lower() in OPENSLIDE_SUFFIXES:
-            return _OpenSlideImage(path)
-        if path.suffix.lower() in PILLOW_SUFFIXES:
-            return _PillowImage(path)
-        if is_tiff(path):
-            tiff = TiffPicture(path)
-            if not tiff.is_plain:
-                return tiff
-        return _VipsImage(path)
+        image = _OpenSlideImage(path) if vendor_of(path) else _open_stored(path)
+        return Turned(image) if image.orientation in range(2, 9) else image
+
+
+def _open_stored(path: Path):
+    with open(path, "rb") as file:
+        start = file.read(8)
+    if start.startswith(_PILLOW_MAGIC):
+        return _PillowImage(path)
+    if is_tiff(path):
+        tiff = TiffPicture(path)
+        if not tiff.is_plain:
+            return tiff
+    return _VipsImage(path)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from histokit.core.errors import InputError
 from histokit.core.files import hdf5_file
-from histokit.data.hest import HEST_MPP
+from histokit.data.hest import stored_mpp
 from histokit.extract.images import naming, open_image
 from histokit.extract.pixels import GLASS
 
@@ -190,7 +190,7 @@ def read_ahead(batches: Iterator[np.ndarray], depth: int = 2) -> Iterator[np.nda
 def stored_batches(
     path: str | os.PathLike, rows: np.ndarray, patch_um: float, size: int, batch_size: int
 ) -> Iterator[np.ndarray]:
-    """Yield ready patches of a HEST file (``img``, 0.5 um/px), cropped to ``patch_um``.
+    """Yield ready patches of a HEST file (``img``, 0.5 um/px unless it says otherwise), cropped to ``patch_um``.
 
     Args:
         path: the HDF5 file.
@@ -203,11 +203,11 @@ def stored_batches(
         InputError: the file is cut short, or its patches are smaller than ``patch_um``.
     """
     with naming(Path(path)), hdf5_file(path) as file:
-        images = file["img"]
-        stored, side = images.shape[1], round(patch_um / HEST_MPP)
+        images, mpp = file["img"], stored_mpp(path)
+        stored, side = images.shape[1], round(patch_um / mpp)
         if side > stored:
             raise InputError(
-                f"{path} holds patches of {stored * HEST_MPP:g} um, smaller than --patch-um "
+                f"{path} holds patches of {stored * mpp:g} um, smaller than --patch-um "
                 f"{patch_um:g}; ask for at most that"
             )
         margin = (stored - side) // 2
@@ -242,4 +242,4 @@ def stored_thumbnail(
 
 def _stored_um(path: str | os.PathLike) -> float:
     with naming(Path(path)), hdf5_file(path) as file:
-        return file["img"].shape[1] * HEST_MPP
+        return file["img"].shape[1] * stored_mpp(path)

@@ -7,16 +7,24 @@
 - Float: 0 to 1 is multiplied by 255; otherwise as 16 bits.
 - Negative values, NaN and infinities are no brightness: refused.
 - One band is gray, repeated; with two, the second is alpha. Alpha mixes with white, but one that
-  is zero everywhere hides nothing.
+  is zero everywhere hides nothing. Colors that were multiplied by alpha before are not again.
+- Palette: the color that the map has for the value. Where white is zero: inverted. One bit: 0, 255.
+- CMYK, CIELab and other color spaces, YCbCr without JPEG, four bands that are not said to be RGB,
+  and more than four: refused.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import tifffile
 
 from histokit.core.errors import InputError
 
 GLASS = 255
+_YCBCR_CODECS = (6, 7, 34892, 50001)  # compressions of TIFF that give RGB back
+_APERIO_YCBCR = 33003  # JPEG 2000 of YCbCr, whatever the tags say
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6  # photometric tag
+_ALPHA = ((1,), (2,))  # extra samples that are alpha
 
 
 def brightness_scale(dtype: np.dtype, low: float, high: float, path) -> float:
@@ -49,7 +57,54 @@ def brightness_scale(dtype: np.dtype, low: float, high: float, path) -> float:
     return 2.0 ** (8 - (bits + bits % 2))
 
 
-def to_rgb(pixels: np.ndarray, scale: float, alpha: bool, path) -> np.ndarray:
+def check_colors(page: tifffile.TiffPage, path) -> None:
+    """Check that the bands of a TIFF page are gray, red, green, blue and alpha.
+
+    Raises:
+        InputError: another color space, channels that are no colors, or 2 to 7 bits.
+    """
+    kind, bands = page.photometric, page.samplesperpixel
+    coded = kind == _YCBCR and page.compression not in _YCBCR_CODECS
+    if coded or page.compression == _APERIO_YCBCR:
+        raise InputError(f"{path} holds YCbCr pixels without JPEG; save it as RGB")
+    if kind not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR):
+        name = "CMYK" if kind == 5 else getattr(kind, "name", kind)
+        raise InputError(f"{path} holds {name} colors; save it as 8-bit RGB")
+    odd = bands == 4 or (bands == 2 and page.extrasamples not in _ALPHA)
+    if bands > 4 or (kind == _BLACK_IS_ZERO and odd):
+        raise InputError(
+            f"{path} has {bands} channels that are not said to be RGB, such as fluorescence has; "
+            "give the brightfield (H&E) image, or save it as 8-bit RGB"
+        )
+    if bands not in {_PALETTE: (1,), _WHITE_IS_ZERO: (1,)}.get(kind, (1, 2, 3, 4)) or (
+        kind in (_RGB, _YCBCR) and bands < 3
+    ):
+        raise InputError(f"{path} has {bands} bands, which its color tag excludes; save it as RGB")
+    inverted = kind == _WHITE_IS_ZERO and page.dtype.kind not in "bu"
+    if inverted or (kind != _PALETTE and 1 < page.bitspersample < 8):
+        raise InputError(
+            f"{path} holds gray levels of {page.bitspersample} bits ({page.dtype}) in a form that "
+            "is not read; save it as 8-bit RGB"
+        )
+
+
+def true_values(values: np.ndarray, page: tifffile.TiffPage) -> np.ndarray:
+    """Stored values (h, w, bands) with the page's palette looked up, and white above black.
+
+    A palette gives uint8 (h, w, 3); some writers fill only its lower eight bits.
+    """
+    if page.photometric == _PALETTE:
+        colors = page.colormap >> 8 if page.colormap.max() > GLASS else page.colormap
+        return np.moveaxis(colors.astype(np.uint8)[:, values[..., 0]], 0, 2)
+    if page.photometric == _WHITE_IS_ZERO:
+        most = (1 << page.bitspersample) - 1
+        return ~values if values.dtype == bool else (most - values).astype(values.dtype)
+    return values
+
+
+def to_rgb(
+    pixels: np.ndarray, scale: float, alpha: bool, path, associated: bool = False
+) -> np.ndarray:
     """Stored pixels (h, w, bands) as uint8 (h, w, 3).
 
     Args:
@@ -57,6 +112,7 @@ def to_rgb(pixels: np.ndarray, scale: float, alpha: bool, path) -> np.ndarray:
         scale: as ``brightness_scale`` returns it.
         alpha: whether the last of two or four bands is alpha (and not zero everywhere).
         path: named in errors.
+        associated: whether the colors were multiplied by alpha already.
     """
     bands = pixels.shape[2]
     if bands > 4:
@@ -66,6 +122,7 @@ def to_rgb(pixels: np.ndarray, scale: float, alpha: bool, path) -> np.ndarray:
     color = pixels[..., :3] if bands >= 3 else np.repeat(pixels[..., :1], 3, axis=2)
     if bands in (2, 4) and alpha:
         opaque = pixels[..., -1:].astype(np.uint16)
-        mixed = (color * opaque + GLASS * (GLASS - opaque) + 127) // GLASS
+        light = color.astype(np.uint16) if associated else (color * opaque + 127) // GLASS
+        mixed = np.minimum(light + (GLASS - opaque), GLASS)
         color = mixed.astype(np.uint8)
     return np.ascontiguousarray(color)

@@ -3,26 +3,35 @@
 libtiff's readers return black for a tile that they cannot decode, that was cut off, or whose place
 lies beyond the file. Here the directory is compared with the file before anything is read, and a
 tile that does not decode is an error. A tile without bytes is one that was never written: glass.
+Of several images in a file the largest is read, labels and macro pictures apart.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections import OrderedDict
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
 from PIL import Image
 
 from histokit.core.errors import InputError
-from histokit.extract.pixels import GLASS, brightness_scale, to_rgb
+from histokit.extract.pixels import GLASS, brightness_scale, check_colors, to_rgb, true_values
 
 _CACHE = 64 << 20  # bytes of decoded tiles that are kept
 _SEGMENT = 1 << 30  # bytes of one tile or strip at most
 _SAMPLED = 64  # tiles whose values tell the depth of an image that has more than 8 bits
 _COMMON = (1, 5, 7, 8, 32773, 32946)  # compressions that every reader has
-_YCBCR_CODECS = (6, 7, 34892, 50001)  # compressions that give RGB back
+_ASSOCIATED = (1,)  # extra samples: colors that were multiplied by alpha already
+_ASIDE = re.compile("label|macro|thumbnail|overview", re.IGNORECASE)  # pictures beside the slide
+_FLUOROPHORE = re.compile(
+    r"dapi|hoechst( ?\d+)?|fitc|tritc|[a-z]?gfp|[ery]fp|cfp|m?cherry|texas ?red|rhodamine"
+    r"|cy ?-?[2357](\.5)?|(alexa( ?fluor)?|af|atto|opal|dylight|sytox|draq)[ -]?\d+.*",
+    re.IGNORECASE,
+)
 
 
 class TiffPicture:
@@ -33,8 +42,11 @@ class TiffPicture:
         orientation: the orientation tag, 1 for an upright image; it is not applied.
     """
 
+    turned_from = 1
+
     def __init__(self, path: Path):
-        self.path, self._file = path, tifffile.TiffFile(path)
+        self.path, self._file = path, tifffile.TiffFile(path, is_ndpi=False)
+        self._check_stains()
         levels = self._levels()
         self._level = levels[0]
         self._smaller = levels
@@ -42,12 +54,20 @@ class TiffPicture:
         tag = self._level.pages[0].tags.get("Orientation")
         self.orientation = int(tag.value) if tag is not None else 1
 
+    def _check_stains(self) -> None:
+        names = ome_channels(self._file)
+        if names and all(_FLUOROPHORE.fullmatch(name) for name in names):
+            raise InputError(
+                f"{self.path} holds the fluorescence channels {', '.join(names)}; give the "
+                "brightfield (H&E) image of this slide"
+            )
+
     def _levels(self) -> list[_Level]:
-        series = self._file.series[0]
+        series = main_series(self._file)
         axes, shape = series.axes, series.shape
-        planes = [1]
-        if axes in ("CYX", "SYX", "IYX", "QYX") and shape[0] == 3:
-            planes = [0, 1, 2]  # red, green and blue as pages, in this order
+        planes = 1
+        if axes in ("CYX", "IYX", "QYX") and shape[0] == 3:
+            planes = 3  # red, green and blue as pages, in this order
         elif axes not in ("YX", "YXS", "SYX") and not self._is_plain(axes, shape):
             raise InputError(
                 f"{self.path} has the axes {axes} of {shape}; an image of three colors was "
@@ -55,8 +75,14 @@ class TiffPicture:
             )
         found = []
         for level in getattr(series, "levels", [series]):
-            pages = [page.aspage() for page in level.pages if page is not None]
-            pages = pages[:3] if len(planes) == 3 and len(pages) >= 3 else pages[:1]
+            if len(level.pages) < planes or any(p is None for p in level.pages[:planes]):
+                raise InputError(f"{self.path} lacks some of its color pages; copy it again")
+            pages = [page.aspage() for page in level.pages[:planes]]
+            if any(page.parent.filehandle is not self._file.filehandle for page in pages):
+                raise InputError(
+                    f"{self.path} is one of several files that hold the colors of one image; save "
+                    "it as one file"
+                )
             found.append(_Level(self.path, pages, self._file.filehandle))
         return found
 
@@ -71,6 +97,7 @@ class TiffPicture:
         page = self._level.pages[0]
         plain = page.dtype == np.uint8 and page.samplesperpixel in (1, 3)
         plain &= page.compression in _COMMON
+        plain &= page is self._file.pages.first  # other readers open the first image
         return plain and len(self._level.pages) == 1 and not page.is_tiled
 
     def read(self, x: int, y: int, width: int, height: int) -> np.ndarray:
@@ -131,8 +158,7 @@ class _Level:
                     f"{self.path}: {len(beyond)} of {needed} tiles lie beyond the end of the file; "
                     "it was cut short, copy it again"
                 )
-            if page.photometric == 6 and page.compression not in _YCBCR_CODECS:
-                raise InputError(f"{self.path} holds YCbCr pixels without JPEG; save it as RGB")
+            check_colors(page, self.path)
             if (page.imagelength, page.imagewidth) != (self.height, self.width):
                 raise InputError(f"{self.path} has color pages of different sizes")
         tile = self.tile_height * self.tile_width * self._bands * self.pages[0].dtype.itemsize
@@ -182,7 +208,8 @@ class _Level:
         if stored is None:
             tile = np.full((self.tile_height, self.tile_width, 3), GLASS, np.uint8)
         else:
-            tile = to_rgb(stored, self._scale, self._alpha, self.path)
+            associated = self.pages[0].extrasamples == _ASSOCIATED
+            tile = to_rgb(stored, self._scale, self._alpha, self.path, associated)
         self._cache[index] = tile
         self._kept += tile.nbytes
         while self._kept > _CACHE and len(self._cache) > 1:
@@ -215,7 +242,44 @@ class _Level:
             ) from error
         if tile is None:
             return None
-        return np.asarray(tile).reshape(tile.shape[-3:])[: shape[1], : shape[2]]
+        tile = np.asarray(tile).reshape(tile.shape[-3:])[: shape[1], : shape[2]]
+        return true_values(tile, page)
+
+
+def main_series(file: tifffile.TiffFile) -> tifffile.TiffPageSeries:
+    """The largest image of a file, labels and macro pictures apart; the first of equal ones.
+
+    Raises:
+        InputError: a file without an image.
+    """
+    series = [one for one in file.series if {"Y", "X"} <= set(one.axes)]
+    if not series:
+        raise InputError(f"{file.filename} holds no image; it is damaged, copy it again")
+    return max([one for one in series if not _ASIDE.search(one.name)] or series, key=_area)
+
+
+def _area(series: tifffile.TiffPageSeries) -> int:
+    sizes = dict(zip(series.axes, series.shape, strict=True))
+    return sizes["Y"] * sizes["X"]
+
+
+def ome_pixels(file: tifffile.TiffFile) -> ElementTree.Element | None:
+    """The OME ``Pixels`` of the image that ``main_series`` finds; None without OME-XML."""
+    if not file.ome_metadata:
+        return None
+    root = ElementTree.fromstring(file.ome_metadata)
+    images = [image for image in root.findall("{*}Image") if image.find("{*}Pixels") is not None]
+    images = [one for one in images if not _ASIDE.search(one.get("Name", ""))] or images
+    pixels = [image.find("{*}Pixels") for image in images]
+    return max(pixels, key=lambda p: int(p.get("SizeX")) * int(p.get("SizeY")), default=None)
+
+
+def ome_channels(file: tifffile.TiffFile) -> list[str]:
+    """Names of the channels by OME-XML, as far as they have any."""
+    pixels = ome_pixels(file)
+    channels = [] if pixels is None else pixels.findall("{*}Channel")
+    names = [(c.get("Name") or c.get("Fluor") or "").strip() for c in channels]
+    return [name for name in names if name]
 
 
 def is_tiff(path: str | os.PathLike) -> bool:

@@ -28,7 +28,7 @@ from histokit.extract.patches import (
     stored_thumbnail,
 )
 
-RULES = 2  # of reading; data read by older ones are extracted again
+RULES = 3  # of reading; data read by older ones are extracted again
 LARGEST_PX = 8192  # side of a patch; 200 MB of memory while it is resampled
 LOST = 0.5  # share of selected spots that the join may lose
 OUTSIDE = 0.1  # share of selected spots that may lie outside the image
@@ -103,10 +103,13 @@ def border_patches(spots: anndata.AnnData, side: int, width: float, height: floa
     )
 
 
-def fingerprint(slide: SlideSource) -> str:
-    """Names, sizes and times of a slide's files: when they change, the slide is extracted again."""
+def fingerprint(slide: SlideSource, settings: Sequence[str] = ()) -> str:
+    """What a slide was read from: when that changes, the slide is extracted again.
+
+    Names, sizes and times of its files, and the options that change which patches it has.
+    """
     files = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in slide.inputs]
-    return json.dumps([RULES, *files])
+    return json.dumps([RULES, *files, *settings])
 
 
 def write_hdf5(path: Path, fill: Callable[[h5py.File], None]) -> None:
@@ -124,11 +127,19 @@ def write_hdf5(path: Path, fill: Callable[[h5py.File], None]) -> None:
 
 
 def write_features(path: Path, features: np.ndarray, corners: np.ndarray, barcodes, attributes):
-    """TRIDENT's layout with barcodes: features (N, D) float32, coords (N, 2), barcodes (N,)."""
+    """TRIDENT's and CLAM's layout with barcodes.
+
+    ``features`` (N, D) float32, ``coords`` (N, 2) top-left corners in level-0 pixels with the side
+    of a patch among their attributes, ``barcodes`` (N,).
+    """
 
     def fill(file: h5py.File) -> None:
         file["features"], file["coords"] = features, corners
         file.create_dataset("barcodes", data=list(barcodes), dtype=h5py.string_dtype())
+        side, of = int(attributes["patch_size_level0"]), {"name": path.stem}
+        at_level_0 = {"patch_level": 0, "patch_size": side, "downsample": [1.0, 1.0], "overlap": 0}
+        file["coords"].attrs.update(of | at_level_0 | {"patch_size_level0": side})
+        file["features"].attrs.update(of | {"encoder": attributes["encoder"]})
         for key, value in attributes.items():
             file.attrs[key] = json.dumps(value) if isinstance(value, dict) else value
 
@@ -210,11 +221,6 @@ def place(
         The picture with the spots, and sentences; none where all is well.
     """
     said = []
-    if not has_stored_patches(slide) and (turn_by := open_image(slide.image).orientation) != 1:
-        said.append(
-            f"the image carries the orientation {turn_by}, by which viewers turn it and this "
-            "program does not: save it upright"
-        )
     listed = check_spots(slide.load_spots(), slide.slide_id)
     listed = listed[selected_spots(listed, slide.slide_id)].reset_index(drop=True)
     joined = listed["barcode"].isin(spots.obs_names).to_numpy()

@@ -24,6 +24,7 @@ OFFICIAL_CANCERS = (
     "SOC LYMPH_IDC BLCA CCRCC Unknown LNET ILC Cancer_Unspecified Healthy ALL PRCC PRAD COADREAD "
     "COAD LUSC HCC"
 ).split()
+_PARTS = "input_proj onco_embedder conditioner transformer gene_regression_head".split()
 
 
 def _groups(sizes: list[int], most: int, device) -> tuple[torch.Tensor, list[int]]:
@@ -202,12 +203,18 @@ class HistoPrism(Model):
         }
         try:
             hidden_dim, input_dim = state["input_proj.weight"].shape
-            num_genes = state["gene_regression_head.4.weight"].shape[0]
-            num_cancers = state["onco_embedder.weight"].shape[1]
-            feedforward_dim = state["transformer.layers.0.linear1.weight"].shape[0]
+            num_genes, _ = state["gene_regression_head.4.weight"].shape
+            _, num_cancers = state["onco_embedder.weight"].shape
+            feedforward_dim, _ = state["transformer.layers.0.linear1.weight"].shape
         except KeyError as error:
+            strange = [key for key in state if key.split(".")[0] not in _PARTS]
             raise InputError(
                 f"{path} is not a HistoPrism checkpoint: it lacks {error.args[0]}"
+                + f" and holds the unexpected {strange[0]}" * bool(strange)
+            ) from error
+        except ValueError as error:
+            raise InputError(
+                f"{path} is not a HistoPrism checkpoint: a weight of its layers is no matrix"
             ) from error
         cancers = list(cancers or OFFICIAL_CANCERS)
         if len(cancers) != num_cancers:

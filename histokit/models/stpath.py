@@ -14,12 +14,16 @@ from torch import nn
 
 from histokit import ops
 from histokit.core.errors import InputError
-from histokit.core.weights import load_weights, read_state_dict
-from histokit.models.base import Batch, Model
+from histokit.core.weights import load_weights, misfit, read_state_dict
+from histokit.models.base import Batch, Model, Standardizer
 from histokit.ops.gemm import Linear
 
 TECHNOLOGIES = ("<pad>", "Spatial Transcriptomics", "Visium", "Xenium", "Visium HD")
-NUM_ORGANS = 25
+ORGANS = (
+    "<pad>", "<mask>", "<unk>", "Spinal cord", "Brain", "Breast", "Bowel", "Skin", "Heart",
+    "Kidney", "Prostate", "Lung", "Liver", "Uterus", "Bone", "Muscle", "Eye", "Pancreas", "Mouth",
+    "Ovary", "Glioma", "Glioblastoma", "Stomach", "Colon", "Others",
+)  # fmt: skip
 NUM_GENES = 38_984  # the 38,982 genes of the panel behind a padding and a mask token
 MASK_TOKEN = 1
 ATTENTIONS = ("fused", "as_published")
@@ -144,7 +148,7 @@ class STPath(nn.Module):
         self,
         input_dim: int = 1536,
         num_genes: int = NUM_GENES,
-        num_organs: int = NUM_ORGANS,
+        num_organs: int = len(ORGANS),
         width: int = 512,
         num_layers: int = 4,
         num_heads: int = 4,
@@ -154,6 +158,7 @@ class STPath(nn.Module):
         attention_dropout: float = 0.0,
     ):
         super().__init__()
+        self.input_dim, self.standardizer = input_dim, Standardizer("none")
         self.input_encoder = nn.Module()
         self.input_encoder.image_embed = Linear(input_dim, width)
         self.input_encoder.gene_embed = Linear(num_genes, width, bias=False)
@@ -165,6 +170,11 @@ class STPath(nn.Module):
             for _ in range(num_layers)
         )
         self.gene_exp_head = nn.Sequential(nn.LayerNorm(width), Linear(width, num_genes))
+
+    @property
+    def head(self) -> nn.Linear:
+        """The linear layer over genes and the two tokens in front of them."""
+        return self.gene_exp_head[1]
 
     def masked_expression(self, num_patches: int) -> torch.Tensor:
         """(N, G) of patches whose expression is unknown: one in the column of the mask token."""
@@ -224,12 +234,42 @@ class STPath(nn.Module):
     def from_official(cls, path: str | Path, attention: str = "fused") -> STPath:
         """Load the authors' state dict, read without unpickling code; in evaluation mode.
 
+        Every size is read from the tensors; dropout plays no part.
+
         Raises:
-            InputError: no such file, or tensors that are not those of the published model.
+            InputError: no such file, or tensors that are not those of the published architecture.
         """
-        model = cls(attention=attention)
-        load_weights(model, read_state_dict(path), Path(path))
+        state = read_state_dict(path)
+        try:
+            sizes = _sizes(state)
+        except (KeyError, ValueError) as error:
+            with torch.device("meta"):
+                published = cls(attention=attention)
+            raise InputError(
+                f"{path} is not a checkpoint of STPath: {misfit(published, state)}"
+            ) from error
+        model = cls(**sizes, attention=attention)
+        load_weights(model, state, Path(path))
         return model.eval()
+
+
+def _sizes(state: dict[str, torch.Tensor]) -> dict[str, int]:
+    """Arguments of ``STPath`` from its tensors; KeyError or ValueError for those of another."""
+    width, input_dim = state["input_encoder.image_embed.weight"].shape
+    _, num_genes = state["input_encoder.gene_embed.weight"].shape
+    num_organs, _ = state["input_encoder.organ_embed.weight"].shape
+    mlp_dim, _ = state["model.blks.0.mlp.fc1.weight"].shape
+    num_heads, _ = state["model.blks.0.attn.edge_bias.0.weight"].shape
+    layers = {key.split(".")[2] for key in state if key.startswith("model.blks.")}
+    return {
+        "input_dim": input_dim,
+        "num_genes": num_genes,
+        "num_organs": num_organs,
+        "width": width,
+        "num_layers": len(layers),
+        "num_heads": num_heads,
+        "mlp_dim": mlp_dim,
+    }
 
 
 class STPathModel(Model):

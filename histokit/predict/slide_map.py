@@ -10,6 +10,8 @@ import pandas as pd
 import scipy.sparse as sp
 from PIL import Image
 
+from histokit.core.errors import InputError
+
 
 @dataclass(frozen=True)
 class SlideMap:
@@ -60,8 +62,11 @@ class SlideMap:
             yield start, self.block(start, min(start + width, len(self.genes)))
 
     def columns(self, genes: list[str]) -> np.ndarray:
-        """Predicted values (N, len(genes)) of named genes."""
+        """Predicted values (N, len(genes)) of named genes; raises InputError for an unknown one."""
         places = self.genes.index.get_indexer(genes)
+        if (places < 0).any():
+            absent = genes[int(np.argmin(places))]
+            raise InputError(f"slide {self.slide_id} has no predicted gene {absent!r}")
         if len(genes) == 0:
             return np.empty((len(self.barcodes), 0), np.float32)
         return np.concatenate([self.block(int(k), int(k) + 1) for k in places], axis=1)

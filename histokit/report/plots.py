@@ -104,7 +104,7 @@ def gene_maps(tissue: Tissue, maps: list[GeneMap], title: str, unit: str) -> Fig
                     spots = draw_spots(axis, tissue, values, norm)
                 axis.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
                 axis.set_axis_off()
-            _scale_bar(row[0], tissue, left, right, bottom, top)
+            scale_bar(row[0], tissue, left, right, bottom, top)
             bar = figure.colorbar(spots, ax=row, shrink=0.85, pad=0.01, aspect=18)
             bar.set_label(unit)
             bar.outline.set_visible(False)
@@ -135,7 +135,7 @@ def spot_maps(
             axis.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
             axis.set_title(name, loc="left", fontsize=9)
             if values is None:
-                _scale_bar(axis, tissue, left, right, bottom, top)
+                scale_bar(axis, tissue, left, right, bottom, top)
                 continue
             low, high = np.percentile(values, [1, 99])
             norm = matplotlib.colors.Normalize(low, high if high > low else low + 1)
@@ -184,11 +184,13 @@ def draw_spots(axis, tissue: Tissue, values: np.ndarray, norm, cmap="viridis"):
     return axis.add_collection(spots)
 
 
-def _scale_bar(axis, tissue: Tissue, left, right, bottom, top) -> None:
+def scale_bar(axis, tissue: Tissue, left, right, bottom, top) -> None:
+    """Draw a bar of a round length into the lower left corner, where the mpp is known."""
     if not tissue.mpp:
         return
     width = (right - left) * tissue.mpp
-    length = max(um for um in (10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if um <= width / 4)
+    lengths = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+    length = max((um for um in lengths if um <= width / 4), default=1)
     label = f"{length // 1000} mm" if length >= 1000 else f"{length} µm"
     x, y = left + 0.04 * (right - left), bottom - 0.04 * (bottom - top)
     axis.plot([x, x + length / tissue.mpp], [y, y], color="black", linewidth=3)

@@ -336,13 +336,6 @@ def test_the_newest_metadata_table_is_used_and_said(shared, tmp_path, capsys):
         assert slide.patient.endswith(f"/ {newest.loc[slide.slide_id, 'patient'].strip()}")
 
 
-def test_a_task_of_hest_bench_is_told_apart(tmp_path):
-    for name in ("adata", "patches"):
-        (tmp_path / name).mkdir()
-    with pytest.raises(InputError, match="is a task of HEST-Bench"):
-        read_source(tmp_path)
-
-
 def test_real_sections_fit_their_array_and_tissue(real_data):
     from histokit.extract.patches import image_thumbnail
 

@@ -345,7 +345,7 @@ def test_a_model_that_predicts_nan_is_refused_and_the_old_evaluation_stays(runs,
 def test_a_folder_of_something_else_is_never_replaced(runs, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("precious")
-    with pytest.raises(InputError, match="exists and is not an evaluation"):
+    with pytest.raises(InputError, match="exists and was not written by this version"):
         evaluate(runs / "ridge", out=str(tmp_path / "thesis"))
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "precious"
 

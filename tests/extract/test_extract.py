@@ -92,6 +92,7 @@ def test_the_files_follow_the_contract(tmp_path, capsys):
         "technology",
         "mpp",
         "mpp_source",
+        "mpp_rejected",
         "image",
         "source",
         "num_spots",

@@ -331,7 +331,7 @@ def test_nothing_that_is_not_ours_is_deleted(plain_run, tmp_path):
     out.mkdir()
     (out / "report.html").write_text("mine")
     (out / "precious.csv").write_text("mine")
-    with pytest.raises(InputError, match="is not an evaluation that this version wrote"):
+    with pytest.raises(InputError, match="exists and was not written by this version"):
         evaluate(plain_run, out)
     assert (out / "precious.csv").read_text() == "mine"
     shutil.rmtree(out)

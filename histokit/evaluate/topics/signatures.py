@@ -84,6 +84,22 @@ def read_signatures(sources: Sequence[str]) -> list[Signature]:
 
 
 def find_genes(signature: Signature, genes: pd.DataFrame) -> pd.Series:
+    """As ``rows_of``.
+
+    Raises:
+        InputError: the panel has none of the genes.
+    """
+    found = rows_of(signature, genes)
+    if found.empty:
+        raise InputError(
+            f"none of the {len(signature.genes)} genes of the signature {signature.name} (such as "
+            f"{signature.genes[0][0]}) is in the panel, whose genes look like "
+            f"{genes['gene'].iloc[0]}; give the same kind of name"
+        )
+    return found
+
+
+def rows_of(signature: Signature, genes: pd.DataFrame) -> pd.Series:
     """Where a panel has the genes of a signature.
 
     Args:
@@ -92,9 +108,6 @@ def find_genes(signature: Signature, genes: pd.DataFrame) -> pd.Series:
 
     Returns:
         Row of ``genes`` by current name; genes that the panel lacks are left out.
-
-    Raises:
-        InputError: the panel has none of them.
     """
     known: dict[str, int] = {}
     for column in ("gene", "symbol", "gene_id"):
@@ -106,12 +119,6 @@ def find_genes(signature: Signature, genes: pd.DataFrame) -> pd.Series:
         for entry in signature.genes
         if any(name in known for name in entry)
     }
-    if not found:
-        raise InputError(
-            f"none of the {len(signature.genes)} genes of the signature {signature.name} (such as "
-            f"{signature.genes[0][0]}) is in the panel, whose genes look like "
-            f"{genes['gene'].iloc[0]}; give the same kind of name"
-        )
     return pd.Series(found, dtype=int)
 
 

@@ -1,0 +1,84 @@
+"""Where a slide's patches lie: at spots, at patches that others cut, or on a grid of tissue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from histokit.data.join import join_spots
+from histokit.data.sources import SlideSource
+from histokit.extract import tissue, writer
+from histokit.extract.elsewhere import Embedded
+from histokit.extract.patches import image_thumbnail
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A slide's patches on its picture.
+
+    Attributes:
+        spots: counts of the patches with ``obsm["spatial"]`` (N, 2) centers; no genes where nothing
+            was measured.
+        row: the row of the reconciliation table.
+        picture: small picture of the slide, and ``scale``: its pixels for one of level 0.
+        drawn: the picture with the patches.
+        said: what speaks against their belonging there, in sentences.
+    """
+
+    spots: anndata.AnnData
+    row: dict
+    picture: Image.Image
+    scale: float
+    drawn: Image.Image
+    said: list[str]
+
+
+def place_patches(
+    slide: SlideSource, sides: list[int], embedded: Embedded | None, mask: Path | None, masked: bool
+) -> Placed:
+    """Find the patches of a slide.
+
+    Args:
+        slide: with or without spots.
+        sides: sides of a patch in level-0 pixels; the first is that of the grid.
+        embedded: patches of another program, which stand for themselves where there are no spots.
+        mask: tissue made elsewhere, for a grid.
+        masked: whether a grid leaves out what is no tissue.
+
+    Raises:
+        InputError: no patch, or as ``join_spots``.
+    """
+    width, height = writer.image_size(slide)
+    if slide.load_spots is not None:
+        spots, row = join_spots(slide, width, height)
+        picture, scale = writer.small_picture(slide, spots, sides[0])
+        drawn, said = writer.place(slide, spots, row, picture, scale)
+    else:
+        picture, scale = image_thumbnail(slide.image)
+        found = None
+        if embedded is None:
+            found = tissue.find_tissue(picture, mask, scale) if masked else None
+            centers = tissue.grid(width, height, sides[0], found, scale)
+            names = [f"{sides[0]}px-{name}" for name in tissue.patch_names(centers, sides[0])]
+        else:
+            centers, names = embedded.centers, [f"x{x}y{y}" for x, y in embedded.corners]
+        table = pd.DataFrame({"barcode": names, "x": centers[:, 0], "y": centers[:, 1]})
+        spots, row = join_spots(replace(slide, load_spots=lambda: table), width, height)
+        drawn, said = tissue.draw(picture, found, centers, sides[0], scale), []
+        for sentence in _tissue_said(found, masked and embedded is None):
+            print(f"{slide.slide_id}: {sentence}")
+        row["tissue_share"] = "" if found is None else round(found.share, 4)
+    if not np.isinf(width):
+        row["white_border"] = writer.border_patches(spots, max(sides), width, height)
+    return Placed(spots, row, picture, scale, drawn, said)
+
+
+def _tissue_said(found: tissue.TissueMask | None, wanted: bool) -> list[str]:
+    if found is None:
+        return ["every patch of the image is taken (--no-mask)"] if not wanted else []
+    return [f"tissue {found.share:.0%} of the picture, by {found.method}", *found.said]

@@ -1,0 +1,89 @@
+"""Everything that is written of one predicted slide, whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from histokit.core.files import read_json, write_json
+from histokit.data.cohort import Cohort
+from histokit.evaluate.folders import versions, whole_folder
+from histokit.predict.anndata_file import check_genes, write_anndata
+from histokit.predict.overlays import write_overlays
+from histokit.predict.page import write_page
+from histokit.predict.qupath import write_geojson
+from histokit.predict.slide import Oracle
+from histokit.predict.slide_map import SlideMap
+from histokit.predict.spatialdata_file import write_spatialdata
+
+CHOSEN = 12  # genes of pictures and of the files for viewers, where none are named
+LARGEST_TABLE = 2000  # genes up to which SpatialData, which opens whole, gets all
+_RECORD = "prediction.json"
+_MACHINE = ("out", "batch_size", "device", "workers")
+
+
+def write_slide(slide: SlideMap, folder: Path, oracle: Oracle, cohort: Cohort, cfg) -> None:
+    """Write one slide's folder and say what is in it.
+
+    Args:
+        slide: the map.
+        folder: its place; replaced if this program wrote it.
+        oracle: what predicted it.
+        cohort: whose features.
+        cfg: the options of run_predict.py.
+
+    Raises:
+        InputError: genes that the run does not predict, or a folder that is not ours.
+    """
+    genes = check_genes(slide, cfg.genes) if cfg.genes else chosen_genes(slide)
+    with whole_folder(folder) as place:
+        if "h5ad" in cfg.formats:
+            write_anndata(slide, place / "prediction.h5ad", cfg.dtype)
+        if "spatialdata" in cfg.formats:
+            few = None if len(slide.genes) <= LARGEST_TABLE else genes
+            write_spatialdata(slide, place / "prediction.zarr", few)
+        if "geojson" in cfg.formats:
+            write_geojson(slide, place / "tiles.geojson.gz", genes)
+        if "overlays" in cfg.formats:
+            write_overlays(slide, place / "overlays", genes)
+        if "page" in cfg.formats:
+            write_page(slide, place / "page")
+        record = {"made_from": made_from(oracle, cohort, slide.slide_id, cfg), "said": slide.said}
+        write_json(place / _RECORD, record | {"versions": versions()})
+    count = len(slide.barcodes)
+    print(f"{slide.slide_id}: {count:,} patches x {len(slide.genes):,} genes in {folder}")
+    if "page" in cfg.formats:
+        print(f"{slide.slide_id}: look at {folder}/page/index.html")
+
+
+def chosen_genes(slide: SlideMap) -> list[str]:
+    """The trusted genes of highest held-out PCC; of the others where none is trusted."""
+    table = slide.genes.sort_values(
+        ["trusted", "rank"], ascending=[False, True], kind="stable", na_position="last"
+    )
+    trusted = int(np.sum(table["trusted"]))
+    return list(table.index[: min(CHOSEN, trusted or CHOSEN)])
+
+
+def is_finished(folder: Path, oracle: Oracle, cohort: Cohort, slide_id: str, cfg) -> bool:
+    """Whether a folder holds this prediction already, from the same files by the same options."""
+    record = folder / _RECORD
+    if not record.is_file():
+        return False
+    return read_json(record).get("made_from") == made_from(oracle, cohort, slide_id, cfg)
+
+
+def made_from(oracle: Oracle, cohort: Cohort, slide_id: str, cfg) -> dict:
+    """Options, and sizes and times of the files that shape a prediction."""
+    options = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in _MACHINE}
+    evaluation = Path(cfg.eval) if cfg.eval else oracle.ensemble.run.folder / "eval"
+    files = [fold.folder / "model.safetensors" for fold in oracle.ensemble.folds]
+    files += [evaluation / "pcc_by_slide.csv", *cohort.feature_files(slide_id)]
+    stats = [f.stat() if f.is_file() else None for f in files]
+    return {
+        "options": options,
+        "files": [[s.st_size, s.st_mtime_ns] if s else None for s in stats],
+        "checked": oracle.reference is not None,
+    }

@@ -1,0 +1,169 @@
+"""Predict expression on slides that have none, and say how far to trust it.
+
+    python run_predict.py --run runs/her2st-ridge --source slide.svs --cancer IDC --out maps
+    python run_predict.py --run runs/her2st-ridge --source outs/ --image slide.tif --out maps
+
+SOURCE is whatever run_extract.py reads, with counts or without. Each slide gets OUT/SLIDE: a page
+to look at (page/index.html), prediction.h5ad, prediction.zarr, tiles.geojson.gz and overlays; its
+features are made as those of the run were and kept in OUT/data. What is finished is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from histokit.core.errors import InputError
+from histokit.core.files import make_folder
+from histokit.core.options import Checked, option, required, run
+
+FORMATS = ("page", "h5ad", "geojson", "overlays", "spatialdata")
+
+
+@dataclass(frozen=True)
+class Options(Checked):
+    """Options of run_predict.py."""
+
+    run: str = required("folder that run_train.py wrote; evaluate it first (run_eval.py)")
+    out: str = required("folder to write into; made if absent")
+    source: str | None = option(
+        None, "slides: an image, a folder of images, cohort.csv or a folder in a known layout"
+    )
+    data: str | None = option(
+        None, "in place of --source, a folder that run_extract.py wrote as for this run"
+    )
+    fold: str = option("all", "the fold whose model predicts; all: the mean of all")
+    cancer: str = option("Unknown", "OncoTree code for sources that state none")
+    slides: list[str] = option([], "ids of the slides to predict; an empty list means all")
+    formats: list[str] = option(
+        list(FORMATS), f"what to write: {', '.join(FORMATS)}", choices=FORMATS
+    )
+    genes: list[str] = option(
+        [],
+        "genes for overlays, tiles.geojson.gz and, of more than 2,000 genes, prediction.zarr",
+        shown="the 12 trusted ones of highest held-out PCC",
+    )
+    gene_sets: list[str] = option(
+        [], "pathways to score: GMT files or libraries of gseapy", shown="none"
+    )
+    signature: list[str] = option(
+        [], "signatures to score: files with one gene a line, or pam50", shown="none"
+    )
+    dtype: str = option(
+        "float32", "of prediction.h5ad; float16 halves it", choices=("float32", "float16")
+    )
+    eval: str | None = option(
+        None, "the run's evaluation, which says which genes to trust", shown="RUN/eval"
+    )
+    training_data: str | None = option(
+        None, "where the run's training features lie now", shown="as the run recorded it"
+    )
+    image: str | None = option(
+        None, "the full-resolution image, for a folder of one slide that does not hold it"
+    )
+    mpp: float | None = option(
+        None, "microns per level-0 pixel of every slide, overriding its own", above=0, below=1000
+    )
+    bin_um: float = option(
+        112.0,
+        "side of the squares that Visium HD and Xenium are pooled into",
+        above=0,
+        below=10000.0,
+    )
+    mask: str | None = option(
+        None, "tissue of slides without spots: a GeoJSON in level-0 pixels, or an image"
+    )
+    no_mask: bool = option(False, "take every patch of a slide without spots, not tissue alone")
+    allow_misfit: bool = option(
+        False, "go on although spots, counts and image do not seem to belong together"
+    )
+    weights: str | None = option(
+        None, "weights of the run's encoder", shown="from the hub or its cache"
+    )
+    features_from: str | None = option(
+        None, "features of these slides, for a run trained on features of TRIDENT, CLAM or HEST"
+    )
+    batch_size: str = option("auto", "patches encoded at a time", group="machine")
+    device: str = option("cpu", "torch device: cpu, cuda, cuda:1 or mps", group="machine")
+    workers: int = option(1, "threads that read patches ahead", group="machine", least=1, most=256)
+
+
+def main(cfg: Options) -> None:
+    """Extract what is missing, then predict and write slide by slide."""
+    if (cfg.source is None) == (cfg.data is None):
+        raise InputError("give --source (slides) or --data (an extraction of them), one of the two")
+    from histokit.core import distributed
+    from histokit.core.memory import keep_freed_memory
+    from histokit.predict.slide import map_slide
+    from histokit.predict.writing import is_finished, write_slide
+
+    distributed.check_device(cfg.device)
+    keep_freed_memory()
+    out = make_folder(cfg.out)
+    oracle = consult(cfg)
+    cohort = features(cfg, oracle.ensemble.run, out)
+    for slide_id in cfg.slides or cohort.slides.index:
+        if is_finished(out / slide_id, oracle, cohort, slide_id, cfg):
+            print(f"{slide_id}: predicted already, see {out / slide_id}")
+            continue
+        slide = map_slide(oracle, cohort, slide_id)
+        for sentence in slide.said:
+            print(f"{slide_id}: {sentence}")
+        write_slide(slide, out / slide_id, oracle, cohort, cfg)
+
+
+def consult(cfg: Options):
+    """The run's models, what its evaluation says of each gene, and the slides it knows."""
+    from histokit.evaluate.runs import Run
+    from histokit.evaluate.topics.pathways import read_collections
+    from histokit.evaluate.topics.signatures import read_signatures
+    from histokit.predict.ensemble import Ensemble, choose_folds
+    from histokit.predict.novelty import make_reference
+    from histokit.predict.slide import Oracle
+    from histokit.predict.trust import gene_trust
+
+    trained = Run(cfg.run)
+    ensemble = Ensemble(trained, choose_folds(trained, cfg.fold), cfg.device)
+    trust = gene_trust(trained, ensemble.genes.index, Path(cfg.eval) if cfg.eval else None)
+    collections = read_collections(cfg.gene_sets, curate=False)
+    signatures = read_signatures(cfg.signature)
+    reference, unchecked = None, ""
+    try:
+        reference = make_reference(trained, ensemble.folds, ensemble.models, cfg.training_data)
+    except InputError as error:
+        unchecked = f"Nothing says whether the slide is like the training slides: {error}."
+    return Oracle(ensemble, trust, reference, unchecked, collections, signatures)
+
+
+def features(cfg: Options, trained, out: Path):
+    """The slides with the features that the run takes."""
+    from histokit.data.layouts import read_source
+    from histokit.evaluate.views import check_features
+    from histokit.predict.features import extract_for, open_for
+
+    if cfg.data is not None:
+        cohort = open_for(trained, Path(cfg.data))
+    else:
+        slides = read_source(cfg.source, cfg.cancer, cfg.slides, cfg.mpp, cfg.image, cfg.bin_um)
+        settings = {
+            "source": cfg.source,
+            "given_mpp": cfg.mpp,
+            "bin_um": cfg.bin_um,
+            "mask": Path(cfg.mask) if cfg.mask else None,
+            "no_mask": cfg.no_mask,
+            "allow_misfit": cfg.allow_misfit,
+            "workers": cfg.workers,
+        }
+        machine = {
+            name: getattr(cfg, name)
+            for name in ("weights", "device", "batch_size", "features_from")
+        }
+        cohort = extract_for(trained, slides, make_folder(out / "data"), settings, machine)
+        cohort = cohort.only([slide.slide_id for slide in slides])
+    for slide_id in cfg.slides or cohort.slides.index:
+        check_features(trained, cohort, slide_id)
+    return cohort
+
+
+if __name__ == "__main__":
+    run(main, Options, __doc__)
