@@ -132,7 +132,16 @@ def consult(cfg: Options):
         reference = make_reference(trained, ensemble.folds, ensemble.models, cfg.training_data)
     except InputError as error:
         unchecked = f"Nothing says whether the slide is like the training slides: {error}."
-    return Oracle(ensemble, trust, reference, unchecked, collections, signatures)
+    options = trained.config["options"]
+    about = {
+        "run": str(trained.folder),
+        "model": options["model"],
+        "encoder": options["encoder"],
+        "folds": ", ".join(fold.name for fold in ensemble.folds),
+        "target": options["target"],
+        "features": trained.config["features"],
+    }
+    return Oracle(ensemble, trust, reference, unchecked, collections, signatures, about)
 
 
 def features(cfg: Options, trained, out: Path):

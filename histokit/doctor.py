@@ -146,6 +146,30 @@ def _room(data: str | None) -> Iterator[str]:
         yield "! disk: they do not fit; evaluate with --no-predictions or choose another --out"
     if largest * KEPT > memory:
         yield f"! memory: {largest * KEPT:.1f} GiB would be needed; give --max-patches"
+    yield from _gpu_room(Path(data), int(spots.max()))
+
+
+def _gpu_room(data: Path, spots: int) -> Iterator[str]:
+    """The features of the largest slide beside the memory of each GPU."""
+    import torch
+
+    from histokit.core.files import open_hdf5
+
+    for folder in sorted(p for p in (data / "features").glob("[!.]*") if p.is_dir()):
+        path = next(folder.glob("[!.]*.h5"), None)
+        if path is None:
+            continue
+        with open_hdf5(path, "feature file", "extract the slide again") as file:
+            dimension = int(file["features"].shape[1])
+        needed = spots * dimension * 4 / 2**30  # a network's activations come on top
+        yield f"  {folder.name}: {dimension} features, {needed:.2f} GiB for the largest slide"
+        for index in range(torch.cuda.device_count()):
+            free = torch.cuda.mem_get_info(index)[0] / 2**30
+            if needed > free:
+                yield (
+                    f"! cuda:{index} has {free:.1f} GiB free and the features {folder.name} of the "
+                    f"largest slide are {needed:.1f} GiB; give --device cpu"
+                )
 
 
 if __name__ == "__main__":

@@ -190,7 +190,9 @@ def read_ahead(batches: Iterator[np.ndarray], depth: int = 2) -> Iterator[np.nda
 def stored_batches(
     path: str | os.PathLike, rows: np.ndarray, patch_um: float, size: int, batch_size: int
 ) -> Iterator[np.ndarray]:
-    """Yield ready patches of a HEST file (``img``, 0.5 um/px unless it says otherwise), cropped to ``patch_um``.
+    """Yield ready patches of a HEST file (``img``), cropped to ``patch_um``.
+
+    They are of 0.5 um/px unless the file says otherwise.
 
     Args:
         path: the HDF5 file.

@@ -286,17 +286,17 @@ def read_outputs(path: Path | None, count: int, checkpoint: Path) -> pd.DataFram
 def _mapped(path: Path) -> pd.DataFrame:
     """gene, gene_id, symbol of the ids in a JSON object of symbols to ids, sorted."""
     symbols: dict[str, str] = {}
-    for symbol, gene_id in read_json(path).items():
+    listed = read_json(path)
+    # an id that stands for itself is no symbol
+    named = as_panel(list(listed))["symbol"]
+    for (key, gene_id), symbol in zip(listed.items(), named, strict=True):
         if not isinstance(gene_id, str):
             raise InputError(
-                f"{path} is no map of symbols to Ensembl ids: {symbol!r} is mapped to "
+                f"{path} is no map of symbols to Ensembl ids: {key[:40]!r} is mapped to "
                 f"{str(gene_id)[:40]!r}; give {GENE_FILES}"
             )
-        if as_panel([symbol])["gene_id"][0]:  # an id that stands for itself is no symbol
-            symbols.setdefault(gene_id, "")
-        else:
-            symbols[gene_id] = symbols.get(gene_id) or symbol
-    ids = sorted(symbols)
+        symbols[gene_id] = symbols.get(gene_id) or symbol
+    ids = list(symbols)
     names = [symbols[gene_id] for gene_id in ids]
     genes = [symbols[gene_id] or gene_id for gene_id in ids]
     return pd.DataFrame({"gene": genes, "gene_id": ids, "symbol": names}, dtype=str)

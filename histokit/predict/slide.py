@@ -75,7 +75,13 @@ def map_slide(oracle: Oracle, cohort: Cohort, slide_id: str) -> SlideMap:
     elif oracle.unchecked:
         said.append(oracle.unchecked)
     said += oracle.trust.said
-    about = oracle.about | {"slide_id": slide_id, "cancer": slide.cancer}
+    row = cohort.slides.loc[slide_id]
+    about = {"cancer": slide.cancer} | oracle.about
+    about |= {
+        "slide_id": slide_id,
+        "mpp_source": row.get("mpp_source", ""),
+        "image": row.get("image", ""),
+    }
     scores, unscored = _scores(oracle, prediction, panel)
     return SlideMap(
         slide_id=slide_id,

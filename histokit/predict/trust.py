@@ -22,6 +22,7 @@ from histokit.data.views import SHUFFLED
 from histokit.evaluate.intervals import row_intervals, units_of
 from histokit.evaluate.runs import Run
 from histokit.evaluate.summary import CORRELATION, MIN_SPOTS
+from histokit.evaluate.verdict import over_units
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,8 @@ def gene_trust(run: Run, genes: pd.Index, folder: Path | None = None) -> Trust:
     table["rank"] = table["pcc"].rank(ascending=False, method="first")
     count, number = int(table["trusted"].sum()), len(np.unique(units.labels))
     said = [
-        f"{count:,} of {len(table):,} genes have a held-out PCC above {against} (mean over "
-        f"{len(slides)} slides of {number} {units.name if number == 1 else units.name + 's'}); the "
-        "others are gray."
+        f"{count:,} of {len(table):,} genes have a held-out PCC above {against}, over "
+        f"{over_units(units.name, number)}; the others are gray."
     ]
     return Trust(table[["pcc", "pcc_low", "pcc_high", "rank", "trusted"]], said)
 
