@@ -1,4 +1,4 @@
-# make demo            synthetic cohort -> extract -> train -> evaluate; prints the table
+# make demo            synthetic cohort -> extract -> train -> evaluate -> predict a new slide
 # make demo DATA=DIR   the same on real slides in any layout the readers know
 # make test            the test suite
 # make lint            ruff and clang-format
@@ -30,6 +30,9 @@ demo: $(READY)
 	$(foreach model,$(MODELS),$(PY) run_train.py --data $(DEMO)/data --model $(model) --preset small \
 	  $(ARGS_$(model)) --folds $(FOLDS) --run $(DEMO)/runs/$(model) &&) true
 	$(PY) run_eval.py --run $(MODELS:%=$(DEMO)/runs/%) --out $(DEMO)/report
+	$(PY) run_eval.py --run $(DEMO)/runs/$(lastword $(MODELS))
+	$(if $(DATA),,$(PY) run_predict.py --run $(DEMO)/runs/$(lastword $(MODELS)) --cancer IDC \
+	  --source $(DEMO)/cohort/new/IDC-4.tif --out $(DEMO)/maps)
 
 # two workers, a module each at a time; each has one thread (numba would set torch's to all cores)
 test: $(READY)

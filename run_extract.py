@@ -162,8 +162,8 @@ def make_plan(cfg: Options, slides: list):
         )
     return Plan(
         provenance,
-        cfg.source,
         encoding,
+        cfg.source,
         made,
         tuple(scales),
         cfg.patch_px,

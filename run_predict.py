@@ -24,8 +24,19 @@ FORMATS = ("page", "h5ad", "geojson", "overlays", "spatialdata")
 class Options(Checked):
     """Options of run_predict.py."""
 
-    run: str = required("folder that run_train.py wrote; evaluate it first (run_eval.py)")
     out: str = required("folder to write into; made if absent")
+    run: str | None = option(
+        None, "folder that run_train.py wrote; evaluate it first (run_eval.py)"
+    )
+    official: str | None = option(
+        None,
+        "in place of --run, whose published checkpoint --checkpoint is",
+        choices=("histoprism", "stpath"),
+    )
+    checkpoint: str | None = option(None, "the file of a published checkpoint")
+    gene_list: str | None = option(
+        None, "the published list of that checkpoint's genes (docs/prediction.md)"
+    )
     source: str | None = option(
         None, "slides: an image, a folder of images, cohort.csv or a folder in a known layout"
     )
@@ -90,17 +101,16 @@ class Options(Checked):
 
 def main(cfg: Options) -> None:
     """Extract what is missing, then predict and write slide by slide."""
-    if (cfg.source is None) == (cfg.data is None):
-        raise InputError("give --source (slides) or --data (an extraction of them), one of the two")
+    check(cfg)
     from histokit.core import distributed
     from histokit.core.memory import keep_freed_memory
-    from histokit.predict.slide import map_slide
-    from histokit.predict.writing import is_finished, write_slide
+    from histokit.maps.slide import map_slide
+    from histokit.maps.writing import is_finished, write_slide
 
     distributed.check_device(cfg.device)
     keep_freed_memory()
     out = make_folder(cfg.out)
-    oracle = consult(cfg)
+    oracle = ask(cfg)
     cohort = features(cfg, oracle.ensemble.run, out)
     for slide_id in cfg.slides or cohort.slides.index:
         if is_finished(out / slide_id, oracle, cohort, slide_id, cfg):
@@ -112,43 +122,45 @@ def main(cfg: Options) -> None:
         write_slide(slide, out / slide_id, oracle, cohort, cfg)
 
 
-def consult(cfg: Options):
-    """The run's models, what its evaluation says of each gene, and the slides it knows."""
+def check(cfg: Options) -> None:
+    """Raises InputError for options that do not go together."""
+    if (cfg.source is None) == (cfg.data is None):
+        raise InputError("give --source (slides) or --data (an extraction of them), one of the two")
+    if (cfg.run is None) == (cfg.official is None):
+        raise InputError("give --run, or --official with --checkpoint FILE, one of the two")
+    if cfg.official and not cfg.checkpoint:
+        raise InputError(f"--official {cfg.official} needs its file: --checkpoint FILE")
+
+
+def ask(cfg: Options):
+    """The models, what is known of each gene, and the slides that they were trained on."""
     from histokit.evaluate.runs import Run
     from histokit.evaluate.topics.pathways import read_collections
     from histokit.evaluate.topics.signatures import read_signatures
-    from histokit.predict.ensemble import Ensemble, choose_folds
-    from histokit.predict.novelty import make_reference
-    from histokit.predict.slide import Oracle
-    from histokit.predict.trust import gene_trust
+    from histokit.maps.official import open_official
+    from histokit.maps.oracle import consult
 
-    trained = Run(cfg.run)
-    ensemble = Ensemble(trained, choose_folds(trained, cfg.fold), cfg.device)
-    trust = gene_trust(trained, ensemble.genes.index, Path(cfg.eval) if cfg.eval else None)
-    collections = read_collections(cfg.gene_sets, curate=False)
-    signatures = read_signatures(cfg.signature)
-    reference, unchecked = None, ""
-    try:
-        reference = make_reference(trained, ensemble.folds, ensemble.models, cfg.training_data)
-    except InputError as error:
-        unchecked = f"Nothing says whether the slide is like the training slides: {error}."
-    options = trained.config["options"]
-    about = {
-        "run": str(trained.folder),
-        "model": options["model"],
-        "encoder": options["encoder"],
-        "folds": ", ".join(fold.name for fold in ensemble.folds),
-        "target": options["target"],
-        "features": trained.config["features"],
-    }
-    return Oracle(ensemble, trust, reference, unchecked, collections, signatures, about)
+    if cfg.official:
+        listed = Path(cfg.gene_list) if cfg.gene_list else None
+        official = open_official(cfg.official, Path(cfg.checkpoint), listed, cfg.device)
+        collections = read_collections(cfg.gene_sets, curate=False)
+        return official.oracle(collections, read_signatures(cfg.signature))
+    return consult(
+        Run(cfg.run),
+        cfg.fold,
+        evaluation=Path(cfg.eval) if cfg.eval else None,
+        training_data=cfg.training_data,
+        gene_sets=cfg.gene_sets,
+        signatures=cfg.signature,
+        device=cfg.device,
+    )
 
 
 def features(cfg: Options, trained, out: Path):
     """The slides with the features that the run takes."""
     from histokit.data.layouts import read_source
     from histokit.evaluate.views import check_features
-    from histokit.predict.features import extract_for, open_for
+    from histokit.maps.features import extract_for, open_for
 
     if cfg.data is not None:
         cohort = open_for(trained, Path(cfg.data))

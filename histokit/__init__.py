@@ -1,6 +1,15 @@
 """Spatial gene expression from H&E-stained tissue, and how good the prediction is."""
 
 __version__ = "0.1.0"
+_STAGES = ("read_slide", "extract_features", "predict")  # loaded where they are asked for
+
+
+def __getattr__(name: str):
+    if name not in _STAGES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from histokit import api
+
+    return getattr(api, name)
 
 
 def has_kernels() -> bool:

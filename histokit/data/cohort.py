@@ -35,6 +35,7 @@ class Slide:
         counts: (N, G) CSR raw counts in the order of the genes asked for.
         library_size: (N,) total counts over all genes the slide measured.
         measured: (G,) bool, whether the slide measured the gene.
+        technology: as the table of slides names it.
     """
 
     slide_id: str
@@ -46,6 +47,7 @@ class Slide:
     counts: sp.csr_matrix
     library_size: np.ndarray
     measured: np.ndarray
+    technology: str = ""
 
 
 class Cohort:
@@ -101,6 +103,8 @@ class Cohort:
             return {}
         found = {}
         for source, rows in self.slides.groupby("source", sort=False):
+            if not source:  # given one by one
+                continue
             path = Path(source) if source.endswith(".csv") else Path(source) / "cohort.csv"
             if path.is_file():
                 listed = set(read_table(path, ("slide_id",), "cohort table")["slide_id"])
@@ -230,6 +234,7 @@ class Cohort:
             counts=_take_columns(matrix, columns),
             library_size=library_size,
             measured=(columns >= 0) & var["measured"].to_numpy()[columns],
+            technology=row["technology"],
         )
 
     def _expression(self, slide_id: str, whole: bool):

@@ -10,6 +10,7 @@ can reach is limited, as on tissue. Everything follows from ``seed``; nothing is
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,10 +61,11 @@ def make_cohort(
         num_genes: at least 190, the genes of the programs and markers.
 
     Returns:
-        the path of ``cohort.csv``.
+        the path of ``cohort.csv``. Beside it, ``new/IDC-4.tif`` is a slide of another patient
+        without spots and counts, whose file states its microns per pixel.
     """
     folder = make_folder(folder)
-    for name in ("images", "spots", "counts"):
+    for name in ("images", "spots", "counts", "new"):
         make_folder(folder / name)
     genes = _gene_effects(num_genes, np.random.default_rng(seed))
     rows = []
@@ -91,7 +93,20 @@ def make_cohort(
                 )
     with atomic_path(folder / "cohort.csv") as temporary:
         pd.DataFrame(rows).to_csv(temporary, index=False)
+    _draw_new(folder / "new" / "IDC-4.tif", size, seed)
     return folder / "cohort.csv"
+
+
+def _draw_new(path: Path, size: int, seed: int) -> None:
+    """The picture of a patient of whom nothing was measured, with its resolution in the file."""
+    rng, patient_rng = np.random.default_rng([seed, 4]), np.random.default_rng([seed, 1004])
+    picture = Image.fromarray(draw_tissue(make_tissue(size, rng), size, rng, patient_rng))
+    compressed = io.BytesIO()  # like the others, whose compression encoders see
+    picture.save(compressed, "JPEG", quality=90)
+    with atomic_path(path) as temporary:
+        Image.open(compressed).save(
+            temporary, compression="tiff_deflate", resolution_unit=3, resolution=10_000 / MPP
+        )
 
 
 def _make_slide(folder, slide_id, cancer, genes, size, rng, patient_rng, as_text) -> None:

@@ -39,7 +39,8 @@ def extract_slides(
         writer.check_same_features(features, plan.provenance)
         if team.first:
             _clean(out, features)
-            writer.note_listed(out, plan.source, slides, whole)
+            if plan.source:
+                writer.note_listed(out, plan.source, slides, whole)
         team.wait()
         done = [extract_slide(slide, plan, out) for slide in team.share(slides)]
         done = team.gather_shares(done)

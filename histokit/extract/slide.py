@@ -28,8 +28,8 @@ class Plan:
 
     Attributes:
         provenance: what ``writer.check_same_features`` holds features to, with the encoder's name.
-        source: where the slides are listed, as given.
         encoding: the encoder at work; None where ``made`` gives the features.
+        source: where the slides are listed, as given; empty for slides given one by one.
         made: a folder of features that another program made.
         scales: sides of a patch in microns.
         patch_px: side in level-0 pixels instead.
@@ -42,8 +42,8 @@ class Plan:
     """
 
     provenance: dict
-    source: str
     encoding: Encoding | None
+    source: str = ""
     made: Path | None = None
     scales: tuple[float, ...] = (112.0,)
     patch_px: int | None = None
@@ -106,7 +106,7 @@ def extract_slide(slide: SlideSource, plan: Plan, out: Path) -> bool:
         "mpp_source": slide.mpp_source,
         "mpp_rejected": "; ".join(scale.rejected),
         "image": str(slide.image),
-        "source": str(Path(plan.source).resolve()),
+        "source": str(Path(plan.source).resolve()) if plan.source else "",
     }
     if _is_finished(out, name, target, attributes):
         writer.upsert_row(out / "slides.csv", described)
@@ -116,7 +116,7 @@ def extract_slide(slide: SlideSource, plan: Plan, out: Path) -> bool:
         print(f"{name}: {said}")
     placed = place_patches(slide, sides, embedded, plan.mask, not plan.no_mask)
     spots, row, overlay = placed.spots, placed.row, out / "overlays" / f"{name}.jpg"
-    print(f"{name}: {_counted(row)}")
+    print(f"{name}: {_counted(row) if slide.load_counts else _bare(slide, row)}")
     writer.refuse_misfits(name, placed.said, placed.drawn, overlay, plan.allow_misfit)
     if embedded is None:
         features, faults = _encode(slide, plan, spots, sides, row)
@@ -172,6 +172,15 @@ def _counted(row: dict) -> str:
         f"{row['counts_without_spot']} counts without spot, {row['control_probes']} control probes"
         + f", {row['date_names']} names that are dates" * (row["date_names"] > 0)
         + f"; {row['note']}" * bool(row["note"])
+    )
+
+
+def _bare(slide: SlideSource, row: dict) -> str:
+    if slide.load_spots is None:
+        return f"{row['joined']} patches, of which nothing was measured"
+    return (
+        f"{row['spots_listed']} spots listed, {row['joined']} of them selected and on the image; "
+        "nothing was measured"
     )
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from histokit.core.errors import InputError
 from histokit.core.files import atomic_path, make_folder
-from histokit.predict.slide_map import SlideMap
+from histokit.maps.slide_map import SlideMap
 
 DTYPES = ("float32", "float16")
 _CHUNK = 1 << 15  # values; few enough for one gene or one patch, enough for few chunks

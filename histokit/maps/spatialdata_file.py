@@ -12,8 +12,8 @@ import pandas as pd
 
 from histokit.core.errors import InputError
 from histokit.evaluate.folders import whole_folder
-from histokit.predict.anndata_file import check_genes, provenance, without_values
-from histokit.predict.slide_map import SlideMap
+from histokit.maps.anndata_file import check_genes, provenance, without_values
+from histokit.maps.slide_map import SlideMap
 
 TABLE = "predictions"
 LARGEST = 1 << 31  # bytes; a table of SpatialData is read whole into memory

@@ -67,7 +67,7 @@ def plan_of(
         )
     return Plan(
         provenance,
-        encoding=encoding,
+        encoding,
         made=made,
         scales=tuple(scales),
         patch_px=_px(wanted),

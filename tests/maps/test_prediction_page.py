@@ -14,9 +14,9 @@ import scipy.sparse as sp
 from PIL import Image
 
 from histokit.core.errors import InputError
-from histokit.predict import page as page_module
-from histokit.predict.page import write_page
-from histokit.predict.slide_map import SlideMap
+from histokit.maps import page as page_module
+from histokit.maps.page import write_page
+from histokit.maps.slide_map import SlideMap
 
 SIDE, SCALE = 100.0, 0.2
 RED = (200, 60, 90)  # of the tissue

@@ -11,8 +11,8 @@ from typing import TextIO
 import numpy as np
 
 from histokit.core.files import atomic_path, make_folder
-from histokit.predict.anndata_file import check_genes
-from histokit.predict.slide_map import SlideMap
+from histokit.maps.anndata_file import check_genes
+from histokit.maps.slide_map import SlideMap
 
 NOVELTY = "novelty"
 

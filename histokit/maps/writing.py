@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,13 @@ import numpy as np
 from histokit.core.files import read_json, write_json
 from histokit.data.cohort import Cohort
 from histokit.evaluate.folders import versions, whole_folder
-from histokit.predict.anndata_file import check_genes, write_anndata
-from histokit.predict.overlays import write_overlays
-from histokit.predict.page import write_page
-from histokit.predict.qupath import write_geojson
-from histokit.predict.slide import Oracle
-from histokit.predict.slide_map import SlideMap
-from histokit.predict.spatialdata_file import write_spatialdata
+from histokit.maps.anndata_file import check_genes, write_anndata
+from histokit.maps.overlays import write_overlays
+from histokit.maps.page import write_page
+from histokit.maps.qupath import write_geojson
+from histokit.maps.slide import Oracle
+from histokit.maps.slide_map import SlideMap
+from histokit.maps.spatialdata_file import write_spatialdata
 
 CHOSEN = 12  # genes of pictures and of the files for viewers, where none are named
 LARGEST_TABLE = 2000  # genes up to which SpatialData, which opens whole, gets all
@@ -86,4 +87,5 @@ def made_from(oracle: Oracle, cohort: Cohort, slide_id: str, cfg) -> dict:
         "options": options,
         "files": [[s.st_size, s.st_mtime_ns] if s else None for s in stats],
         "checked": oracle.reference is not None,
+        "about": json.loads(json.dumps(oracle.about)),
     }

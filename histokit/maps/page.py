@@ -19,7 +19,7 @@ from PIL import Image
 
 from histokit.core.errors import InputError
 from histokit.evaluate.folders import whole_folder
-from histokit.predict.slide_map import SlideMap
+from histokit.maps.slide_map import SlideMap
 from histokit.report.page import flatten, plural
 
 MOST_GENES = 5_000  # on a page for which no genes were named
@@ -202,7 +202,7 @@ def _colors(name: str) -> list[list[int]]:
 
 def _html(slide: SlideMap, data: dict, shown: int, named: bool) -> str:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("histokit.predict", "."),
+        loader=jinja2.PackageLoader("histokit.maps", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -210,7 +210,7 @@ def _html(slide: SlideMap, data: dict, shown: int, named: bool) -> str:
     )
     # "<" could close the script element that holds the data
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    here = files("histokit.predict")
+    here = files("histokit.maps")
     return environment.get_template("page.html.j2").render(
         slide_id=slide.slide_id,
         patches=f"{len(slide.barcodes):,} patch{'es' if len(slide.barcodes) > 1 else ''}",

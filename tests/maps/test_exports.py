@@ -12,15 +12,15 @@ import h5py
 import matplotlib
 import numpy as np
 import pytest
+from map_samples import NAMES, UNIT, bare_map, block_of, gene_table, slide_map
 from PIL import Image
-from predict_samples import NAMES, UNIT, bare_map, block_of, gene_table, slide_map
 
 from histokit.core.errors import InputError
-from histokit.predict import anndata_file, overlays, spatialdata_file
-from histokit.predict.anndata_file import write_anndata
-from histokit.predict.overlays import write_overlays
-from histokit.predict.qupath import write_geojson
-from histokit.predict.spatialdata_file import write_spatialdata
+from histokit.maps import anndata_file, overlays, spatialdata_file
+from histokit.maps.anndata_file import write_anndata
+from histokit.maps.overlays import write_overlays
+from histokit.maps.qupath import write_geojson
+from histokit.maps.spatialdata_file import write_spatialdata
 
 matplotlib.use("Agg")
 

@@ -80,7 +80,7 @@ def gene_trust(run: Run, genes: pd.Index, folder: Path | None = None) -> Trust:
         },
         index=pcc.index,
     ).reindex(genes)
-    table["trusted"] = table["trusted"].fillna(value=False).astype(bool)
+    table["trusted"] = table["trusted"].eq(other=True)
     table["rank"] = table["pcc"].rank(ascending=False, method="first")
     count, number = int(table["trusted"].sum()), len(np.unique(units.labels))
     said = [

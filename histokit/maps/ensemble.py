@@ -77,6 +77,15 @@ class Ensemble:
         """The oncotree codes that the models are told; empty where they are told none."""
         return sorted({code for model in self.models for code in model.cancers or ()})
 
+    def said(self, slide: Slide) -> list[str]:
+        """Sentences on what the models are not told of a slide."""
+        if self.knows_cancer(slide.cancer):
+            return []
+        return [
+            f"The model was not trained on the cancer code {slide.cancer} (it knows "
+            f"{', '.join(self.cancers())}), and is told none."
+        ]
+
     def on(self, slide: Slide) -> EnsembleMap:
         """The prediction of one slide.
 

@@ -23,11 +23,11 @@ from histokit.evaluate.runs import Fold
 from histokit.evaluate.topics.pathways import Collection
 from histokit.evaluate.topics.signatures import Signature
 from histokit.extract.encoders import file_sha256
+from histokit.maps.ensemble import EnsembleMap
+from histokit.maps.slide import Oracle
+from histokit.maps.trust import Trust
 from histokit.models.histoprism import OFFICIAL_CANCERS, HistoPrism
 from histokit.models.stpath import ORGANS, TECHNOLOGIES, STPath, rescale_coords
-from histokit.predict.ensemble import EnsembleMap
-from histokit.predict.slide import Oracle
-from histokit.predict.trust import Trust
 
 # HistoPrism's training reads the column of HEST's own codes, in which the names that fill gaps and
 # LUSC never occur: their embeddings are as they were drawn. "Unknown" was two slides of the cervix.
@@ -296,7 +296,7 @@ def _mapped(path: Path) -> pd.DataFrame:
                 f"{str(gene_id)[:40]!r}; give {GENE_FILES}"
             )
         symbols[gene_id] = symbols.get(gene_id) or symbol
-    ids = list(symbols)
+    ids = sorted(symbols)
     names = [symbols[gene_id] for gene_id in ids]
     genes = [symbols[gene_id] or gene_id for gene_id in ids]
     return pd.DataFrame({"gene": genes, "gene_id": ids, "symbol": names}, dtype=str)

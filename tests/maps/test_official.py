@@ -11,18 +11,18 @@ import torch.nn.functional as F
 from histokit.core.errors import InputError
 from histokit.data.genes import read_gene_list
 from histokit.evaluate.views import check_features
-from histokit.models.histoprism import OFFICIAL_CANCERS
-from histokit.models.stpath import ORGANS
-from histokit.predict import ensemble
-from histokit.predict.features import open_for
-from histokit.predict.official import (
+from histokit.maps import ensemble
+from histokit.maps.features import open_for
+from histokit.maps.official import (
     HISTOPRISM_CODES,
     ORGAN_OF,
     OfficialHistoPrism,
     open_official,
     read_outputs,
 )
-from histokit.predict.slide import map_slide
+from histokit.maps.slide import map_slide
+from histokit.models.histoprism import OFFICIAL_CANCERS
+from histokit.models.stpath import ORGANS
 
 D, H, FF, G = 16, 16, 8, 5
 # ids in an order that their symbols do not have

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -21,10 +22,13 @@ from histokit.evaluate.topics.signatures import (
     varying,
 )
 from histokit.evaluate.verdict import UNITS
-from histokit.predict.ensemble import Ensemble, EnsembleMap
-from histokit.predict.novelty import Reference
-from histokit.predict.slide_map import SlideMap
-from histokit.predict.trust import Trust
+from histokit.maps.ensemble import Ensemble, EnsembleMap
+from histokit.maps.novelty import Reference
+from histokit.maps.slide_map import SlideMap
+from histokit.maps.trust import Trust
+
+if TYPE_CHECKING:
+    from histokit.maps.official import Official
 
 FEWEST = 5  # genes of a set that have to be predicted for a score
 
@@ -41,7 +45,7 @@ class Oracle:
         about: provenance that goes into every file.
     """
 
-    ensemble: Ensemble
+    ensemble: Ensemble | Official
     trust: Trust
     reference: Reference | None = None
     unchecked: str = ""
@@ -63,12 +67,7 @@ def map_slide(oracle: Oracle, cohort: Cohort, slide_id: str) -> SlideMap:
     slide = cohort.load(slide_id, panel if has_counts else None, counts=has_counts)
     prediction, tissue = ensemble.on(slide), read_tissue(cohort, slide)
     target = ensemble.run.config["options"]["target"]
-    said, novelty = [], None
-    if not ensemble.knows_cancer(slide.cancer):
-        said.append(
-            f"The model was not trained on the cancer code {slide.cancer} (it knows "
-            f"{', '.join(ensemble.cancers())}), and is told none."
-        )
+    said, novelty = ensemble.said(slide), None
     if oracle.reference is not None:
         novelty = oracle.reference.novelty(slide.features)
         said.append(oracle.reference.verdict(novelty))

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from histokit.core.files import file_id, make_folder
-from histokit.predict.anndata_file import check_genes
-from histokit.predict.slide_map import SlideMap
+from histokit.maps.anndata_file import check_genes
+from histokit.maps.slide_map import SlideMap
 from histokit.report import plots
 from histokit.report.page import number
 

@@ -6,7 +6,7 @@ import scipy.sparse as sp
 from PIL import Image
 from tiny_slides import picture
 
-from histokit.predict.slide_map import SlideMap
+from histokit.maps.slide_map import SlideMap
 
 NAMES = ["EPCAM", "HLA-A", "a/b", "Gén-β", "CD3E"]
 UNIT = "log1p of counts per 10,000"
