@@ -115,7 +115,7 @@ def test_spots_table_that_is_empty(tmp_path):
 
 
 def test_unknown_layout_names_the_known_ones(tmp_path):
-    with pytest.raises(InputError, match=r"cohort\.csv, a legacy ST folder .* or a HEST folder"):
+    with pytest.raises(InputError, match=r"a cohort\.csv, an image, .* Xenium .* or legacy ST"):
         read_source(tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         read_source(tmp_path / "absent")
