@@ -27,6 +27,10 @@ mixture.
 `--features best` (for `efficientnet-lite0`) is 24 passes a spot: .32 s instead of .016 s on two
 cores (`run_extract.py --slides SKCM-2` of the demo's cohort, as it prints).
 
+Features that TRIDENT, CLAM or HEST made are taken as they are: `--features-from FOLDER --encoder
+NAME`, one `SLIDE.h5` each, are called `NAME@trident` (or `@clam`, `@hest`) and mix with no others. A
+spot takes the patch that contains its center; the distances are printed. Ours have the same layout.
+
 Beside these: `efficientnet-lite0` (its ImageNet weights come with the installation),
 `efficientnet-lite0-random`, `hed` (no weights), and any model of timm as `timm:NAME`.
 
