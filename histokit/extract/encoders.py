@@ -25,11 +25,12 @@ from torch import nn
 from histokit.core.errors import InputError
 from histokit.core.weights import misfit, read_state_dict
 from histokit.extract.base import DEFAULT, Encoder, How, versions
-from histokit.extract.hub import find_weights
+from histokit.extract.hub import find_weights, in_folder
 from histokit.extract.registry import REGISTRY, Foundation, on_meta, page_of
 from histokit.extract.timm_import import import_timm
 
 STAGES = 4
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 RANDOM_SEED = 0
 
 
@@ -304,8 +305,14 @@ def _from_timm(name: str, weights: str | os.PathLike | None, how: How) -> Encode
             f"timm {timm.__version__} cannot make the model {model_name!r} ({error})"
         ) from error
     if weights is not None:
-        digest = file_sha256(weights)
-        _load_strictly(model, Path(weights), name)
+        path = in_folder(Path(weights), HUB_FILES)
+        if path is None:
+            raise InputError(
+                f"the folder {weights} holds none of {', '.join(HUB_FILES)}; give the file of "
+                f"{model_name}'s weights as --weights"
+            )
+        digest = file_sha256(path)
+        _load_strictly(model, path, name)
     else:
         digest = _state_sha256(model)
     data = timm.data.resolve_data_config({}, model=model)

@@ -23,16 +23,20 @@ def find_weights(entry: Foundation, given: str | os.PathLike | None) -> Path:
     """
     if given is None:
         return _from_hub(entry)
-    path = Path(given)
+    found = in_folder(Path(given), entry.files)
+    if found is None:
+        raise InputError(
+            f"the folder {given} holds none of {', '.join(entry.files)}, the weights of "
+            f"{entry.name}; fetch one at {page_of(entry)}, or give the file itself as --weights"
+        )
+    return found
+
+
+def in_folder(path: Path, names: tuple[str, ...]) -> Path | None:
+    """The first of these files in a folder, None for none; a path that is no folder itself."""
     if not path.is_dir():
         return path
-    for name in entry.files:
-        if (path / name).is_file():
-            return path / name
-    raise InputError(
-        f"the folder {path} holds none of {', '.join(entry.files)}, the weights of {entry.name}; "
-        f"fetch one at {page_of(entry)}, or give the file itself as --weights"
-    )
+    return next((path / name for name in names if (path / name).is_file()), None)
 
 
 def at_hand(entry: Foundation) -> Path | None:

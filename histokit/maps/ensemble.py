@@ -78,13 +78,31 @@ class Ensemble:
         return sorted({code for model in self.models for code in model.cancers or ()})
 
     def said(self, slide: Slide) -> list[str]:
-        """Sentences on what the models are not told of a slide."""
-        if self.knows_cancer(slide.cancer):
-            return []
-        return [
-            f"The model was not trained on the cancer code {slide.cancer} (it knows "
-            f"{', '.join(self.cancers())}), and is told none."
-        ]
+        """Sentences on what the models knew of a slide before, and what they are not told."""
+        said = self._seen(slide)
+        if not self.knows_cancer(slide.cancer):
+            said.append(
+                f"The model was not trained on the cancer code {slide.cancer} (it knows "
+                f"{', '.join(self.cancers())}), and is told none."
+            )
+        return said
+
+    def _seen(self, slide: Slide) -> list[str]:
+        """A sentence where the slide, or its patient, trained a model that predicts it."""
+        for column, own, what in (
+            ("slide_id", slide.slide_id, f"A slide of this name ({slide.slide_id})"),
+            ("patient", slide.patient, f"Another slide of this patient ({slide.patient})"),
+        ):
+            count = sum(
+                own in set(fold.split.loc[fold.split["split"] != "test", column])
+                for fold in self.folds
+            )
+            if own and count:
+                return [
+                    f"{what} trained {count} of the {len(self.folds)} models: that the map agrees "
+                    "with what was measured says little."
+                ]
+        return []
 
     def on(self, slide: Slide) -> EnsembleMap:
         """The prediction of one slide.

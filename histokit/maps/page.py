@@ -22,7 +22,8 @@ from histokit.evaluate.folders import whole_folder
 from histokit.maps.slide_map import SlideMap
 from histokit.report.page import flatten, plural
 
-MOST_GENES = 5_000  # on a page for which no genes were named
+MOST_GENES = 5_000  # on a page for which no genes were named, and ...
+MOST_VALUES = 100_000_000  # ... of many patches, as many as a folder of some 130 MB holds
 _FILE = 1_400_000  # characters of one file of values
 _LARGE = 400_000_000  # characters of all files; a larger page stores bytes, not 16-bit numbers
 
@@ -37,7 +38,7 @@ def write_page(slide: SlideMap, folder: Path, genes: list[str] | None = None) ->
         slide: the map.
         folder: the folder to write.
         genes: unique names of the genes to show; without them all are shown, at most
-            ``MOST_GENES`` of best rank.
+            ``MOST_GENES`` of best rank, and ``MOST_VALUES`` values.
 
     Returns:
         The path of ``index.html``.
@@ -91,7 +92,8 @@ def _shown(slide: SlideMap, names: list[str] | None) -> np.ndarray:
         raise InputError(f"the page of slide {slide.slide_id} has no gene to show; name some")
     rank = pd.to_numeric(table["rank"]).to_numpy(float, na_value=np.nan)[chosen]
     chosen = chosen[np.argsort(rank, kind="stable")]
-    return chosen[:MOST_GENES] if names is None else chosen
+    most = min(MOST_GENES, max(1, MOST_VALUES // len(slide.barcodes)))
+    return chosen[:most] if names is None else chosen
 
 
 def _characters(slide: SlideMap, bits: int) -> int:

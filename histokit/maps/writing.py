@@ -12,6 +12,7 @@ from histokit.core.files import read_json, write_json
 from histokit.data.cohort import Cohort
 from histokit.evaluate.folders import versions, whole_folder
 from histokit.maps.anndata_file import check_genes, write_anndata
+from histokit.maps.layers import write_layers
 from histokit.maps.overlays import write_overlays
 from histokit.maps.page import write_page
 from histokit.maps.qupath import write_geojson
@@ -49,6 +50,7 @@ def write_slide(slide: SlideMap, folder: Path, oracle: Oracle, cohort: Cohort, c
             write_geojson(slide, place / "tiles.geojson.gz", genes)
         if "overlays" in cfg.formats:
             write_overlays(slide, place / "overlays", genes)
+            write_layers(slide, place / "layers", genes)
         if "page" in cfg.formats:
             write_page(slide, place / "page")
         record = {"made_from": made_from(oracle, cohort, slide.slide_id, cfg), "said": slide.said}

@@ -111,6 +111,11 @@ def test_timm_weights_from_a_file(tmp_path, patches):
     np.testing.assert_allclose(first.encode(sized), expected, atol=1e-4)
     np.testing.assert_array_equal(first.encode(sized), second.encode(sized))
     assert "0.485" in first.provenance()["transform"]
+    with pytest.raises(InputError, match=r"holds none of model\.safetensors, pytorch_model\.bin"):
+        make_encoder("timm:resnet10t", tmp_path)
+    (tmp_path / "a.pth").rename(tmp_path / "pytorch_model.bin")
+    third = make_encoder("timm:resnet10t", tmp_path)
+    assert third.weights_sha256 == second.weights_sha256
 
 
 def test_stages_are_the_means_of_maps_at_four_depths(lite0, patches):
