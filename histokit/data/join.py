@@ -63,7 +63,7 @@ def join_spots(slide: SlideSource, width: int, height: int) -> tuple[anndata.Ann
             f"slide {name}: no spot lies on the image ({width} x {height} px); coordinates must be "
             "level-0 pixels of this image"
         )
-    if len(kept) < 2:
+    if len(kept) < 2 and slide.load_counts:
         raise InputError(
             f"slide {name}: spots left after the join: {len(kept)}; at least 2 are needed to score "
             "a slide, leave it out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -196,7 +197,7 @@ def _encode(
     batches = writer.slide_batches(
         slide, spots, sides, plan.scales, encoder.size, encoding.batch_size, plan.workers
     )
-    waited, worked = encoding.waited, encoding.worked
+    waited, start = encoding.waited, time.perf_counter()
     with progress_bar(total=count, unit="patch", desc=name) as progress:
         done = 0
         for batch, encoded in encoding.scales(batches):
@@ -204,10 +205,10 @@ def _encode(
             features[done : done + len(encoded)] = encoded
             done += len(encoded)
             progress.update(len(encoded))
-    waited, worked = encoding.waited - waited, encoding.worked - worked
+    waited, spent = encoding.waited - waited, max(1e-9, time.perf_counter() - start)
     print(
-        f"{name}: {count / max(1e-9, waited + worked):.1f} patches a second, "
-        f"{waited / max(1e-9, waited + worked):.0%} of the time waiting for the image"
+        f"{name}: {count / spent:.1f} patches a second, {waited / spent:.0%} of the time waiting "
+        "for the image"
     )
     row |= seen.shares()
     if said := seen.findings():
