@@ -104,6 +104,7 @@ def main(cfg: Options) -> None:
     check(cfg)
     from histokit.core import distributed
     from histokit.core.memory import keep_freed_memory
+    from histokit.maps.index import write_index
     from histokit.maps.slide import map_slide
     from histokit.maps.writing import is_finished, write_slide
 
@@ -112,7 +113,8 @@ def main(cfg: Options) -> None:
     out = make_folder(cfg.out)
     oracle = ask(cfg)
     cohort = features(cfg, oracle.ensemble.run, out)
-    for slide_id in cfg.slides or cohort.slides.index:
+    slide_ids = list(cfg.slides or cohort.slides.index)
+    for slide_id in slide_ids:
         if is_finished(out / slide_id, oracle, cohort, slide_id, cfg):
             print(f"{slide_id}: predicted already, see {out / slide_id}")
             continue
@@ -120,6 +122,7 @@ def main(cfg: Options) -> None:
         for sentence in slide.said:
             print(f"{slide_id}: {sentence}")
         write_slide(slide, out / slide_id, oracle, cohort, cfg)
+    print(f"all maps: {write_index(out, cohort.folder / 'thumbnails', slide_ids)}")
 
 
 def check(cfg: Options) -> None:

@@ -86,6 +86,8 @@ def gene_trust(run: Run, genes: pd.Index, folder: Path | None = None) -> Trust:
     said = [
         f"{count:,} of {len(table):,} genes have a held-out PCC above {against}, over "
         f"{over_units(units.name, number)}; the others are gray."
+        + " This says nothing of other patients."
+        * (units.name == "section")
     ]
     return Trust(table[["pcc", "pcc_low", "pcc_high", "rank", "trusted"]], said)
 

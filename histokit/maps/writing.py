@@ -54,6 +54,7 @@ def write_slide(slide: SlideMap, folder: Path, oracle: Oracle, cohort: Cohort, c
         if "page" in cfg.formats:
             write_page(slide, place / "page")
         record = {"made_from": made_from(oracle, cohort, slide.slide_id, cfg), "said": slide.said}
+        record |= {"patches": len(slide.barcodes), "genes": len(slide.genes)}
         write_json(place / _RECORD, record | {"versions": versions()})
     count = len(slide.barcodes)
     print(f"{slide.slide_id}: {count:,} patches x {len(slide.genes):,} genes in {folder}")
