@@ -117,8 +117,8 @@ class Options(Checked):
     compile: bool = option(False, "compile the encoder by torch.compile", group="machine")
 
 
-def main(cfg: Options) -> None:
-    """Extract every slide that is not finished yet."""
+def main(cfg: Options) -> str:
+    """Extract every slide that is not finished yet; returns what the features are called."""
     cfg = check(cfg)
     from histokit.core import distributed
     from histokit.core.memory import keep_freed_memory
@@ -138,6 +138,7 @@ def main(cfg: Options) -> None:
             f"wrote {wrote} and kept {kept} finished slides: {out}/slides.csv, expression, "
             f"thumbnails, features/{safe_name(plan.provenance['encoder'])}, reconciliation.csv"
         )
+    return plan.provenance["encoder"]
 
 
 def make_plan(cfg: Options, slides: list):

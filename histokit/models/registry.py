@@ -80,10 +80,10 @@ BOOSTER_LR = {
     "paper-skcm": {"random": 5e-4, "programs": 5e-4},
     "paper-prad": {"random": 1e-4, "programs": 1e-5},
 }
-BOOSTER_SIZES = {
+BOOSTER_SIZES = {  # by encoder, whoever made its features
     "resnet50": {"latent_dim": 512},
-    "conch_v1": {"latent_dim": 128, "num_prototypes": 32},
-    "uni_v1": {"latent_dim": 128, "num_prototypes": 32},
+    "conch": {"latent_dim": 128, "num_prototypes": 32},
+    "uni": {"latent_dim": 128, "num_prototypes": 32},
 }
 CLOSED_FORM, NETWORK, BOOSTED = "closed form", "network", "bpbooster"
 
@@ -146,6 +146,12 @@ MODELS: Mapping[str, ModelSpec] = {
             "ridge-hest",
             "StandardScaler, PCA 256, ridge without intercept, alpha 100 / (components x 50)",
             recipe="hest",
+        ),
+        _ridge(
+            "ridge-hest-no-pca",
+            "ridge without intercept, alpha 100 / (dimensions x 50)",
+            recipe="hest",
+            components=None,
         ),
         _ridge("ridge", f"StandardScaler, PCA 256, ridge with intercept, alpha {_BY_FOLDS}"),
         _ridge(
@@ -242,4 +248,4 @@ def _booster(preset: str, chosen: Mapping, encoder: str) -> dict:
             "prototypes as pathways with ten spatially variable genes"
         )
     values = BOOSTER | {"lr": BOOSTER_LR[preset][init]}
-    return values | (BOOSTER_FOR_FEW if preset == "small" else BOOSTER_SIZES.get(encoder, {}))
+    return values | (BOOSTER_FOR_FEW if preset == "small" else BOOSTER_SIZES.get(encoder.partition("@")[0], {}))

@@ -31,7 +31,8 @@ def fit_closed_form(task: FoldTask, spots: Spots) -> Trained:
     if spec.name == "mean":
         model, said = fit_mean(spots), "mean"
     elif recipe == "hest":
-        model, said = fit_ridge_hest(spots.x, spots.y), "HEST-Bench ridge"
+        components = settings.get("components", HEST_COMPONENTS)
+        model, said = fit_ridge_hest(spots.x, spots.y, components), "HEST-Bench ridge"
     elif recipe == "library size":
         model, said = fit_library_size(spots), "line on library size"
     else:
@@ -56,22 +57,29 @@ def fit_mean(spots: Spots) -> Mean:
     return model
 
 
-def fit_ridge_hest(x: np.ndarray, y: sp.csr_matrix) -> LinearMap:
+def fit_ridge_hest(
+    x: np.ndarray, y: sp.csr_matrix, components: int | None = HEST_COMPONENTS
+) -> LinearMap:
     """HEST-Bench's regression, to the letter (hest.bench, PCA + ridge).
 
     StandardScaler and PCA of 256 components fitted on the training spots, then ridge with
     alpha = 100 / (components x 50), solver lsqr, in float32, without an intercept. Without an
     intercept the predictions miss the mean of each gene: their PCC is meaningful, their MSE is
-    that of the recipe and much larger than any other model's.
+    that of the recipe and much larger than any other model's. Without components (None) there is
+    no StandardScaler either, and alpha = 100 / (D x 50): BP-Booster's column "Ridge".
 
     Args:
         x: (N, D) features.
         y: (N, G) targets; a gene that a spot's slide did not measure counts as zero, as there.
+        components: of the PCA.
     """
-    scaler = StandardScaler().fit(x)
-    scaled = scaler.transform(x)
-    pca = PCA(min(HEST_COMPONENTS, *x.shape), random_state=SEED).fit(scaled)
-    scores = pca.transform(scaled).astype(np.float32)
+    if components is None:
+        scaler, pca, scores = None, None, x.astype(np.float32)
+    else:
+        scaler = StandardScaler().fit(x)
+        scaled = scaler.transform(x)
+        pca = PCA(min(components, *x.shape), random_state=SEED).fit(scaled)
+        scores = pca.transform(scaled).astype(np.float32)
     ridge = Ridge(
         alpha=100 / (scores.shape[1] * HEST_GENES),
         solver="lsqr",
@@ -84,7 +92,8 @@ def fit_ridge_hest(x: np.ndarray, y: sp.csr_matrix) -> LinearMap:
     for start in range(0, y.shape[1], 2048):  # genes are regressed one by one; bound the dense copy
         block = slice(start, start + 2048)
         weight[block] = ridge.fit(scores, columns[:, block].toarray().astype(np.float32)).coef_
-    return _linear_map(scaler, pca, weight, np.zeros(y.shape[1], np.float32))
+    bias = np.zeros(y.shape[1], np.float32)
+    return _linear_map(scaler, pca, weight, bias) if pca else _bare_map(weight, bias)
 
 
 def fit_ridge(
@@ -221,6 +230,17 @@ def _linear_map(scaler, pca, weight: np.ndarray, bias: np.ndarray) -> LinearMap:
         "head.bias": bias,
     }
     model.load_state_dict({k: torch.tensor(v, dtype=torch.float32) for k, v in values.items()})
+    return model
+
+
+def _bare_map(weight: np.ndarray, bias: np.ndarray) -> LinearMap:
+    """A regression on the features themselves."""
+    dimension = weight.shape[1]
+    model = LinearMap(dimension, dimension, len(weight))
+    model.components.copy_(torch.eye(dimension))
+    with torch.no_grad():
+        model.head.weight.copy_(torch.from_numpy(weight))
+        model.head.bias.copy_(torch.from_numpy(bias))
     return model
 
 

@@ -250,12 +250,12 @@ def test_presets_are_the_papers():
         assert preset(preset=name)["lr"] == random
         assert preset(preset=name, **programs)["lr"] == guided
         assert preset(preset=name, lr=0.5)["lr"] == 0.5
-    for encoder, dim, num in (("resnet50", 512, 64), ("conch_v1", 128, 32), ("uni_v1", 128, 32),
+    for encoder, dim, num in (("resnet50", 512, 64), ("conch", 128, 32), ("uni@trident", 128, 32),
                               ("virchow2", 256, 64)):  # fmt: skip
         chosen = preset(encoder=encoder)
         assert (chosen["latent_dim"], chosen["num_prototypes"]) == (dim, num)
         assert (chosen["epochs"], chosen["batch_size"]) == (50, 128)
-    assert preset(encoder="uni_v1", latent_dim=64)["latent_dim"] == 64
+    assert preset(encoder="uni", latent_dim=64)["latent_dim"] == 64
     assert set(BOOSTER) <= {f.name for f in dataclasses.fields(run_train.Options)}
 
 
