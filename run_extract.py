@@ -185,10 +185,6 @@ def check(cfg: Options) -> Options:
         raise InputError(
             "--scales (and --features best) are microns and --patch-px pixels; give one of them"
         )
-    if cfg.mask and cfg.no_mask:
-        raise InputError("--mask gives the tissue and --no-mask takes everything; give one of them")
-    if cfg.mask and not Path(cfg.mask).is_file():
-        raise InputError(f"--mask {cfg.mask} does not exist; a GeoJSON or an image was expected")
     if cfg.features_from and (cfg.weights or cfg.features or cfg.scales):
         raise InputError(
             "--features-from takes features as they are: leave --weights, --features and --scales"

@@ -55,6 +55,16 @@ class Plan:
     allow_misfit: bool = False
     workers: int = 1
 
+    def __post_init__(self):
+        if self.mask and self.no_mask:
+            raise InputError(
+                "--mask gives the tissue and --no-mask takes everything; give one of them"
+            )
+        if self.mask and not self.mask.is_file():
+            raise InputError(
+                f"--mask {self.mask} does not exist; a GeoJSON or an image was expected"
+            )
+
 
 def named(encoder: str, scales: Sequence[float], several: bool, patch_px: int | None) -> dict:
     """What an encoder's features are called, and the sides of their patches.

@@ -248,4 +248,6 @@ def _booster(preset: str, chosen: Mapping, encoder: str) -> dict:
             "prototypes as pathways with ten spatially variable genes"
         )
     values = BOOSTER | {"lr": BOOSTER_LR[preset][init]}
-    return values | (BOOSTER_FOR_FEW if preset == "small" else BOOSTER_SIZES.get(encoder.partition("@")[0], {}))
+    return values | (
+        BOOSTER_FOR_FEW if preset == "small" else BOOSTER_SIZES.get(encoder.partition("@")[0], {})
+    )
