@@ -28,8 +28,8 @@ mixture.
 cores (`run_extract.py --slides SKCM-2` of the demo's cohort, as it prints).
 
 Features that TRIDENT, CLAM or HEST made are taken as they are: `--features-from FOLDER --encoder
-NAME`, one `SLIDE.h5` each, are called `NAME@trident` (or `@clam`, `@hest`) and mix with no others. A
-spot takes the patch that contains its center; the distances are printed. Ours have the same layout.
+NAME`, one `SLIDE.h5` each; they are called `NAME@trident` (or `@clam`, `@hest`) and mix with no
+others. A spot takes the patch that contains its center. Ours have the same layout.
 
 Beside these: `efficientnet-lite0` (its ImageNet weights come with the installation),
 `efficientnet-lite0-random`, `hed` (no weights), and any model of timm as `timm:NAME`.
