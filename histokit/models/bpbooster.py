@@ -142,13 +142,18 @@ class BPBooster(Model):
     def _gated_output(self) -> torch.Tensor:
         return self.latent_gate[:, None] * self.output.weight
 
-    def patch_loss(self, x: torch.Tensor, y: torch.Tensor, losses: str = "both") -> torch.Tensor:
-        """Reconstruction plus regression (Eq. 12), each a mean of squares over all its entries.
+    def patch_loss(
+        self, x: torch.Tensor, y: torch.Tensor, losses: str = "both", scale: str = "mean"
+    ) -> torch.Tensor:
+        """Reconstruction plus regression (Eq. 12).
 
         Args:
             x: (N, L1) patch features.
             y: (N, num_hvgs) expression of the highly variable genes.
             losses: ``both``, or the one that is left.
+            scale: ``mean``, each a mean of squares over all its entries, so that both weigh alike;
+                or ``sum``, as Eq. 10 and 11 print them: the mean over patches of squared norms, by
+                which reconstruction weighs L1 / num_hvgs times as much.
         """
         latent, parts = self.refine(x), []
         if losses in ("both", "reconstruction"):
@@ -156,7 +161,9 @@ class BPBooster(Model):
         if losses in ("both", "regression"):
             parts.append((self.hvg_head, y))
         return sum(
-            ops.linear_mse(latent, layer.weight, layer.bias, target) for layer, target in parts
+            ops.linear_mse(latent, layer.weight, layer.bias, target)
+            * (target.shape[1] if scale == "sum" else 1)
+            for layer, target in parts
         )
 
     @torch.no_grad()

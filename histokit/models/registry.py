@@ -25,6 +25,7 @@ PAPER = {
     "refit": False,
     "start_at_mean": False,
     "standardize": "none",
+    "val_fraction": 0.2,
 }
 # "small": for a few sections. The head starts at zero and the training means, so all that is learnt
 # is what deviates from them: from random weights a short training only unlearns their noise. Ten
@@ -61,15 +62,18 @@ BOOSTER = {
     "attention": "prototypes",
     "gates": "both",
     "losses": "both",
+    "loss_scale": "mean",
     "readout": "ridge",
     "standardize_programs": False,
     "refit": False,
     "start_at_mean": False,
     "standardize": "none",
+    "val_fraction": 0.0,  # a fixed number of epochs on all training patches
 }
 # On sections of a few hundred spots the network starts to overfit after a few epochs; chosen on the
 # her2st sections of patient C, held out in turn.
 BOOSTER_FOR_FEW = {"epochs": 5, "refit": True, "start_at_mean": True, "standardize": "train"}
+BOOSTER_FOR_FEW |= {"val_fraction": 0.2}
 # Learning rates of each of the paper's tasks, for prototypes that start random and as programs.
 # The paper has no figure for other data: its LUAD rate, within its range and the same for both.
 BOOSTER_LR = {

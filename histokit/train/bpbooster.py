@@ -168,7 +168,7 @@ def train_patches(
         shuffle = torch.Generator().manual_seed(cfg.seed * 1_000_003 + epoch)
         order = torch.randperm(patches.num_train, generator=shuffle)
         for batch in order.to(patches.x.device).split(cfg.batch_size)[done:]:
-            loss = model.patch_loss(patches.x[batch], patches.y[batch], cfg.losses)
+            loss = model.patch_loss(patches.x[batch], patches.y[batch], cfg.losses, cfg.loss_scale)
             if not torch.isfinite(loss):
                 raise InputError(f"the loss is {loss.item()} in epoch {epoch}; lower --lr")
             optimizer.zero_grad()
@@ -182,7 +182,7 @@ def train_patches(
         parts = zip(patches.x[held].split(CHUNK), patches.y[held].split(CHUNK), strict=True)
         kind = "reconstruction" if cfg.losses == "reconstruction" else "regression"
         for x, y in parts:
-            yield model.patch_loss(x, y, kind).item() * len(x), len(x)
+            yield model.patch_loss(x, y, kind, cfg.loss_scale).item() * len(x), len(x)
 
     settings = dataclasses.replace(Settings.of(cfg), stop_after=stop_after)
     validated = patches.num_train < len(patches.x)

@@ -58,10 +58,11 @@ class Options(Checked):
         "always those of the cohort",
         choices=("split", "cohort"),
     )
-    val_fraction: float = option(
-        0.2,
+    val_fraction: float | None = option(
+        None,
         "share of the training patients that validate, where the split names no validation; "
         "networks and bpbooster alone, closed forms train on all",
+        shown="0.2; 0 for the paper's presets of bpbooster, which train on all",
         least=0,
         below=1,
     )
@@ -136,6 +137,11 @@ class Options(Checked):
     gates: str | None = boost("which gates to use", choices=("both", "prototype", "latent", "none"))
     losses: str | None = boost(
         "which losses to train with", choices=("both", "reconstruction", "regression")
+    )
+    loss_scale: str | None = boost(
+        "mean of squares over all entries, or their sum over the dimensions of a patch as the "
+        "paper prints it, by which reconstruction weighs D / num_hvgs times as much",
+        choices=("mean", "sum"),
     )
     readout: str | None = boost(
         "regression on the refined embedding: alpha by cross-validation for all genes or each, or "

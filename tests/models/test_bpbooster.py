@@ -123,6 +123,14 @@ def test_losses_can_be_left_out(losses):
     torch.testing.assert_close(parts[0], (m.decoder(m.refine(x)) - x).square().mean())
 
 
+def test_losses_as_printed_are_squared_norms_of_patches():
+    m, x, y = model(), torch.randn(6, 12).double(), torch.randn(6, 4).double()
+    latent = m.refine(x)
+    norms = [(m.decoder(latent) - x).norm(dim=1), (m.hvg_head(latent) - y).norm(dim=1)]
+    printed = sum(norm.square().mean() for norm in norms)
+    torch.testing.assert_close(m.patch_loss(x, y, scale="sum"), printed)
+
+
 @pytest.mark.parametrize("kind", ["prototype_logit", "latent_logit"])
 def test_closed_gates_are_named(kind):
     m = model()

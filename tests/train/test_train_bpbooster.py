@@ -256,6 +256,8 @@ def test_presets_are_the_papers():
         assert (chosen["latent_dim"], chosen["num_prototypes"]) == (dim, num)
         assert (chosen["epochs"], chosen["batch_size"]) == (50, 128)
     assert preset(encoder="uni", latent_dim=64)["latent_dim"] == 64
+    assert preset()["val_fraction"] == 0  # 50 epochs on all training patches
+    assert preset(preset="small")["val_fraction"] == preset(model="mlp")["val_fraction"] == 0.2
     assert set(BOOSTER) <= {f.name for f in dataclasses.fields(run_train.Options)}
 
 
