@@ -10,7 +10,7 @@ features are made as those of the run were and kept in OUT/data. What is finishe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from histokit.core.errors import InputError
@@ -18,6 +18,7 @@ from histokit.core.files import make_folder
 from histokit.core.options import Checked, option, required, run
 
 FORMATS = ("page", "h5ad", "geojson", "overlays", "spatialdata")
+OF_EXTRACTION = "cancer image mpp bin_um mask no_mask allow_misfit weights features_from".split()
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,10 @@ def main(cfg: Options) -> None:
         for sentence in slide.said:
             print(f"{slide_id}: {sentence}")
         write_slide(slide, out / slide_id, oracle, cohort, cfg)
-    print(f"all maps: {write_index(out, cohort.folder / 'thumbnails', slide_ids)}")
+    thumbnails = cohort.folder / "thumbnails"
+    mapped = sorted(record.parent.name for record in out.glob("*/prediction.json"))
+    mapped = [name for name in mapped if (thumbnails / f"{name}.jpg").is_file()]
+    print(f"all maps: {write_index(out, thumbnails, mapped)}")
 
 
 def check(cfg: Options) -> None:
@@ -133,6 +137,16 @@ def check(cfg: Options) -> None:
         raise InputError("give --run, or --official with --checkpoint FILE, one of the two")
     if cfg.official and not cfg.checkpoint:
         raise InputError(f"--official {cfg.official} needs its file: --checkpoint FILE")
+    shaping = {f.name: f.default for f in fields(cfg) if f.name in OF_EXTRACTION}
+    given = [name for name, default in shaping.items() if getattr(cfg, name) != default]
+    if cfg.data is not None and given:
+        name = given[0].replace("_", "-")
+        raise InputError(
+            f"--{name} is for slides that are extracted here, and those of --data are extracted "
+            "already; leave it, or give the slides with --source"
+        )
+    if cfg.batch_size != "auto" and not (cfg.batch_size.isdecimal() and int(cfg.batch_size)):
+        raise InputError(f"--batch-size must be auto or a number of patches, got {cfg.batch_size}")
 
 
 def ask(cfg: Options):
@@ -182,7 +196,9 @@ def features(cfg: Options, trained, out: Path):
             name: getattr(cfg, name)
             for name in ("weights", "device", "batch_size", "features_from")
         }
-        cohort = extract_for(trained, slides, make_folder(out / "data"), settings, machine)
+        cohort = extract_for(
+            trained, slides, make_folder(out / "data"), settings, machine, whole=not cfg.slides
+        )
         cohort = cohort.only([slide.slide_id for slide in slides])
     for slide_id in cfg.slides or cohort.slides.index:
         check_features(trained, cohort, slide_id)

@@ -46,6 +46,7 @@ def train(cfg: Options, team) -> None:
     cohort = Cohort(cfg.data, cfg.encoder, cfg.neighbors)
     refuse_missing(cohort, cfg.allow_missing)
     cohort = cohort.with_counts()
+    cohort = cohort.zero_filled() if cfg.unmeasured == "zero" else cohort
     folds = runs.choose_folds(cohort, cfg)
     if team.first:
         runs.say_folds(cohort, folds)

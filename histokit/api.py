@@ -69,7 +69,7 @@ def extract_features(
     from histokit.extract.encoding import Encoding
     from histokit.extract.slide import Plan, named
 
-    slides = _several(slides)
+    slides, settings = _several(slides), _with_paths(settings)
     made = make_encoder(encoder, weights, How(device=device, precision="auto"))
     provenance = made.provenance() | named(made.name, [patch_um], False, None)
     plan = Plan(provenance, Encoding(made, device=device), scales=(patch_um,), **settings)
@@ -120,7 +120,8 @@ def predict(
     oracle = consult(Run(run), fold, device=device)
     machine = {"weights": weights, "device": device, "batch_size": "auto", "features_from": None}
     with tempfile.TemporaryDirectory() as passing:
-        cohort = extract_for(oracle.ensemble.run, [source], Path(out or passing), settings, machine)
+        folder, settings = Path(out or passing), _with_paths(settings)
+        cohort = extract_for(oracle.ensemble.run, [source], folder, settings, machine)
         found = map_slide(oracle, cohort, source.slide_id)
         path = Path(passing) / f"{source.slide_id}.h5ad"
         write_anndata(found, path)
@@ -129,3 +130,9 @@ def predict(
 
 def _several(slides: SlideSource | Sequence[SlideSource]) -> list[SlideSource]:
     return [slides] if hasattr(slides, "slide_id") else list(slides)
+
+
+def _with_paths(settings: dict) -> dict:
+    """Settings of an extraction, the mask as a path."""
+    mask = settings.get("mask")
+    return settings if mask is None else settings | {"mask": Path(mask)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from histokit.core.errors import InputError
-from histokit.core.files import read_json, reading
+from histokit.core.files import reading
 from histokit.core.tables import delimiter_of, read_table, text_lines
 from histokit.data.sources import Ask, positive
 
@@ -24,7 +25,7 @@ SCALE_KEYS = (
 )  # fmt: skip
 VISIUM_STEP_UM = (50.0, 86.6025)  # one array column, one array row
 TOLERANCE = 0.03  # relative difference of two figures for mpp that rounding may explain
-_COARSE_PX = 4000  # an array on fewer pixels has more than 1.6 um in each
+_COARSE_PX, _COARSE_UM = 4000, 1.6  # an array of 6.5 mm on fewer pixels, and what one spans then
 _SHIFT = 0.3  # residual in pitches beyond which positions do not follow the array
 _WHAT = "table of tissue positions"
 
@@ -58,13 +59,15 @@ def read_positions(path: Path, scale: float = 1.0) -> pd.DataFrame:
         ``in_tissue``, ``array_row``, ``array_col``; one row a spot, in the file's order.
 
     Raises:
-        InputError: unreadable, a missing column, or a place that is no number.
+        InputError: unreadable, without spots, a missing column, or a place that is no number.
     """
     if path.suffix == ".parquet":
         with reading(path, _WHAT):
             table = pd.read_parquet(path, columns=list(POSITION_COLUMNS))
     else:
         table = _read_text(path)
+    if table.empty:
+        raise InputError(f"{path} lists no spot; copy it again")
     for column in POSITION_COLUMNS[2:]:
         table[column] = pd.to_numeric(table[column], errors="coerce").astype(np.float64)
         bad = ~np.isfinite(table[column].to_numpy())
@@ -102,9 +105,18 @@ def read_scales(path: Path | None) -> dict[str, float]:
     Raises:
         InputError: unreadable, or a factor that is no positive number.
     """
-    content = {} if path is None else read_json(path)
+    content = {} if path is None else _read_json(path)
     there = [key for key in SCALE_KEYS if key in content]
     return {key: positive(str(content[key]), f"{path}: {key}") for key in there}
+
+
+def _read_json(path: Path) -> dict:
+    """A JSON object, plain or gzipped."""
+    with reading(path, "JSON file"), text_lines(path, "JSON file") as lines:
+        content = json.loads("".join(lines))
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no JSON object of scale factors; copy it again")
+    return content
 
 
 def fit_scale(spots: pd.DataFrame, step_um: tuple[float, float]) -> ArrayScale | None:
@@ -172,13 +184,16 @@ def _apart(mpp: float, other: float) -> bool:
     return abs(mpp / other - 1) > TOLERANCE
 
 
-def array_notes(fit: ArrayScale | None, pitch_um: float, extent: np.ndarray) -> list[str]:
+def array_notes(
+    fit: ArrayScale | None, pitch_um: float, extent: np.ndarray, scale: float = 1.0
+) -> list[str]:
     """What speaks against the array lying on its image.
 
     Args:
         fit: the fit of all spots.
         pitch_um: distance of neighboring spots or bins.
         extent: (2,) largest x and y in pixels of the full-resolution image.
+        scale: pixels of the image that was fitted for one pixel of the full-resolution image.
     """
     notes = []
     if fit is not None and fit.mirrored:
@@ -191,7 +206,8 @@ def array_notes(fit: ArrayScale | None, pitch_um: float, extent: np.ndarray) -> 
             f"spots lie {fit.residual_um:.0f} um off the array's rows and columns: positions of "
             "another slide, or barcodes in another order"
         )
-    if extent.max() < _COARSE_PX:
+    fine = fit is not None and fit.mpp * scale < _COARSE_UM  # a part of an array is small too
+    if extent.max() < _COARSE_PX and not fine:
         notes.append(
             f"the positions refer to an image of about {extent[0]:.0f} x {extent[1]:.0f} px such "
             "as the CytAssist image: too coarse"

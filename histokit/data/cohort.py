@@ -63,6 +63,7 @@ class Cohort:
 
     def __init__(self, folder: str | Path, encoder: str, neighbors: str = "none"):
         self.folder, self.encoder, self.neighbors = Path(folder), encoder, neighbors
+        self.fills = False  # whether a gene that a slide did not measure counts as measured zero
         table = self.folder / "slides.csv"
         if not table.is_file():
             raise InputError(
@@ -115,6 +116,16 @@ class Cohort:
         """The same cohort with these of its slides."""
         other = copy.copy(self)
         other.slides = self.slides.loc[list(slide_ids)]
+        return other
+
+    def zero_filled(self) -> Cohort:
+        """The same cohort, in which a gene that a slide did not measure is zero in all its spots.
+
+        HistoPrism's and HEST's authors train so. It teaches that what a small panel lacks is not
+        expressed.
+        """
+        other = copy.copy(self)
+        other.fills = True
         return other
 
     def with_counts(self) -> Cohort:
@@ -233,7 +244,7 @@ class Cohort:
             features=torch.cat(joined, dim=1),
             counts=_take_columns(matrix, columns),
             library_size=library_size,
-            measured=(columns >= 0) & var["measured"].to_numpy()[columns],
+            measured=((columns >= 0) & var["measured"].to_numpy()[columns]) | self.fills,
             technology=row["technology"],
         )
 

@@ -23,16 +23,34 @@ _PREFIXED = re.compile(r"(\w[\w.+-]*?)_+(ENS[A-Z]*G\d{6,}.*)")
 
 
 def is_mex(folder: Path) -> bool:
-    """Whether a folder holds a matrix with its barcodes and features, plain or gzipped."""
+    """Whether a folder holds a matrix with its barcodes and features, plain or gzipped.
+
+    Their names may have a prefix, as those of published data sets.
+    """
     return len(mex_files(folder)) == len(_PARTS)
 
 
 def mex_files(folder: Path) -> tuple[Path, ...]:
-    """The files of barcodes, features and matrix, as far as they are there."""
-    found = (
-        next(filter(Path.is_file, map(folder.joinpath, names)), None) for names in _PARTS.values()
-    )
+    """The files of barcodes, features and matrix, as far as they are there.
+
+    Raises:
+        InputError: two of one kind with different prefixes.
+    """
+    found = [_part(folder, names) for names in _PARTS.values()]
     return tuple(path for path in found if path is not None)
+
+
+def _part(folder: Path, names: tuple[str, ...]) -> Path | None:
+    if plain := next(filter(Path.is_file, map(folder.joinpath, names)), None):
+        return plain
+    endings = tuple(f"_{name}" for name in names)
+    found = sorted(p for p in folder.glob("[!.]*") if p.name.endswith(endings) and p.is_file())
+    if len(found) > 1:
+        raise InputError(
+            f"{found[0]} and {found[1]} are both there, and one matrix is wanted; move the other "
+            "to a folder of its own"
+        )
+    return next(iter(found), None)
 
 
 def read_mex(folder: Path):

@@ -69,7 +69,7 @@ def read_hest(source: Path, ask: Ask) -> list[SlideSource]:
                 spots,
                 partial(read_counts, counts, slide_id),
                 (file, counts),
-                _pixel_size_notes(file, mpp),
+                pixel_size_notes(file, mpp),
             )
         )
     return slides
@@ -130,6 +130,16 @@ def source_mpp(path: Path) -> float | None:
     return _stored_sizes(path)[0]
 
 
+def stored_side(path: str | os.PathLike, mpp: float | None) -> float | None:
+    """Side of stored patches in level-0 pixels.
+
+    As their attributes say, else by ``mpp``, the microns of a level-0 pixel; None without both.
+    """
+    level0, stored = _stored_sizes(Path(path))
+    level0 = level0 or mpp
+    return _stored_patches(Path(path))[2] * stored / level0 if level0 else None
+
+
 def _stored_sizes(path: Path) -> tuple[float | None, float]:
     """Microns for each pixel of level 0, None where unknown, and of the stored patches."""
     with open_hdf5(path, "HEST patch file with img, coords and barcode") as file:
@@ -144,7 +154,7 @@ def _stored_sizes(path: Path) -> tuple[float | None, float]:
     )
 
 
-def _pixel_size_notes(file: Path, mpp: float) -> tuple[str, ...]:
+def pixel_size_notes(file: Path, mpp: float) -> tuple[str, ...]:
     """What to say of patches cut by another pixel size, and of a TIFF that is ten times off."""
     stored = file.suffix == ".h5"
     own = source_mpp(file) if stored else _tag_mpp(file)

@@ -19,6 +19,7 @@ from histokit.data.hest import (
     hest_spots,
     hest_tables,
     newest_table,
+    pixel_size_notes,
     source_mpp,
 )
 from histokit.data.sources import Ask, SlideSource, check_slide_id
@@ -64,7 +65,9 @@ def read_bench(source: Path, ask: Ask) -> list[SlideSource]:
         counts = source / "adata" / f"{slide_id}.h5ad"
         patient = (hest_patient(row) if row is not None else "") or _own_patient(counts)
         mpp, origin = _mpp(file, counts, row, path)
+        mpp = ask.mpp or mpp
         notes = [f"metadata of {path} is used"] * (row is not None)
+        notes += pixel_size_notes(file, mpp) if mpp else []
         if not patient:
             notes.append(
                 f"its patient is unknown, so it stands for itself; the splits in "
@@ -77,9 +80,9 @@ def read_bench(source: Path, ask: Ask) -> list[SlideSource]:
                 patient or slide_id,
                 "Unknown" if row is None else row["st_technology"],
                 file,
-                ask.mpp or mpp,
+                mpp,
                 ask.origin(origin),
-                partial(hest_spots, file, counts, ask.mpp or mpp),
+                partial(hest_spots, file, counts, mpp),
                 partial(read_counts, counts, slide_id),
                 (file, counts),
                 tuple(notes),

@@ -51,7 +51,8 @@ def read_source(
         bin_um: side in microns of the squares into which bins, cells or transcripts are pooled.
 
     Raises:
-        InputError: no known layout, a slide that the source lacks, or a fault in its table.
+        InputError: no known layout, a slide that the source lacks, a fault in its table, or an
+            image for a source that names its images itself.
     """
     source = Path(source)
     if not source.exists():
@@ -65,6 +66,12 @@ def read_source(
             lost = [name for name in only if name not in {s.slide_id for s in slides}]
             if lost:
                 raise InputError(f"--slides: {source} has no slide {lost[0]!r}")
+            if ask.image is not None and [s.image for s in slides] != [ask.image]:
+                raise InputError(
+                    f"--image gives the image of a folder of one slide, and {source} names the "
+                    f"images of its slides itself ({', '.join(s.slide_id for s in slides[:3])}"
+                    f"{', ...' * (len(slides) > 3)}); leave --image out"
+                )
             return slides
     raise InputError(
         f"{source} has no known layout; expected a cohort.csv, an image, a folder of images, or a "

@@ -26,18 +26,30 @@ from histokit.data.technologies import PITCH_UM
 
 SPOT_UM = 65.0  # what spot_diameter_fullres measures; the spot itself has 55 um
 POSITIONS = ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_positions.parquet")
+_ZIPPED = tuple(f"{name}.gz" for name in POSITIONS[:2])  # as GEO publishes them
 MATRICES = ("filtered_feature_bc_matrix", "raw_feature_bc_matrix")
 SCALES = "scalefactors_json.json"
 BINS = re.compile(r"(?:.+_)?square_(\d{3})um")
 IMAGE_SUFFIXES = set(".tif .tiff .btf .svs .ndpi .png .jpg .jpeg .scn .bif .mrxs".split())
+_BIN = re.compile(r"s_\d{3}um_\d{5}_")  # how the barcodes of Visium HD begin
 _IMAGE_FOLDERS = ("image", "images", "microscope_image")
 _COPIES = {
     "tissue_hires_image.png": "tissue_hires_scalef",
     "tissue_lowres_image.png": "tissue_lowres_scalef",
 }
+_NO_SLIDES = (
+    *_COPIES,
+    "aligned_fiducials.jpg",
+    "detected_tissue_image.jpg",
+    "aligned_tissue_image.jpg",
+    "cytassist_image.tiff",
+)
 _OTHERS = ("cohort.csv", "ST-spotfiles", "st")  # what makes a folder one of another layout
 _INNER = re.compile(r"outs|spatial|(.+_)?binned_outputs|" + BINS.pattern)
-_PREFIX = re.compile(r"(.+?)_(filtered_feature_bc|raw_feature_bc|tissue_positions|scalefactors)")
+_PREFIX = re.compile(
+    r"(.+?)_(filtered_feature_bc|raw_feature_bc|tissue_positions|scalefactors|barcodes\.tsv|"
+    r"features\.tsv|genes\.tsv|matrix\.mtx)"
+)
 _HINT = (
     "positions and scale factors may be of different images, or spot_diameter_fullres holds 55 um "
     "/ mpp, as HEST writes it, in place of 65 um / mpp"
@@ -105,13 +117,19 @@ def read_spaceranger(source: Path, ask: Ask, slide_id: str | None = None) -> lis
     scales = read_scales(run.scales)
     scale = copy_scale(image, scales, run)
     spots = read_positions(run.positions, scale)
+    if _BIN.match(str(spots["barcode"].iloc[0])):
+        raise InputError(
+            f"{run.positions} lists bins of Visium HD; put the matrix, and a folder spatial with "
+            "positions and scale factors, into a folder named by the bins, such as square_008um"
+        )
     fit = fit_scale(spots, VISIUM_STEP_UM)
     diameter = scales.get("spot_diameter_fullres")
     figures = {
         "spot pitch 100 um": fit and fit.mpp,
         "65 um / spot_diameter_fullres": diameter and SPOT_UM / diameter / scale,
     }
-    said = array_notes(fit, PITCH_UM["visium"], spots[["x", "y"]].max().to_numpy() / scale)
+    extent = spots[["x", "y"]].max().to_numpy() / scale
+    said = array_notes(fit, PITCH_UM["visium"], extent, scale)
     mpp, origin, notes = settle_mpp(figures, ask, source, "; ".join([*said, _HINT]))
     notes += [*said, *copy_notes(image, mpp, scale)]
     if MATRICES[1] in run.counts.name:
@@ -145,8 +163,9 @@ def is_other(source: Path) -> bool:
 def bin_folders(source: Path) -> dict[int, list[Path]]:
     """Folders of Visium HD bins by their side in um, in a run, its ``outs`` or itself."""
     source = absolute(source)
-    if match := BINS.fullmatch(source.name):
-        return {int(match[1]): [source]}
+    own = source.parent if source.name == "spatial" else source
+    if match := BINS.fullmatch(own.name):
+        return {int(match[1]): [own]}
     found: dict[int, list[Path]] = {}
     for top in (source, source / "outs"):
         for holder in (top, *sorted(top.glob("*binned_outputs"))):
@@ -177,7 +196,8 @@ def only(paths: Sequence[Path]) -> Path | None:
 
 def _spatial_folder(source: Path) -> Path | None:
     places = (source / "spatial", source / "outs" / "spatial", source)
-    return next((place for place in places if _matching(place, POSITIONS)), None)
+    wanted = POSITIONS + _ZIPPED
+    return next((place for place in places if _matching(place, wanted)), None)
 
 
 def _find_run(source: Path) -> Run:
@@ -195,6 +215,8 @@ def _find_run(source: Path) -> Run:
 def assemble_run(spatial: Path, beside: Sequence[Path]) -> Run:
     """The files of a run; the filtered matrix is preferred to the raw one, HDF5 to MEX.
 
+    The three files of a MEX matrix may lie in a folder of their own or beside the others.
+
     Args:
         spatial: the folder that holds the positions.
         beside: folders in which the matrix may lie.
@@ -202,7 +224,8 @@ def assemble_run(spatial: Path, beside: Sequence[Path]) -> Run:
     Raises:
         InputError: no matrix, two of one kind, or files of different data sets.
     """
-    positions, scales = only(_matching(spatial, POSITIONS)), only(_matching(spatial, [SCALES]))
+    positions = only(_matching(spatial, POSITIONS + _ZIPPED))
+    scales = only(_matching(spatial, [SCALES, f"{SCALES}.gz"]))
     counts = _find_counts(beside)
     if positions is None:
         raise InputError(f"{spatial} has none of {', '.join(POSITIONS)}; copy one there")
@@ -211,10 +234,11 @@ def assemble_run(spatial: Path, beside: Sequence[Path]) -> Run:
             f"{' and '.join(map(str, beside))}: no counts; expected {MATRICES[0]}.h5, or a folder "
             f"{MATRICES[0]} with barcodes, features and matrix, or the same of {MATRICES[1]}"
         )
-    places = [counts.parent]
+    places = [counts if counts in beside else counts.parent]
     while _INNER.fullmatch(places[-1].name):
         places.append(places[-1].parent)
-    named = [positions, counts, *([scales] if scales else [])]
+    of_counts = mex_files(counts) if counts in beside else [counts]
+    named = [positions, *of_counts, *([scales] if scales else [])]
     prefixes = {match[1] for path in named if (match := _PREFIX.match(path.name))}
     if len(prefixes) > 1:
         raise InputError(
@@ -231,18 +255,22 @@ def _find_counts(beside: Sequence[Path]) -> Path | None:
             found = [path for path in _matching(place, [f"{name}.h5"]) if path.is_file()]
             if path := only(found or [path for path in _matching(place, [name]) if is_mex(path)]):
                 return path
-    return None
+    return next((place for place in beside if is_mex(place)), None)
 
 
 def images_in(run: Run) -> list[Path]:
-    """Images in the folders where the one given to Space Ranger may lie; never in ``spatial``."""
+    """Images where the one given to Space Ranger may lie: never in a folder ``spatial``.
+
+    Space Ranger's own pictures of the slide are left out.
+    """
     folders = [place / name for place in run.places for name in ("", *_IMAGE_FOLDERS)]
     return [
         path
         for folder in folders
-        if folder != run.spatial
+        if folder != run.spatial or folder in run.places
         for path in sorted(folder.glob("[!.]*"))
         if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+        if not path.name.endswith(_NO_SLIDES)
     ]
 
 

@@ -99,7 +99,7 @@ def read_visium_hd(source: Path, ask: Ask, slide_id: str | None = None) -> list[
         "bin_size_um / spot_diameter_fullres": side and diameter and side / diameter / scale,
         f"bin pitch {size} um": fit and fit.mpp,
     }
-    said = array_notes(fit, size, extent)
+    said = array_notes(fit, size, extent, scale)
     mpp, origin, notes = settle_mpp(figures, ask, source, "; ".join([*said, _HINT]))
     notes += [*said, *copy_notes(image, mpp, scale)]
     notes.append(

@@ -77,8 +77,8 @@ def of_slide(slide: SlideSource, folder: Path, patch_px: int | None) -> Embedded
     """The features of a slide, with places that can be those of its image.
 
     Raises:
-        InputError: as ``feature_file`` and ``read_embedded``; patches without a size, or outside
-            the image.
+        InputError: as ``feature_file`` and ``read_embedded``; patches without a size, outside the
+            image, or of an image of another size.
     """
     name, path = slide.slide_id, feature_file(folder, slide.slide_id)
     embedded = read_embedded(path, name, patch_px)
@@ -90,6 +90,12 @@ def of_slide(slide: SlideSource, folder: Path, patch_px: int | None) -> Embedded
             "level-0 pixels with --patch-px"
         )
     size = image_size(slide)
+    cut_from = tuple(embedded.about.get(f"level0_{axis}", "None") for axis in ("width", "height"))
+    if "None" not in cut_from and tuple(map(float, cut_from)) != size and np.isfinite(size[0]):
+        raise InputError(
+            f"slide {name}: {path} was made from an image of {cut_from[0]} x {cut_from[1]} px, and "
+            f"{slide.image.name} has {size[0]:g} x {size[1]:g}; give the image it was made from"
+        )
     beyond = (embedded.centers >= size).any(axis=1) | (embedded.centers < 0).any(axis=1)
     if beyond.any():
         raise InputError(
@@ -111,7 +117,7 @@ def provenance_of(folder: Path, slides: list[SlideSource], encoder: str) -> dict
         InputError: no file, no encoder named, or one whose features have another dimension.
     """
     path = feature_file(folder, slides[0].slide_id)
-    embedded = read_embedded(path, slides[0].slide_id, patch_px=1)
+    embedded = read_embedded(path, slides[0].slide_id)
     stated, dim = embedded.about.get("encoder", ""), embedded.features.shape[1]
     if encoder in OWN:
         raise InputError(
@@ -155,8 +161,9 @@ def read_embedded(path: Path, slide_id: str, patch_px: int | None = None) -> Emb
         patch_px: side of a patch in level-0 pixels, for files that do not say it.
 
     Raises:
-        InputError: a file of another kind, of no patch, with rows that do not belong together,
-            values that are not finite, or corners that occur twice.
+        InputError: a file of another kind, of no patch, of another side than ``patch_px``, with
+            rows that do not belong together, values that are not finite, or corners that occur
+            twice.
     """
     with open_hdf5(path, WHAT) as file:
         key = next((k for k in ("features", "embeddings") if k in file), None)
@@ -183,7 +190,12 @@ def read_embedded(path: Path, slide_id: str, patch_px: int | None = None) -> Emb
         raise InputError(f"{where} holds features that are not finite; extract the slide again")
     if len(np.unique(corners, axis=0)) < len(corners):
         raise InputError(f"{where} holds two patches at one place; the file is damaged")
-    side = patch_px or _side(about)
+    side = _side(about) or patch_px
+    if patch_px and side != patch_px:
+        raise InputError(
+            f"{where} says that its patches are of {side} level-0 pixels, and --patch-px of "
+            f"{patch_px}; leave --patch-px out"
+        )
     return Embedded(features, corners.astype(np.int64), side, barcodes, _maker(about, key), about)
 
 

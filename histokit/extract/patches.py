@@ -18,7 +18,7 @@ from PIL import Image
 
 from histokit.core.errors import InputError
 from histokit.core.files import hdf5_file
-from histokit.data.hest import stored_mpp
+from histokit.data.hest import stored_mpp, stored_side
 from histokit.extract.images import naming, open_image
 from histokit.extract.pixels import GLASS
 
@@ -222,6 +222,26 @@ def stored_batches(
             )
 
 
+def stored_microns(path: str | os.PathLike, patch_px: int, mpp: float | None) -> float:
+    """Microns of the part of a stored patch that spans ``patch_px`` level-0 pixels.
+
+    Args:
+        path: the HDF5 file.
+        patch_px: side in level-0 pixels.
+        mpp: microns per level-0 pixel, for files that do not say it.
+
+    Raises:
+        InputError: neither the file nor ``mpp`` says how large the patches are on level 0.
+    """
+    side = stored_side(path, mpp)
+    if side is None:
+        raise InputError(
+            f"{path} does not say how many level-0 pixels its patches span, so --patch-px cannot "
+            "be cut from them; give --mpp, or --patch-um in its place"
+        )
+    return patch_px / side * _stored_um(path)
+
+
 def image_thumbnail(path: str | os.PathLike, longest: int = 1600) -> tuple[Image.Image, float]:
     """A small picture of an image and its scale (thumbnail pixels per level-0 pixel)."""
     image = open_image(path)
@@ -231,9 +251,20 @@ def image_thumbnail(path: str | os.PathLike, longest: int = 1600) -> tuple[Image
 
 
 def stored_thumbnail(
-    path: str | os.PathLike, rows: np.ndarray, centers: np.ndarray, side: int, longest: int = 1600
+    path: str | os.PathLike, rows: np.ndarray, centers: np.ndarray, side: float, longest: int = 1600
 ) -> tuple[Image.Image, float]:
-    """The picture that HEST's stored patches make when laid at their places on white glass."""
+    """The picture that HEST's stored patches make when laid at their places on white glass.
+
+    Args:
+        path: the HDF5 file.
+        rows: (N,) rows of ``img``.
+        centers: (N, 2) spot centers x, y in level-0 pixels.
+        side: of a stored patch, in level-0 pixels.
+        longest: side of the picture in pixels, at most.
+
+    Returns:
+        The picture, and its pixels for one of level 0.
+    """
     extent = centers.max(axis=0) + side / 2
     scale = min(1.0, longest / float(extent.max()))
     canvas = Image.new("RGB", tuple(np.ceil(extent * scale).astype(int)), (GLASS,) * 3)

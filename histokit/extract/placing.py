@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from histokit.core.errors import InputError
 from histokit.data.join import join_spots
 from histokit.data.sources import SlideSource
 from histokit.extract import tissue, writer
@@ -51,10 +52,15 @@ def place_patches(
         masked: whether a grid leaves out what is no tissue.
 
     Raises:
-        InputError: no patch, or as ``join_spots``.
+        InputError: no patch, a mask for a slide with spots, or as ``join_spots``.
     """
     width, height = writer.image_size(slide)
     if slide.load_spots is not None:
+        if mask is not None:
+            raise InputError(
+                f"slide {slide.slide_id} has spots, which say where its patches lie; --mask is for "
+                "slides without, leave it out"
+            )
         spots, row = join_spots(slide, width, height)
         picture, scale = writer.small_picture(slide, spots, sides[0])
         drawn, said = writer.place(slide, spots, row, picture, scale)

@@ -16,7 +16,7 @@ from histokit.data.sources import SlideSource
 from histokit.data.technologies import technology_kind
 from histokit.extract import elsewhere, writer
 from histokit.extract.encoding import Encoding, duration
-from histokit.extract.patches import PixelStatistics, top_left
+from histokit.extract.patches import PixelStatistics, stored_microns, top_left
 from histokit.extract.placing import place_patches
 from histokit.extract.resolution import resolve
 
@@ -123,6 +123,9 @@ def extract_slide(slide: SlideSource, plan: Plan, out: Path) -> bool:
         writer.upsert_row(out / "slides.csv", described)
         print(f"{name}: finished already")
         return False
+    known = writer.table_rows(out / "slides.csv").get(name, {}).get("source")
+    if known and known != described["source"]:
+        print(f"{name}: takes the place of the slide of this name that was read from {known}")
     for said in (*_scale_said(scale), *slide.notes):
         print(f"{name}: {said}")
     placed = place_patches(slide, sides, embedded, plan.mask, not plan.no_mask)
@@ -204,8 +207,11 @@ def _encode(
     wait = encoding.seconds_per_patch * count * len(sides)
     features = np.empty((count, len(sides) * encoder.dim), dtype=np.float32)
     print(f"{name}: {count} patches, about {duration(wait)} and {features.nbytes / 1e6:.0f} MB")
+    scales = plan.scales
+    if plan.patch_px and writer.has_stored_patches(slide):
+        scales = [stored_microns(slide.image, plan.patch_px, slide.mpp)]
     batches = writer.slide_batches(
-        slide, spots, sides, plan.scales, encoder.size, encoding.batch_size, plan.workers
+        slide, spots, sides, scales, encoder.size, encoding.batch_size, plan.workers
     )
     waited, start = encoding.waited, time.perf_counter()
     with progress_bar(total=count, unit="patch", desc=name) as progress:

@@ -17,6 +17,7 @@ from histokit.core.errors import InputError
 from histokit.core.files import atomic_path, open_hdf5, read_json, safe_name, turn, write_json
 from histokit.core.tables import read_table
 from histokit.data.features import FEATURE_IDENTITY
+from histokit.data.hest import stored_side
 from histokit.data.placement import draw_overlay, fit_array, misfits, nearest_pitch, selected_spots
 from histokit.data.sources import SlideSource, check_spots
 from histokit.extract.images import open_image
@@ -188,10 +189,14 @@ def check_same_features(folder: Path, wanted: dict) -> None:
 def small_picture(
     slide: SlideSource, spots: anndata.AnnData, side: int
 ) -> tuple[Image.Image, float]:
-    """A small picture of the slide, and its pixels for one of level 0."""
+    """A small picture of the slide, and its pixels for one of level 0.
+
+    ``side``, in level-0 pixels, is that of stored patches which nothing says the size of.
+    """
     if has_stored_patches(slide):
         rows, centers = spots.obs["row"].to_numpy(), spots.obsm["spatial"]
-        return stored_thumbnail(slide.image, rows, centers, side)
+        stored = stored_side(slide.image, slide.mpp) or side
+        return stored_thumbnail(slide.image, rows, centers, stored)
     return image_thumbnail(slide.image)
 
 
@@ -230,6 +235,8 @@ def place(
     ):
         if lost > share * row["spots_selected"]:
             said.append(f"{lost:,} of {row['spots_selected']:,} spots {what}")
+    if slide.load_counts and row["empty_spots"] == row["joined"]:
+        said.append(f"not one count was measured in its {row['joined']:,} spots")
     more, found = misfits(listed[joined], picture, scale, slide.mpp, slide.technology)
     row |= found
     fit = fit_array(listed[joined])

@@ -96,12 +96,31 @@ class ZarrImage:
             return self._cache[key]
         high, wide = self._levels[0].chunks[1:]
         y, x = row * high, column * wide
-        chunk = self._rgb(self._levels[0][:, y : y + high, x : x + wide])
+        stored = self._levels[0][:, y : y + high, x : x + wide]
+        if self._is_lost(stored):
+            raise InputError(
+                f"{self.path}: the pixels from {x}, {y} to {x + stored.shape[2]}, "
+                f"{y + stored.shape[1]} are all 0, in one color at least: a chunk was lost in "
+                "copying, or the image was padded with black; copy the store again, or write "
+                "it with white there"
+            )
+        chunk = self._rgb(stored)
         self._cache[key] = chunk
         self._kept += chunk.nbytes
         while self._kept > _CACHE and len(self._cache) > 1:
             self._kept -= self._cache.popitem(last=False)[1].nbytes
         return chunk
+
+    def _is_lost(self, stored: np.ndarray) -> bool:
+        """Whether a color of a chunk (c, y, x) is 0 throughout, and alpha does not hide that.
+
+        Zarr reads what is lost as its fill value and leaves out what is all fill value, so that the
+        two cannot be told apart; colors may have chunks of their own.
+        """
+        if self._alpha and not stored[-1].any():
+            return False
+        color = stored[:-1] if len(stored) in (2, 4) else stored
+        return not color.any(axis=(1, 2)).all()
 
     def thumbnail(self, longest: int) -> Image.Image:
         """A picture of at most ``longest`` pixels a side, from the smallest level that has them."""

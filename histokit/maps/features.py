@@ -59,7 +59,9 @@ def plan_of(
         encoder = make_encoder(base.removesuffix("-stages"), machine["weights"], how)
         made, encoding = None, Encoding(encoder, machine["batch_size"], machine["device"])
         provenance = encoder.provenance() | named(encoder.name, scales, several, _px(wanted))
-    if found := difference(wanted, provenance):
+    # of joined encoders, what differs between them is recorded as text
+    alike = {k: str(v) if isinstance(wanted.get(k), str) else v for k, v in provenance.items()}
+    if found := difference(wanted, alike):
         key, trained, here = found
         raise InputError(
             f"{run.folder} was trained on features with {key} {trained!r} and here it would be "
@@ -101,16 +103,44 @@ def _px(wanted: dict) -> int | None:
 
 
 def extract_for(
-    run: Run, slides: Sequence[SlideSource], out: Path, settings: dict, machine: dict
+    run: Run,
+    slides: Sequence[SlideSource],
+    out: Path,
+    settings: dict,
+    machine: dict,
+    whole: bool = True,
 ) -> Cohort:
     """Extract slides with the encoders of a run; what is finished already is kept.
+
+    Args:
+        run: the run.
+        slides: the slides.
+        out: the folder of features.
+        settings: as of ``plan_of``.
+        machine: as of ``plan_of``.
+        whole: as of ``extract_slides``.
 
     Raises:
         InputError: as ``plan_of`` and ``extract_slides``.
     """
-    for place in range(len(run.config["options"]["encoder"].split("+"))):
-        extract_slides(slides, plan_of(run, place, slides, settings, machine), out)
+    places = range(len(run.config["options"]["encoder"].split("+")))
+    _check_grids([_own(run, place) for place in places], run, slides)
+    for place in places:
+        plan = plan_of(run, place, slides, settings, machine)
+        extract_slides(slides, plan, out, whole=whole)
     return open_for(run, out)
+
+
+def _check_grids(wanted: list[dict], run: Run, slides: Sequence[SlideSource]) -> None:
+    """Refuse slides without spots where encoders would each lay a grid of their own."""
+    sides = {_px(one) or _scales(one["encoder"], one)[2][0] for one in wanted}
+    bare = [slide.slide_id for slide in slides if slide.load_spots is None]
+    if len(sides) > 1 and bare:
+        raise InputError(
+            f"{run.folder} joins encoders of patches of {len(sides)} sizes, and a slide without "
+            f"spots, such as {bare[0]}, has a grid of patches for each; give its spots in a "
+            "cohort.csv, or train on encoders of one --patch-um"
+        )
 
 
 def open_for(run: Run, folder: Path) -> Cohort:

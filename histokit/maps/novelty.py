@@ -104,15 +104,15 @@ class Reference:
             f"{share:.0%} of its patches look unlike the training slides; on the {count} slides "
             f"that were held out it is at most {most:.0%}"
         )
+        if share > CLEARLY:  # also where a held-out slide was of another kind itself
+            return (
+                f"The slide lies outside what the model was trained on: {said}. Its map may be "
+                "wrong everywhere; look at stain, magnification and tissue before using it."
+            )
         if share <= most:
             return f"The slide looks like the training slides: {said}."
         once = f"a slide like those would exceed that once in {count + 1} times"
-        if share <= CLEARLY:
-            return f"The slide may lie outside what the model was trained on: {said} ({once})."
-        return (
-            f"The slide lies outside what the model was trained on: {said}. Its map may be wrong "
-            "everywhere; look at stain, magnification and tissue before using it."
-        )
+        return f"The slide may lie outside what the model was trained on: {said} ({once})."
 
 
 def make_reference(

@@ -48,6 +48,8 @@ def consult(
     try:
         reference = make_reference(run, ensemble.folds, ensemble.models, training_data)
     except InputError as error:
+        if training_data is not None:
+            raise
         unchecked = f"Nothing says whether the slide is like the training slides: {error}."
     options = run.config["options"]
     about = {

@@ -86,7 +86,7 @@ def map_slide(oracle: Oracle, cohort: Cohort, slide_id: str) -> SlideMap:
         slide_id=slide_id,
         barcodes=slide.barcodes,
         centers=slide.centers,
-        side=float(cohort.provenance(slide_id)["patch_size_level0"]),
+        side=_side(cohort, slide_id),
         mpp=tissue.mpp,
         unit=UNITS[target],
         genes=genes,
@@ -100,6 +100,11 @@ def map_slide(oracle: Oracle, cohort: Cohort, slide_id: str) -> SlideMap:
         about=about,
         said=said + unscored,
     )
+
+
+def _side(cohort: Cohort, slide_id: str) -> float:
+    """Side of a patch in pixels of level 0; of joined encoders that of the first."""
+    return float(str(cohort.provenance(slide_id)["patch_size_level0"]).split(" + ")[0])
 
 
 def _measured(slide: Slide, target: str) -> sp.csr_matrix:

@@ -70,13 +70,14 @@ def gene_trust(run: Run, genes: pd.Index, folder: Path | None = None) -> Trust:
     above, _ = row_intervals(difference, units.labels, (-2.0, 2.0))
     margin = 2 / np.sqrt(slides["spots"].to_numpy(float) - 1)
     everywhere = np.where(np.isnan(difference), True, difference > margin).all(axis=1)
+    wide = np.isnan(above)  # too few units for an interval
     scored = pcc.notna().any(axis=1).to_numpy()
     table = pd.DataFrame(
         {
             "pcc": pcc.mean(axis=1),
             "pcc_low": low,
             "pcc_high": high,
-            "trusted": scored & np.where(np.isnan(above), everywhere, above > 0),
+            "trusted": scored & (pcc.mean(axis=1) > 0) & np.where(wide, everywhere, above > 0),
         },
         index=pcc.index,
     ).reindex(genes)

@@ -10,7 +10,7 @@ import numpy as np
 
 from histokit.core.files import read_json, write_json
 from histokit.data.cohort import Cohort
-from histokit.evaluate.folders import versions, whole_folder
+from histokit.evaluate.folders import MANIFEST, versions, whole_folder
 from histokit.maps.anndata_file import check_genes, write_anndata
 from histokit.maps.layers import write_layers
 from histokit.maps.overlays import write_overlays
@@ -72,11 +72,13 @@ def chosen_genes(slide: SlideMap) -> list[str]:
 
 
 def is_finished(folder: Path, oracle: Oracle, cohort: Cohort, slide_id: str, cfg) -> bool:
-    """Whether a folder holds this prediction already, from the same files by the same options."""
-    record = folder / _RECORD
-    if not record.is_file():
+    """Whether a folder holds all of this prediction, from the same files by the same options."""
+    if not (folder / MANIFEST).is_file():
         return False
-    return read_json(record).get("made_from") == made_from(oracle, cohort, slide_id, cfg)
+    if not all((folder / name).is_file() for name in read_json(folder / MANIFEST)["files"]):
+        return False
+    record = read_json(folder / _RECORD)
+    return record.get("made_from") == made_from(oracle, cohort, slide_id, cfg)
 
 
 def made_from(oracle: Oracle, cohort: Cohort, slide_id: str, cfg) -> dict:
@@ -85,6 +87,8 @@ def made_from(oracle: Oracle, cohort: Cohort, slide_id: str, cfg) -> dict:
     evaluation = Path(cfg.eval) if cfg.eval else oracle.ensemble.run.folder / "eval"
     files = [fold.folder / "model.safetensors" for fold in oracle.ensemble.folds]
     files += [evaluation / "pcc_by_slide.csv", *cohort.feature_files(slide_id)]
+    # names of libraries and of shipped signatures are no files, and say all themselves
+    files += [Path(name) for name in (*cfg.gene_sets, *cfg.signature, cfg.gene_list) if name]
     stats = [f.stat() if f.is_file() else None for f in files]
     return {
         "options": options,

@@ -39,6 +39,12 @@ class Options(Checked):
         "genes to predict: common (measured on all training slides), detected (and seen in at "
         "least 10 % of the spots of each), union (measured on any), or a file, one gene a line",
     )
+    unmeasured: str = option(
+        "skip",
+        "genes that a training slide did not measure: skip them there, or zero, as HistoPrism's "
+        "authors fill them",
+        choices=("skip", "zero"),
+    )
     hvg: str = option(
         "variance",
         "how highly variable genes are ranked on the training spots: variance of counts10k-log1p, "

@@ -72,9 +72,13 @@ def claim(
     path = folder / "config.json"
     if path.is_file():
         there = read_json(path)
-        defaults = {f.name: f.default for f in dataclasses.fields(cfg)}
+        # an option newer than the run in the folder had its default, or its preset's, then
+        same = ["data", "model", "run", "encoder", "preset"] + ["init", "programs"] * bool(
+            cfg.programs
+        )
+        defaults = type(cfg)(**{name: getattr(cfg, name) for name in same})
+        defaults = dataclasses.asdict(defaults.resolved())
         for name, value in options.items():
-            # an option newer than the run in the folder had its default then
             known = there["options"].get(name, defaults[name])
             known = str(Path(known).resolve()) if name == "data" else known
             if name not in free and known != value:

@@ -88,3 +88,14 @@ def test_folder_errors(folder, tmp_path):
     table.drop(columns="patient").to_csv(folder / "slides.csv", index=False)
     with pytest.raises(InputError, match="has no column 'patient'"):
         Cohort(folder, "tiny")
+
+
+def test_what_was_not_measured_can_count_as_measured_zero(tmp_path):
+    cohort = Cohort(write_cohort(tmp_path, genes={"C1": GENES[:-1]}), "tiny")
+    skipped, filled = cohort.load("C1", GENES), cohort.zero_filled().load("C1", GENES)
+    assert skipped.measured.tolist() == [True] * 29 + [False]
+    assert filled.measured.all()
+    assert (skipped.counts != filled.counts).nnz == 0
+    assert filled.counts[:, -1].nnz == 0
+    np.testing.assert_array_equal(skipped.library_size, filled.library_size)
+    assert not cohort.fills

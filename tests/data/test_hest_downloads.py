@@ -7,7 +7,7 @@ from samples_stores import write_bench, write_hest_metadata, write_hest_slide
 from tiny_slides import counts_table, write_hest
 
 from histokit.core.errors import InputError
-from histokit.data.hest import detect_hest, read_hest, stored_mpp
+from histokit.data.hest import detect_hest, read_hest, stored_mpp, stored_side
 from histokit.data.hest_bench import detect_bench, read_bench
 from histokit.data.join import join_spots
 from histokit.data.sources import Ask
@@ -43,6 +43,34 @@ def test_pixel_size_of_the_metadata_is_used_and_a_tenth_said(tmp_path, tag, tent
     assert slide.mpp == 0.274
     said = f"TENX9.tif says {tag:.4g} um per pixel and 0.274 is used: the factor of ten"
     assert [note.startswith(said) for note in slide.notes] == [True] * tenth
+
+
+def test_a_pixel_size_of_the_user_against_that_of_the_patches(tmp_path):
+    write_bench(tmp_path, slides=("A",), attributes={"pixel_size": 0.25, "downsample": 2.0})
+    (slide,) = read_bench(tmp_path, Ask(mpp=0.4))
+    assert slide.mpp == 0.4
+    assert "A.h5 says 0.25 um per pixel and 0.4 is used" in slide.notes
+    assert not any("is used" in note for note in read_bench(tmp_path, Ask())[0].notes)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "mpp", "side"),
+    [
+        ({"pixel_size": 0.25, "downsample": 2.0}, None, 448.0),
+        (
+            {"pixel_size": 0.25, "downsample": 2.0},
+            0.4,
+            448.0,
+        ),  # the file's own is what they were cut by
+        ({"pixel_size": 0.2, "downsample": 4.0}, None, 896.0),
+        ({}, 0.28, 400.0),
+        ({}, None, None),
+    ],
+)
+def test_the_side_of_stored_patches_on_level_0(tmp_path, attributes, mpp, side):
+    write_bench(tmp_path, slides=("A",), attributes=attributes)
+    found = stored_side(tmp_path / "patches" / "A.h5", mpp)
+    assert found == (None if side is None else pytest.approx(side))
 
 
 def test_whole_slide_without_places(tmp_path):

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from samples_10x import (
+    COLUMNS,
     GENES,
     IDS,
     MPP,
@@ -305,8 +306,18 @@ def test_the_image_beside_the_outputs(tmp_path):
 
 
 def test_positions_on_a_cytassist_image_are_said(tmp_path):
+    spots = visium_spots(origin=(50.0, 100.0))
+    spots[["pxl_row_in_fullres", "pxl_col_in_fullres"]] *= 0.2
+    write_visium(tmp_path, spots)
+    (tmp_path / "spatial" / "scalefactors_json.json").unlink()
+    slide = read(tmp_path)
+    assert slide.mpp == pytest.approx(5 * MPP)
+    assert "image of about 357 x 301 px such as the CytAssist image" in slide.notes[0]
+
+
+def test_a_small_part_of_an_array_is_not_coarse(tmp_path):
     write_visium(tmp_path, visium_spots(origin=(10.0, 20.0)))
-    assert "image of about 1746 x 1423 px such as the CytAssist image" in read(tmp_path).notes[0]
+    assert read(tmp_path).notes == ()
 
 
 def test_ids_of_slides(tmp_path):
@@ -332,6 +343,7 @@ def test_other_folders_are_not_taken(tmp_path):
     ("text", "said"),
     [
         ("", "is empty"),
+        (",".join(COLUMNS) + "\n", "lists no spot"),
         ("a-1,1,0,0,5\n", "row 1 of .* has 5 fields"),
         ("a-1,1,0,0,5,x\n", "pxl_col_in_fullres of the spot a-1 is no number"),
         ("barcode,in_tissue,array_row\na-1,1,0\n", "no column 'array_col'"),

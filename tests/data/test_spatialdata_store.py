@@ -97,6 +97,18 @@ def test_image_with_alpha_lies_on_glass(tmp_path):
     assert (window[4:] == 100).all()
 
 
+@pytest.mark.parametrize("colors", [1, 3])
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_chunk_that_was_lost_is_refused(tmp_path, version, colors):
+    pixels = np.full((3, 64, 64), 120, np.uint8)
+    write_image(tmp_path / "plain", pixels, version, chunks=(colors, 32, 32))
+    (tmp_path / "plain" / ("0/0.1.1" if version == 2 else "s0/c/0/1/1")).unlink()
+    image = ZarrImage(tmp_path / "plain")
+    assert (image.read(0, 0, 32, 64) == 120).all()
+    with pytest.raises(InputError, match="pixels from 32, 32 to 64, 64 are all 0, in one color"):
+        image.read(31, 31, 4, 4)
+
+
 def test_images_that_are_no_slide(tmp_path):
     write_image(tmp_path / "stains", np.zeros((5, 8, 8), np.uint8))
     with pytest.raises(InputError, match="5 channels"):

@@ -7,6 +7,7 @@ from samples_10x import MPP, hd_bins, places, write_hd, write_image, write_visiu
 
 from histokit.core.errors import InputError
 from histokit.data.join import join_spots
+from histokit.data.layouts import read_source
 from histokit.data.sources import Ask
 from histokit.data.spaceranger import detect_spaceranger
 from histokit.data.visium_hd import detect_visium_hd, read_visium_hd
@@ -171,3 +172,19 @@ def test_other_folders_are_not_taken(tmp_path):
     write_visium(tmp_path / "visium")
     for folder in (tmp_path, tmp_path / "visium", tmp_path / "absent"):
         assert not detect_visium_hd(folder)
+
+
+def test_the_folder_of_positions_is_one_of_bins(tmp_path):
+    folder = tmp_path / "run" / "square_008um"
+    write_hd(folder, 8, hd_bins(8, 28, 28))
+    write_image(tmp_path / "run" / "he.tif")
+    (slide,) = read_source(folder / "spatial")
+    assert (slide.technology, slide.slide_id) == ("Visium HD", "run")
+    assert slide.mpp == pytest.approx(MPP)
+
+
+def test_bins_outside_a_folder_of_bins_are_no_visium(tmp_path):
+    write_hd(tmp_path / "flat", 8, hd_bins(8, 28, 28))
+    write_image(tmp_path / "flat" / "he.tif")
+    with pytest.raises(InputError, match="lists bins of Visium HD; put the matrix"):
+        read_source(tmp_path / "flat")

@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 from samples_stores import (
     GENES,
     PIXEL_SIZE,
@@ -12,6 +13,7 @@ from samples_stores import (
     write_cells,
     write_xenium,
 )
+from tiny_slides import picture
 
 from histokit.core.errors import InputError
 from histokit.data.alignment import read_alignment
@@ -107,7 +109,7 @@ def test_genes_are_told_in_every_version(tmp_path, change, cells):
 def test_batches_add_up(tmp_path, monkeypatch):
     table = pd.concat([transcripts_table()] * 50, ignore_index=True)
     folder = write_xenium(tmp_path / "run", transcripts=table)
-    monkeypatch.setattr("histokit.data.xenium._BATCH", 7)
+    monkeypatch.setattr("histokit.data.xenium_counts._BATCH", 7)
     monkeypatch.setattr("histokit.data.pooling._PENDING", 5)
     counts = only(folder).load_counts().to_df()
     assert counts.to_numpy().tolist() == [[100, 0, 0, 0], [0, 50, 0, 0], [0, 0, 50, 0]]
@@ -279,3 +281,30 @@ def test_other_folders_are_no_xenium(tmp_path):
     assert read_xenium(folder, Ask(only=frozenset(["other"]))) == []
     with pytest.raises(InputError, match="--layer"):
         only(folder).load_counts(layer="raw")
+
+
+@pytest.mark.parametrize(("tag", "refused"), [(1, False), (6, True), (9, False)])
+def test_an_image_that_is_shown_turned_is_refused(tmp_path, tag, refused):
+    folder = write_xenium(tmp_path / "run")
+    image = folder / "run_he_image.ome.tif"
+    tags = [(274, "H", 1, tag, True)]
+    tifffile.imwrite(image, picture(side=400), photometric="rgb", extratags=tags)
+    if refused:
+        with pytest.raises(InputError, match=r"has the orientation tag 6, .* without that tag"):
+            only(folder)
+    else:
+        assert only(folder).image == image
+
+
+def test_an_id_in_place_of_the_name(tmp_path):
+    (slide,) = read_xenium(write_xenium(tmp_path / "run"), ASK, "S1")
+    assert (slide.slide_id, slide.patient) == ("S1", "S1")
+
+
+@pytest.mark.parametrize("given", ["resegmented", "resegmented/outs"])
+def test_outputs_of_xenium_ranger_are_called_by_their_run(tmp_path, given):
+    write_xenium(tmp_path / "resegmented" / "outs")
+    assert detect_xenium(tmp_path / given)
+    slide = only(tmp_path / given)
+    assert slide.slide_id == "resegmented"
+    assert slide.load_spots()["barcode"].tolist() == SQUARES

@@ -216,3 +216,18 @@ def test_ours_are_read_by_the_others(read, tmp_path, call):
     assert side == 56  # 112 um at 2 um a pixel
     np.testing.assert_array_equal(values, slide.features)
     assert np.abs(coords + side / 2 - slide.centers).max() <= 0.5
+
+
+def test_a_side_against_that_of_the_file(tmp_path):
+    path = trident(tmp_path / "a.h5")
+    assert read_embedded(path, "a", patch_px=PATCH).side == PATCH
+    with pytest.raises(InputError, match="of 50 level-0 pixels, and --patch-px of 60"):
+        read_embedded(path, "a", patch_px=60)
+    assert read_embedded(trident(path, patch_size_level0=None), "a", patch_px=60).side == 60
+
+
+def test_features_of_an_image_of_another_size(tmp_path, extracted):
+    for name in "ab":
+        trident(tmp_path / "made" / f"{name}.h5", level0_width=2 * SIDE, level0_height=2 * SIDE)
+    with pytest.raises(InputError, match=r"from an image of 800 x 800 px, and .* has 400 x 400"):
+        extracted(tmp_path / "made")

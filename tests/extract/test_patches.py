@@ -17,6 +17,7 @@ from histokit.extract.patches import (
     read_window,
     resample,
     stored_batches,
+    stored_microns,
     stored_thumbnail,
     top_left,
 )
@@ -166,6 +167,19 @@ def test_stored_patches_are_cropped_to_the_microns_asked_for(tmp_path):
     shown = np.asarray(small)
     assert (shown[round(700 * scale), round(700 * scale)] == 255).all()
     assert (shown[round(200 * scale), round(300 * scale)] < 250).all()
+
+
+def test_microns_of_level_0_pixels_of_stored_patches(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["img"] = np.zeros((2, 224, 224, 3), np.uint8)
+        file["coords"], file["barcode"] = np.zeros((2, 2)), [b"a", b"b"]
+    # 112 um of 0.28 um are 400 level-0 pixels
+    assert stored_microns(tmp_path / "a.h5", 200, 0.28) == pytest.approx(56)
+    with pytest.raises(InputError, match="how many level-0 pixels its patches span"):
+        stored_microns(tmp_path / "a.h5", 200, None)
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file["img"].attrs.update({"pixel_size": 0.2, "downsample": 4.0})
+    assert stored_microns(tmp_path / "a.h5", 448, None) == pytest.approx(89.6)
 
 
 MEMORY = """

@@ -57,6 +57,11 @@ def test_a_slide_of_another_kind_is_told_in_one_sentence():
     assert "once in 3 times" in known.verdict(known.novelty(some))
 
 
+def test_one_odd_held_out_slide_does_not_switch_the_check_off():
+    known = reference([0.02] * 19 + [1.0])
+    assert "lies outside" in known.verdict(known.novelty(patches(500, shift=4, seed=2)))
+
+
 def test_constant_features_have_a_distance():
     gaussian = Gaussian.fit(np.ones((30, 5)))
     assert np.isfinite(gaussian.distance(torch.ones(3, 5))).all()

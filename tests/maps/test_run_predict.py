@@ -133,18 +133,31 @@ def test_an_unknown_cancer_is_said_and_told_as_none(study, predict):
     assert torch.isfinite(hidden).all()
 
 
-def test_scores_are_those_of_the_predicted_columns(predict, tmp_path):
-    genes = ["KRT8", "KRT18", "EPCAM", "CDH1", "KRT19", "NOGENE"]
-    (tmp_path / "sets.gmt").write_text("\t".join(["LUMINAL", "na", *genes]) + "\nFEW\tna\tKRT8\n")
-    said, folder = predict("--gene-sets", tmp_path / "sets.gmt", "--formats", "h5ad")
+def write_sets(path, **sets):
+    lines = ["\t".join([name, "na", *genes]) for name, genes in sets.items()]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_scores_are_those_of_the_predicted_columns(study, predict, tmp_path):
+    genes = list(Run(study / "ridge").folds[0].genes["gene"][:6])
+    sets = write_sets(tmp_path / "sets.gmt", WIDE=[*genes, "NOGENE"], FEW=[*genes[:4], "NOGENE"])
+    said, folder = predict("--gene-sets", sets, "--formats", "h5ad")
     found = anndata.read_h5ad(folder / FILES["h5ad"])
-    there = [gene for gene in genes if gene in found.var_names]
-    if len(there) >= 5:
-        expected = signature_score(found[:, there].X)
-        np.testing.assert_allclose(found.obsm["scores"]["LUMINAL"], expected, atol=1e-4)
-    else:
-        assert f"LUMINAL is not scored: {len(there)} of its 6 genes" in said.stdout
-    assert "FEW is not scored" in said.stdout
+    expected = signature_score(found[:, genes].X)
+    np.testing.assert_allclose(found.obsm["scores"]["WIDE"], expected, atol=1e-4)
+    assert list(found.obsm["scores"]) == ["WIDE"]
+    assert "FEW is not scored: 4 of its 5 genes are predicted, and 5 are needed" in said.stdout
+
+
+def test_gene_sets_that_were_edited_are_scored_again(study, predict, tmp_path):
+    genes = list(Run(study / "ridge").folds[0].genes["gene"])
+    for first in (0, 10):
+        sets = write_sets(tmp_path / "sets.gmt", SET=genes[first : first + 6 + first])
+        _, folder = predict("--gene-sets", sets, "--formats", "h5ad")
+        found = anndata.read_h5ad(folder / FILES["h5ad"])
+        expected = signature_score(found[:, genes[first : first + 6 + first]].X)
+        np.testing.assert_allclose(found.obsm["scores"]["SET"], expected, atol=1e-4)
 
 
 def test_a_slide_of_another_kind_is_flagged(study, predict, tmp_path):
@@ -152,10 +165,17 @@ def test_a_slide_of_another_kind_is_flagged(study, predict, tmp_path):
     (tmp_path / "odd").mkdir()
     turned = Image.fromarray(np.asarray(picture)[..., ::-1])  # blue for red
     turned.save(tmp_path / "odd" / "blue.png")
+    Image.fromarray(255 - np.asarray(picture)).save(tmp_path / "odd" / "inverted.png")
+    part = picture.crop((450, 450, 750, 750)).resize((1200, 1200), Image.Resampling.BICUBIC)
+    part.save(tmp_path / "odd" / "magnified.png")  # four times
     usual, _ = predict("--formats", "h5ad")
-    odd, _ = predict("--formats", "h5ad", "--mpp", 0.5, source=tmp_path / "odd", slide="blue")
+    given = ["--formats", "h5ad", "--mpp", 0.5, "--no-mask"]
+    odd, folder = predict(*given, source=tmp_path / "odd", slide="blue")
     assert "looks like the training slides" in usual.stdout
-    assert "lies outside what the model was trained on" in odd.stdout
+    for name in ("blue", "inverted", "magnified"):
+        assert f"{name}: The slide lies outside what the model was trained on" in odd.stdout
+        found = anndata.read_h5ad(folder.parent / name / FILES["h5ad"])
+        assert (found.obs["novelty"] > 1).mean() > 0.5
 
 
 def test_the_same_command_keeps_what_is_finished(predict):
@@ -170,6 +190,44 @@ def test_the_same_command_keeps_what_is_finished(predict):
     assert json.loads((folder / "prediction.json").read_text())["made_from"]["options"]["genes"]
 
 
+def test_a_map_of_which_a_file_is_lost_is_written_again(predict):
+    _, folder = predict("--formats", "h5ad")
+    (folder / FILES["h5ad"]).unlink()
+    again, _ = predict("--formats", "h5ad")
+    assert "predicted already" not in again.stdout
+    assert (folder / FILES["h5ad"]).is_file()
+
+
+def test_slides_of_one_source_are_kept_when_asked_for_one_by_one(study, predict):
+    for slide in ("IDC-1", "IDC-2"):
+        predict("--slides", slide, "--formats", "h5ad", source=study / "cohort")
+    again, folder = predict("--slides", "IDC-1", "--formats", "h5ad", source=study / "cohort")
+    assert "IDC-1: predicted already" in again.stdout
+    assert set(Cohort(folder.parent / "data", "hed").slides.index) == {"IDC-1", "IDC-2"}
+    index = (folder.parent / "index.html").read_text()
+    assert index.count("<li>") == 2
+    assert "tissue of IDC-2" in index
+
+
+def test_a_run_of_joined_encoders_predicts_spots_and_has_no_single_grid(study, call, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(study / "data", data)
+    wide = ["--encoder", "hed", "--scales", "224"]
+    call(run_extract, "--source", study / "cohort", "--out", data, *wide)
+    train = ["--encoder", "hed+hed-224um", "--model", "ridge", "--folds", "2"]
+    call(run_train, "--data", data, *train, "--run", tmp_path / "both")
+    given = ["--run", tmp_path / "both", "--out", tmp_path / "maps", "--formats", "h5ad"]
+    said = call(run_predict, *given, "--source", study / "cohort", "--slides", "IDC-1")
+    assert said.returncode == 0, said.stderr
+    found = anndata.read_h5ad(tmp_path / "maps" / "IDC-1" / FILES["h5ad"])
+    parts, genes = by_hand(tmp_path, Cohort(data, "hed+hed-224um"), "IDC-1", "both")
+    assert found.var_names.tolist() == genes
+    np.testing.assert_allclose(found.X, parts.mean(axis=0), atol=1e-4)
+    assert json.loads(found.uns["histokit"]["side"]) == 224  # of the first, 112 um
+    bare = call(run_predict, *given, "--source", study / "cohort" / "new")
+    refused(bare, "patches of 2 sizes", "IDC-4")
+
+
 def test_an_extraction_that_is_there_is_taken(study, call, tmp_path):
     given = ["--run", study / "ridge", "--out", tmp_path, "--slides", "IDC-1", "--formats", "h5ad"]
     said = call(run_predict, *given, "--data", study / "data")
@@ -178,6 +236,9 @@ def test_an_extraction_that_is_there_is_taken(study, call, tmp_path):
     refused(call(run_predict, *given), "--source", "--data", "one of the two")
     both = ["--data", study / "data", "--source", study / "cohort"]
     refused(call(run_predict, *given, *both), "one of the two")
+    for idle in (["--cancer", "IDC"], ["--mpp", 0.5], ["--mask", "m.png"], ["--no-mask"]):
+        ignored = call(run_predict, *given, "--data", study / "data", *idle)
+        refused(ignored, f"{idle[0]} is for slides that are extracted here")
     official = ["--official", "stpath", "--data", study / "data", "--out", tmp_path]
     refused(call(run_predict, *official), "--checkpoint FILE")
 
@@ -200,6 +261,10 @@ def test_features_of_another_kind_are_refused_by_their_key(study, predict, tmp_p
         (["--genes", "NOGENE"], ["NOGENE"]),
         (["--mask", "absent.geojson"], ["absent.geojson"]),
         (["--eval", "/nowhere"], ["is no evaluation"]),
+        (["--batch-size", "many"], ["--batch-size must be auto or a number"]),
+        (["--mask", "a.png", "--no-mask"], ["--mask", "--no-mask"]),
+        (["--signature", "nowhere"], ["nowhere is neither a file"]),
+        (["--slides", "IDC-9"], ["no slide 'IDC-9'"]),
     ],
 )
 def test_faults_are_one_sentence_and_leave_nothing_half_written(given, words, predict):

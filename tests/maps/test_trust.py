@@ -85,3 +85,9 @@ def test_a_run_that_was_never_evaluated_trusts_no_gene(tmp_path):
     assert "run_eval.py --run" in found.said[0]
     with pytest.raises(InputError, match="is no evaluation"):
         gene_trust(types.SimpleNamespace(folder=tmp_path), pd.Index(["g"]), tmp_path)
+
+
+def test_a_gene_that_is_predicted_the_wrong_way_is_never_trusted(tmp_path):
+    evaluation(tmp_path / "eval", {"good": [-0.2, -0.21, -0.19, -0.2]})
+    evaluation(tmp_path / "controls/shuffled-spots/eval", {"good": [-0.5, -0.51, -0.49, -0.5]})
+    assert not trust(tmp_path, ["good"]).table["trusted"].any()

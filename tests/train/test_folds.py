@@ -1,5 +1,6 @@
 """Folds and patients may be called anything; files stay where they belong."""
 
+import json
 import os
 import re
 import shutil
@@ -401,3 +402,18 @@ def test_a_comparison_says_what_each_report_says(tmp_path):
     assert "share 2 patients" in findings[0]
     assert findings[0] in page
     assert "comes from a patient whose other slides trained the model" in page
+
+
+def test_a_run_of_before_an_option_existed_goes_on(tmp_path):
+    data = write_cohort(tmp_path / "data", genes=None)
+    options = {"model": "bpbooster", "preset": "small", "num_hvgs": 10, "epochs": 1}
+    options |= {"data": str(data), "encoder": "tiny", "folds": "2", "run": str(tmp_path / "run")}
+    run_train.main(run_train.Options(**options))
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    for newer in ("loss_scale", "unmeasured", "val_fraction"):
+        del config["options"][newer]
+    path.write_text(json.dumps(config))
+    run_train.main(run_train.Options(**options))
+    with pytest.raises(InputError, match="holds a run with --loss-scale"):
+        run_train.main(run_train.Options(**options, loss_scale="sum"))
