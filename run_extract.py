@@ -147,8 +147,9 @@ def make_plan(cfg: Options, slides: list):
     from histokit.extract.elsewhere import provenance_of
     from histokit.extract.encoders import make_encoder
     from histokit.extract.encoding import Encoding
-    from histokit.extract.slide import Plan, named
+    from histokit.extract.slide import Plan, named, refuse_one_mask
 
+    refuse_one_mask(cfg.mask, slides)
     scales = [cfg.patch_um] if not cfg.scales else parse_scales(cfg.scales)
     if cfg.features_from:
         made, encoding = Path(cfg.features_from), None
@@ -231,7 +232,10 @@ def choose(slides: list, cfg: Options) -> list:
     if cfg.layer is None:
         return slides
     return [
-        replace(slide, load_counts=partial(slide.load_counts, layer=cfg.layer)) for slide in slides
+        replace(slide, load_counts=partial(slide.load_counts, layer=cfg.layer))
+        if slide.load_counts
+        else slide
+        for slide in slides
     ]
 
 

@@ -177,12 +177,14 @@ def features(cfg: Options, trained, out: Path):
     """The slides with the features that the run takes."""
     from histokit.data.layouts import read_source
     from histokit.evaluate.views import check_features
+    from histokit.extract.slide import refuse_one_mask
     from histokit.maps.features import extract_for, open_for
 
     if cfg.data is not None:
         cohort = open_for(trained, Path(cfg.data))
     else:
         slides = read_source(cfg.source, cfg.cancer, cfg.slides, cfg.mpp, cfg.image, cfg.bin_um)
+        refuse_one_mask(cfg.mask, slides)
         settings = {
             "source": cfg.source,
             "given_mpp": cfg.mpp,

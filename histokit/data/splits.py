@@ -45,7 +45,9 @@ class Split:
         return frame.join(slides[["cancer", "patient"]], on="slide_id")
 
 
-def make_folds(slides: pd.DataFrame, folds: str, val_fraction: float, seed: int) -> list[Split]:
+def make_folds(
+    slides: pd.DataFrame, folds: str, val_fraction: float, seed: int, allow_missing: bool = False
+) -> list[Split]:
     """Folds of a cohort.
 
     Args:
@@ -59,6 +61,7 @@ def make_folds(slides: pd.DataFrame, folds: str, val_fraction: float, seed: int)
         val_fraction: share of a fold's training patients that validate where the split names no
             validation slides; at least one patient, or one slide where there is one patient.
         seed: the seed of that choice.
+        allow_missing: leave slides out that a split names and the cohort lacks, and say so.
 
     Raises:
         InputError: slides that the cohort lacks, a fold without training or test slides, names of
@@ -83,6 +86,8 @@ def make_folds(slides: pd.DataFrame, folds: str, val_fraction: float, seed: int)
             "leave-one-patient-out, a CSV file nor a folder of splits"
         )
     _check_names([name for name, _ in named])
+    if allow_missing:
+        named = [(name, _there(name, roles, slides)) for name, roles in named]
     cancers = read_cancers(folds) if Path(folds).is_dir() else {}
     return [
         dataclasses.replace(_checked(name, roles, slides, val_fraction, seed), cancers=cancers)
@@ -225,6 +230,17 @@ def read_cancers(path: str | Path) -> dict[str, str]:
     return {slide: code for slide, code in codes.items() if code}
 
 
+def _there(name: str, roles: dict, slides: pd.DataFrame) -> dict:
+    """The roles of a fold without slides that the cohort lacks."""
+    lacking = [s for members in roles.values() for s in members if s not in slides.index]
+    if lacking:
+        print(
+            f"fold {name}: {len(lacking)} slides of the split are not extracted and left out: "
+            f"{', '.join(lacking[:5])}{', ...' if len(lacking) > 5 else ''}"
+        )
+    return {role: [s for s in members if s in slides.index] for role, members in roles.items()}
+
+
 def _checked(name: str, roles: dict, slides: pd.DataFrame, val_fraction: float, seed: int) -> Split:
     train, val, test = (roles.get(role, []) for role in ("train", "val", "test"))
     for role, members in (("training", train), ("test", test)):
@@ -243,7 +259,7 @@ def _checked(name: str, roles: dict, slides: pd.DataFrame, val_fraction: float, 
     if len(missing):
         raise InputError(
             f"fold {name} names {len(missing)} slides that the cohort lacks, such as {missing[0]}; "
-            "extract them or take them out of the split"
+            "extract them, or leave them out with --allow-missing"
         )
     if not val:
         val = _validation(slides.loc[train], val_fraction, seed)

@@ -86,6 +86,15 @@ def named(encoder: str, scales: Sequence[float], several: bool, patch_px: int | 
     }
 
 
+def refuse_one_mask(mask: str | Path | None, slides: Sequence[SlideSource]) -> None:
+    """Raises InputError where the tissue of one image is given for several."""
+    if mask and len(slides) > 1:
+        raise InputError(
+            f"--mask is the tissue of one image, and there are {len(slides)} slides; name one with "
+            "--slides"
+        )
+
+
 def extract_slide(slide: SlideSource, plan: Plan, out: Path) -> bool:
     """Extract one slide into a folder; False where it was finished already.
 

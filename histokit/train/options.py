@@ -165,7 +165,9 @@ class Options(Checked):
         group="checks",
     )
     allow_missing: bool = option(
-        False, "train although slides of the source are not extracted yet", group="checks"
+        False,
+        "train although slides of the source, or of a published split, are not extracted",
+        group="checks",
     )
     controls: bool = option(
         False,

@@ -22,7 +22,7 @@ from histokit.train.options import FREE, Options
 def choose_folds(cohort: Cohort, cfg: Options) -> list[Split]:
     """The folds of a training; closed forms never stop early and train on all slides."""
     fraction = cfg.val_fraction if MODELS[cfg.model].validates else 0.0
-    folds = make_folds(cohort.slides, cfg.folds, fraction, cfg.seed)
+    folds = make_folds(cohort.slides, cfg.folds, fraction, cfg.seed, cfg.allow_missing)
     if cfg.cancer_codes == "cohort":
         return [dataclasses.replace(fold, cancers={}) for fold in folds]
     return folds

@@ -108,3 +108,16 @@ def test_published_folders(shared):
     slides = pd.DataFrame({"patient": "", "cancer": ""}, index=names)
     (fold,) = make_folds(slides, str(shared / "hest/histoprism_split_0"), 0.2, seed=0)
     assert [len(r) for r in (fold.train, fold.val, fold.test)] == [501, 124, 23]
+
+
+def test_slides_that_a_published_split_names_and_nobody_has_are_left_out_when_told(
+    tmp_path, capsys
+):
+    slides = pd.DataFrame({"patient": ["P", "Q"], "cancer": "IDC"}, index=["a", "b"])
+    for role, members in (("train", ["a", "x"]), ("val", ["y"]), ("test", ["b"])):
+        pd.DataFrame({"sample_id": members}).to_csv(tmp_path / f"{role}_split.csv", index=False)
+    with pytest.raises(InputError, match="2 slides that the cohort lacks.*--allow-missing"):
+        make_folds(slides, str(tmp_path), 0.0, 0)
+    (fold,) = make_folds(slides, str(tmp_path), 0.0, 0, allow_missing=True)
+    assert (fold.train, fold.val, fold.test) == (["a"], [], ["b"])
+    assert "2 slides of the split are not extracted and left out: x, y" in capsys.readouterr().out
