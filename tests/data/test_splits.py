@@ -116,7 +116,7 @@ def test_slides_that_a_published_split_names_and_nobody_has_are_left_out_when_to
     slides = pd.DataFrame({"patient": ["P", "Q"], "cancer": "IDC"}, index=["a", "b"])
     for role, members in (("train", ["a", "x"]), ("val", ["y"]), ("test", ["b"])):
         pd.DataFrame({"sample_id": members}).to_csv(tmp_path / f"{role}_split.csv", index=False)
-    with pytest.raises(InputError, match="2 slides that the cohort lacks.*--allow-missing"):
+    with pytest.raises(InputError, match=r"2 slides that the cohort lacks.*--allow-missing"):
         make_folds(slides, str(tmp_path), 0.0, 0)
     (fold,) = make_folds(slides, str(tmp_path), 0.0, 0, allow_missing=True)
     assert (fold.train, fold.val, fold.test) == (["a"], [], ["b"])
