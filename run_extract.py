@@ -231,6 +231,8 @@ def choose(slides: list, cfg: Options) -> list:
         print(f"patients {', '.join(names)} differ in writing only; are they one?")
     if cfg.layer is None:
         return slides
+    if not any(slide.load_counts for slide in slides):
+        raise InputError(f"--layer {cfg.layer} belongs to counts, and no slide has any; leave it")
     return [
         replace(slide, load_counts=partial(slide.load_counts, layer=cfg.layer))
         if slide.load_counts
