@@ -29,8 +29,7 @@ demo: $(READY)
 	$(PY) run_extract.py --source $(or $(DATA),$(DEMO)/cohort) --out $(DEMO)/data
 	$(foreach model,$(MODELS),$(PY) run_train.py --data $(DEMO)/data --model $(model) --preset small \
 	  $(ARGS_$(model)) --folds $(FOLDS) --run $(DEMO)/runs/$(model) &&) true
-	$(PY) run_eval.py --run $(MODELS:%=$(DEMO)/runs/%) --out $(DEMO)/report
-	$(PY) run_eval.py --run $(DEMO)/runs/$(lastword $(MODELS))
+	$(PY) run_eval.py --run $(MODELS:%=$(DEMO)/runs/%) $(if $(word 2,$(MODELS)),--out $(DEMO)/report)
 	$(if $(DATA),,$(PY) run_predict.py --run $(DEMO)/runs/$(lastword $(MODELS)) --cancer IDC \
 	  --source $(DEMO)/cohort/new/IDC-4.tif --out $(DEMO)/maps)
 
