@@ -147,9 +147,8 @@ def make_plan(cfg: Options, slides: list):
     from histokit.extract.elsewhere import provenance_of
     from histokit.extract.encoders import make_encoder
     from histokit.extract.encoding import Encoding
-    from histokit.extract.slide import Plan, named, refuse_one_mask
+    from histokit.extract.slide import Plan, named
 
-    refuse_one_mask(cfg.mask, slides)
     scales = [cfg.patch_um] if not cfg.scales else parse_scales(cfg.scales)
     if cfg.features_from:
         made, encoding = Path(cfg.features_from), None
@@ -180,6 +179,8 @@ def make_plan(cfg: Options, slides: list):
 
 def check(cfg: Options) -> Options:
     """The options with --features applied; InputError where no slide can be extracted with them."""
+    from histokit.extract.base import check_batch_size
+
     if cfg.features == "best":
         cfg = replace(cfg, pool="stages", views=8, scales=cfg.scales or BEST_SCALES)
     if cfg.scales and cfg.patch_px:
@@ -190,8 +191,7 @@ def check(cfg: Options) -> Options:
         raise InputError(
             "--features-from takes features as they are: leave --weights, --features and --scales"
         )
-    if cfg.batch_size != "auto" and not (cfg.batch_size.isdecimal() and int(cfg.batch_size)):
-        raise InputError(f"--batch-size must be auto or a number of patches, got {cfg.batch_size}")
+    check_batch_size(cfg.batch_size)
     return cfg
 
 

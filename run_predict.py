@@ -131,6 +131,8 @@ def main(cfg: Options) -> None:
 
 def check(cfg: Options) -> None:
     """Raises InputError for options that do not go together."""
+    from histokit.extract.base import check_batch_size
+
     if (cfg.source is None) == (cfg.data is None):
         raise InputError("give --source (slides) or --data (an extraction of them), one of the two")
     if (cfg.run is None) == (cfg.official is None):
@@ -145,8 +147,7 @@ def check(cfg: Options) -> None:
             f"--{name} is for slides that are extracted here, and those of --data are extracted "
             "already; leave it, or give the slides with --source"
         )
-    if cfg.batch_size != "auto" and not (cfg.batch_size.isdecimal() and int(cfg.batch_size)):
-        raise InputError(f"--batch-size must be auto or a number of patches, got {cfg.batch_size}")
+    check_batch_size(cfg.batch_size)
 
 
 def ask(cfg: Options):
@@ -176,15 +177,14 @@ def ask(cfg: Options):
 def features(cfg: Options, trained, out: Path):
     """The slides with the features that the run takes."""
     from histokit.data.layouts import read_source
+    from histokit.evaluate.controls import open_cohort
     from histokit.evaluate.views import check_features
-    from histokit.extract.slide import refuse_one_mask
-    from histokit.maps.features import extract_for, open_for
+    from histokit.maps.features import extract_for
 
     if cfg.data is not None:
-        cohort = open_for(trained, Path(cfg.data))
+        cohort = open_cohort(trained, cfg.data)
     else:
         slides = read_source(cfg.source, cfg.cancer, cfg.slides, cfg.mpp, cfg.image, cfg.bin_um)
-        refuse_one_mask(cfg.mask, slides)
         settings = {
             "source": cfg.source,
             "given_mpp": cfg.mpp,

@@ -18,13 +18,11 @@ table with the reason. Writes OUT/profile.csv and OUT/profile.png.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import multiprocessing
 import time
 import traceback
 import warnings
-from pathlib import Path
 
 from histokit.core.options import Checked, option, run
 
@@ -62,7 +60,7 @@ def main(cfg: Options) -> None:
     """Measure every row at every size; print and write the table, draw the figure."""
     from histokit.core.distributed import check_device
     from histokit.core.errors import InputError
-    from histokit.core.files import make_folder
+    from histokit.core.files import make_folder, write_rows
 
     check_device(cfg.device)
     unknown = set(cfg.rows) - set(GROUPS)
@@ -87,9 +85,9 @@ def main(cfg: Options) -> None:
         for patches in [cfg.train_patches] if row.group == "train" else cfg.patches:
             rows.append(_row(cfg, name, patches, limits, rows))
             _show(rows[-1])
-            _write(rows, folder / "profile.csv")
+            write_rows(folder / "profile.csv", rows)
     _grow(rows, limits)
-    _write(rows, folder / "profile.csv")
+    write_rows(folder / "profile.csv", rows)
     curves = [row for row in rows if ROWS[row["row"]].curve]
     draw_profile(curves or rows, folder / "profile.png")
     print(f"wrote {folder / 'profile.csv'} and {folder / 'profile.png'}")
@@ -291,15 +289,6 @@ def _show(row: dict) -> None:
         f"= {row['of_matrix_rate']:5.0%} of the matrix rate  {ratios}",
         flush=True,
     )
-
-
-def _write(rows: list[dict], path: Path) -> None:
-    from histokit.core.files import atomic_path
-
-    with atomic_path(path) as temporary, open(temporary, "w", newline="") as handle:
-        writer = csv.DictWriter(handle, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

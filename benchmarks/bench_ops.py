@@ -26,7 +26,7 @@ import torch
 from op_cases import CASES
 
 from histokit import _C, ops
-from histokit.core.files import atomic_path
+from histokit.core.files import write_rows
 from histokit.core.memory import keep_freed_memory
 from histokit.core.options import option, run
 from histokit.profile import measure as profile_measure
@@ -221,10 +221,7 @@ def write(rows) -> None:
         with open(out, newline="") as handle:
             rows = [row for row in csv.DictReader(handle) if row["op"] not in new] + rows
     rows.sort(key=lambda row: list(CASES).index(row["op"]))
-    with atomic_path(out) as temporary, open(temporary, "w", newline="") as handle:
-        writer = csv.DictWriter(handle, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(out, rows)
     print(f"wrote {out}")
 
 

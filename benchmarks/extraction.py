@@ -10,7 +10,6 @@ benchmarks/results/extraction-cpu.csv.
 
 from __future__ import annotations
 
-import csv
 import itertools
 import resource
 import statistics
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from histokit.core.files import atomic_path
+from histokit.core.files import write_rows
 from histokit.core.memory import keep_freed_memory
 from histokit.core.options import Checked, option, required, run
 from histokit.data.join import join_spots
@@ -66,11 +65,7 @@ def main(cfg: Options) -> None:
         encoder = NetworkEncoder(name, model, data, "", How())
         rows.append({"encoder": name, **_measure(cfg, slide, spots, side, encoder)})
         print(rows[-1], flush=True)
-    out = RESULTS / "extraction-cpu.csv"
-    with atomic_path(out) as temporary, open(temporary, "w", newline="") as handle:
-        table = csv.DictWriter(handle, rows[0])
-        table.writeheader()
-        table.writerows(rows)
+    write_rows(RESULTS / "extraction-cpu.csv", rows)
 
 
 def _measure(cfg: Options, slide, spots, side: int, encoder) -> dict:

@@ -9,7 +9,6 @@ benchmarks/results/large-map.csv.
 
 from __future__ import annotations
 
-import csv
 import resource
 import statistics
 import sys
@@ -24,7 +23,7 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from histokit.core.files import atomic_path, make_folder
+from histokit.core.files import make_folder, write_rows
 from histokit.core.options import Checked, option, required, run
 from histokit.maps.anndata_file import write_anndata
 from histokit.maps.ensemble import EnsembleMap
@@ -105,10 +104,7 @@ def main(cfg: Options) -> None:
     }
     path.unlink()
     print(row)
-    with atomic_path(RESULT) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, row)
-        writer.writeheader()
-        writer.writerow(row)
+    write_rows(RESULT, [row])
 
 
 if __name__ == "__main__":

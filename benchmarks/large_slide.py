@@ -21,7 +21,7 @@ import numpy as np
 import pyvips
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from histokit.core.files import atomic_path, make_folder
+from histokit.core.files import atomic_path, make_folder, write_rows
 from histokit.core.options import Checked, option, required, run
 from histokit.data.synthetic import MPP, draw_tissue, make_tissue
 from histokit.profile.measure import machine
@@ -94,10 +94,7 @@ def main(cfg: Options) -> None:
         print(
             {key: rows[-1][key] for key in ("side_px", "patches", "patches_a_second", "peak_MiB")}
         )
-    with atomic_path(RESULT) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(RESULT, rows)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from histokit.core.errors import InputError
+
 
 @dataclass(frozen=True)
 class How:
@@ -32,6 +34,12 @@ class How:
 
 
 DEFAULT = How()
+
+
+def check_batch_size(given: str) -> None:
+    """Raises InputError for what is neither ``auto`` nor a number of patches."""
+    if given != "auto" and not (given.isdecimal() and int(given)):
+        raise InputError(f"--batch-size must be auto or a number of patches, got {given}")
 
 
 class Encoder:

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from histokit.core.distributed import ALONE, Team
+from histokit.core.errors import InputError
 from histokit.core.files import folder_lock, is_locked, make_folder, remove_leftovers, safe_name
 from histokit.data.sources import SlideSource
 from histokit.extract import writer
@@ -30,8 +31,14 @@ def extract_slides(
         How many slides were written, and how many were finished already.
 
     Raises:
-        InputError: as ``extract_slide``; features of two kinds; another process at work there.
+        InputError: as ``extract_slide``; one mask for several slides; features of two kinds;
+            another process at work there.
     """
+    if plan.mask and len(slides) > 1:
+        raise InputError(
+            f"--mask is the tissue of one image, and there are {len(slides)} slides; name one with "
+            "--slides"
+        )
     features = out / "features" / safe_name(plan.provenance["encoder"])
     for folder in (out / "expression", out / "thumbnails", out / "overlays", features):
         make_folder(folder)

@@ -20,11 +20,10 @@ from histokit.core.errors import InputError
 from histokit.core.files import open_hdf5
 from histokit.data.sources import SlideSource
 from histokit.extract.registry import REGISTRY
-from histokit.extract.writer import image_size
+from histokit.extract.writer import LOST, image_size
 
 OWN = ("efficientnet-lite0", "efficientnet-lite0-random", "hed")  # only this program makes them
 MAKERS = ("trident", "clam", "hest", "histokit")
-LOST = 0.5  # share of spots that may lie in no patch
 WHAT = "feature file with features (N, D) and coords (N, 2)"
 _SIZE_KEYS = ("patch_size_level0", "patch_size", "downsample")
 

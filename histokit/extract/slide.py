@@ -86,15 +86,6 @@ def named(encoder: str, scales: Sequence[float], several: bool, patch_px: int | 
     }
 
 
-def refuse_one_mask(mask: str | Path | None, slides: Sequence[SlideSource]) -> None:
-    """Raises InputError where the tissue of one image is given for several."""
-    if mask and len(slides) > 1:
-        raise InputError(
-            f"--mask is the tissue of one image, and there are {len(slides)} slides; name one with "
-            "--slides"
-        )
-
-
 def extract_slide(slide: SlideSource, plan: Plan, out: Path) -> bool:
     """Extract one slide into a folder; False where it was finished already.
 
@@ -128,11 +119,12 @@ def extract_slide(slide: SlideSource, plan: Plan, out: Path) -> bool:
         "image": str(slide.image),
         "source": str(Path(plan.source).resolve()) if plan.source else "",
     }
-    if _is_finished(out, name, target, attributes):
+    listed = writer.table_rows(out / "slides.csv").get(name)
+    if listed is not None and _is_finished(out, name, target, attributes):
         writer.upsert_row(out / "slides.csv", described)
         print(f"{name}: finished already")
         return False
-    known = writer.table_rows(out / "slides.csv").get(name, {}).get("source")
+    known = (listed or {}).get("source")
     if known and known != described["source"]:
         print(f"{name}: takes the place of the slide of this name that was read from {known}")
     for said in (*_scale_said(scale), *slide.notes):
@@ -174,8 +166,7 @@ def _settings(slide: SlideSource, plan: Plan, side: int) -> list[str]:
 def _is_finished(out: Path, name: str, target: Path, attributes: dict) -> bool:
     found = writer.feature_attributes(target) or {}
     return (
-        name in writer.table_rows(out / "slides.csv")
-        and (out / "thumbnails" / f"{name}.jpg").is_file()
+        (out / "thumbnails" / f"{name}.jpg").is_file()
         and all(found.get(key) == attributes[key] for key in ("mpp", "source"))
         and writer.expression_source(out / "expression" / f"{name}.h5ad") == attributes["source"]
     )

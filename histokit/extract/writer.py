@@ -31,7 +31,7 @@ from histokit.extract.patches import (
 
 RULES = 3  # of reading; data read by older ones are extracted again
 LARGEST_PX = 8192  # side of a patch; 200 MB of memory while it is resampled
-LOST = 0.5  # share of selected spots that the join may lose
+LOST = 0.5  # share of spots that a join, with counts or with features, may lose
 OUTSIDE = 0.1  # share of selected spots that may lie outside the image
 
 

@@ -10,6 +10,7 @@ from histokit.core.errors import InputError
 from histokit.data.cohort import Cohort
 from histokit.data.features import difference
 from histokit.data.sources import SlideSource
+from histokit.evaluate.controls import open_cohort
 from histokit.evaluate.runs import Run
 from histokit.extract import elsewhere
 from histokit.extract.base import How
@@ -128,7 +129,7 @@ def extract_for(
     for place in places:
         plan = plan_of(run, place, slides, settings, machine)
         extract_slides(slides, plan, out, whole=whole)
-    return open_for(run, out)
+    return open_cohort(run, str(out))
 
 
 def _check_grids(wanted: list[dict], run: Run, slides: Sequence[SlideSource]) -> None:
@@ -141,9 +142,3 @@ def _check_grids(wanted: list[dict], run: Run, slides: Sequence[SlideSource]) ->
             f"spots, such as {bare[0]}, has a grid of patches for each; give its spots in a "
             "cohort.csv, or train on encoders of one --patch-um"
         )
-
-
-def open_for(run: Run, folder: Path) -> Cohort:
-    """An extraction as a run takes it; raises InputError where its features are others."""
-    options = run.config["options"]
-    return Cohort(folder, options["encoder"], options.get("neighbors", "none"))

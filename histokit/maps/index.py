@@ -6,9 +6,8 @@ import os
 from pathlib import Path
 from urllib.parse import quote
 
-from jinja2 import Environment
-
 from histokit.core.files import atomic_path, read_json
+from histokit.report.page import templates
 
 _TEMPLATE = """<!DOCTYPE html>
 <html lang="en">
@@ -68,7 +67,7 @@ def write_index(out: Path, thumbnails: Path, slide_ids: list[str]) -> Path:
                 "said": record["said"],
             }
         )
-    html = Environment(autoescape=True).from_string(_TEMPLATE).render(slides=slides)
+    html = templates("histokit.maps").from_string(_TEMPLATE).render(slides=slides)
     with atomic_path(out / "index.html") as temporary:
         temporary.write_text(html, encoding="utf-8")
     return out / "index.html"

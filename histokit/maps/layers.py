@@ -9,7 +9,7 @@ from PIL import Image
 
 from histokit.core.files import atomic_path, file_id, make_folder
 from histokit.maps.anndata_file import check_genes
-from histokit.maps.overlays import color_range, colors_of
+from histokit.maps.overlays import color_range, colors_of, patch_raster
 from histokit.maps.slide_map import SlideMap
 
 
@@ -33,7 +33,8 @@ def write_layers(slide: SlideMap, folder: Path, genes: list[str]) -> list[Path]:
         InputError: an unknown gene, or a folder that cannot be written.
     """
     genes, folder, paths = check_genes(slide, genes), make_folder(folder), []
-    patch, step = _patch_raster(slide), 1 / slide.scale
+    shape, step = (slide.picture.height, slide.picture.width), 1 / slide.scale
+    patch = patch_raster(slide, (0, 0), slide.scale, shape)
     world = "\n".join(f"{v:.10g}" for v in (step, 0, 0, step, step / 2, step / 2)) + "\n"
     for gene in genes:
         values = slide.columns([gene])[:, 0]
@@ -49,14 +50,3 @@ def write_layers(slide: SlideMap, folder: Path, genes: list[str]) -> list[Path]:
             temporary.write_text(world)
         paths.append(path)
     return paths
-
-
-def _patch_raster(slide: SlideMap) -> np.ndarray:
-    """(H, W) the patch at each pixel of the picture, -1 for none."""
-    patch = np.full((slide.picture.height, slide.picture.width), -1, np.int32)
-    corners = slide.centers - slide.side / 2
-    first = np.round(corners * slide.scale).astype(int).clip(0)
-    last = np.round((corners + slide.side) * slide.scale).astype(int)
-    for k, ((x0, y0), (x1, y1)) in enumerate(zip(first, last, strict=True)):
-        patch[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)] = k
-    return patch

@@ -90,17 +90,27 @@ def _canvas(slide: SlideMap) -> _Canvas:
     tissue = plots.Tissue(picture, slide.scale, slide.centers, slide.side, slide.mpp)
     window = plots.tissue_window(tissue)
     plain = plots.tissue_picture(tissue, *window)
-    return _Canvas(tissue, window, plain, plots.faded_picture(plain), _patch_raster(tissue, window))
-
-
-def _patch_raster(tissue: plots.Tissue, window: tuple[float, float, float, float]) -> np.ndarray:
-    """(H, W) the patch at each pixel, -1 for none: many patches are drawn as fast as few."""
     left, right, bottom, top = window
     scale = _RASTER / max(right - left, bottom - top)
     shape = (round((bottom - top) * scale), round((right - left) * scale))
+    patch = patch_raster(slide, (left, top), scale, shape)
+    return _Canvas(tissue, window, plain, plots.faded_picture(plain), patch)
+
+
+def patch_raster(
+    slide: SlideMap, origin: tuple[float, float], scale: float, shape: tuple[int, int]
+) -> np.ndarray:
+    """(H, W) the patch at each pixel, -1 for none: many patches are drawn as fast as few.
+
+    Args:
+        slide: the map.
+        origin: x, y of the raster's top-left corner in pixels of level 0.
+        scale: its pixels for one of level 0.
+        shape: H, W.
+    """
     patch = np.full(shape, -1, np.int32)
-    first = ((tissue.centers - tissue.diameter / 2 - (left, top)) * scale).round().astype(int)
-    last = ((tissue.centers + tissue.diameter / 2 - (left, top)) * scale).round().astype(int)
+    corners = (slide.centers - slide.side / 2 - origin, slide.centers + slide.side / 2 - origin)
+    first, last = ((corner * scale).round().astype(int).clip(0) for corner in corners)
     for k, ((x0, y0), (x1, y1)) in enumerate(zip(first, last, strict=True)):
         patch[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)] = k
     return patch

@@ -11,7 +11,6 @@ import json
 from importlib.resources import files
 from pathlib import Path
 
-import jinja2
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -20,7 +19,7 @@ from PIL import Image
 from histokit.core.errors import InputError
 from histokit.evaluate.folders import whole_folder
 from histokit.maps.slide_map import SlideMap
-from histokit.report.page import flatten, plural
+from histokit.report.page import flatten, plural, templates
 
 MOST_GENES = 5_000  # on a page for which no genes were named, and ...
 MOST_VALUES = 100_000_000  # ... of many patches, as many as a folder of some 130 MB holds
@@ -203,28 +202,25 @@ def _colors(name: str) -> list[list[int]]:
 
 
 def _html(slide: SlideMap, data: dict, shown: int, named: bool) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("histokit.maps", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     # "<" could close the script element that holds the data
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     here = files("histokit.maps")
-    return environment.get_template("page.html.j2").render(
-        slide_id=slide.slide_id,
-        patches=f"{len(slide.barcodes):,} patch{'es' if len(slide.barcodes) > 1 else ''}",
-        scope=_scope(len(slide.genes), shown, named),
-        unit=slide.unit,
-        about=list(flatten(slide.about).items()),
-        said=slide.said,
-        steps="" if data["bits"] == 16 else _STEPS,
-        picture=_jpeg(slide.picture),
-        data=text,
-        script=(here / "page.js").read_text("utf-8"),
-        style=(here / "page.css").read_text("utf-8"),
+    return (
+        templates("histokit.maps")
+        .get_template("page.html.j2")
+        .render(
+            slide_id=slide.slide_id,
+            patches=f"{len(slide.barcodes):,} patch{'es' if len(slide.barcodes) > 1 else ''}",
+            scope=_scope(len(slide.genes), shown, named),
+            unit=slide.unit,
+            about=list(flatten(slide.about).items()),
+            said=slide.said,
+            steps="" if data["bits"] == 16 else _STEPS,
+            picture=_jpeg(slide.picture),
+            data=text,
+            script=(here / "page.js").read_text("utf-8"),
+            style=(here / "page.css").read_text("utf-8"),
+        )
     )
 
 

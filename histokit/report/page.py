@@ -91,15 +91,20 @@ class Page:
     glossary: Sequence[tuple[str, str]] = ()
 
 
-def render(path: Path, page: Page) -> None:
-    """Write a report as one HTML file: styles and pictures inside, no script, nothing fetched."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("histokit.report", "."),
+def templates(package: str) -> jinja2.Environment:
+    """Templates of a package, in which text is escaped and a name that is not given an error."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader(package, "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def render(path: Path, page: Page) -> None:
+    """Write a report as one HTML file: styles and pictures inside, no script, nothing fetched."""
+    environment = templates("histokit.report")
     environment.filters |= {"number": number, "data_uri": _data_uri}
     html = environment.get_template("report.html.j2").render(
         vars(page) | {"configuration": flatten(page.configuration)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 
 from histokit.core.errors import InputError
-from histokit.core.files import atomic_path, make_folder
+from histokit.core.files import make_folder, write_rows
 from histokit.models.base import Model
 from histokit.train.loader import Preparation, SlideReader
 from histokit.train.task import FoldTask, Trained
@@ -86,10 +85,7 @@ def network_arguments(task: FoldTask) -> dict:
 
 def write_curves(history: list[dict], folder: Path, loss: str = "MSE over measured genes") -> None:
     """Write metrics.csv (epoch, lr, train_loss, val_loss) and loss.png; ``loss`` says of what."""
-    with atomic_path(folder / "metrics.csv") as temporary, open(temporary, "w") as file:
-        writer = csv.DictWriter(file, list(history[0]))
-        writer.writeheader()
-        writer.writerows(history)
+    write_rows(folder / "metrics.csv", history)
     from histokit.report import plots  # takes a second to import, and stopped trainings need none
 
     plots.save(plots.loss_curves(history, loss), folder / "loss.png")

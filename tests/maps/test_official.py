@@ -10,9 +10,9 @@ import torch.nn.functional as F
 
 from histokit.core.errors import InputError
 from histokit.data.genes import read_gene_list
+from histokit.evaluate.controls import open_cohort
 from histokit.evaluate.views import check_features
 from histokit.maps import ensemble
-from histokit.maps.features import open_for
 from histokit.maps.official import (
     HISTOPRISM_CODES,
     ORGAN_OF,
@@ -395,7 +395,7 @@ def test_a_slide_is_mapped(tmp_path, histoprism):
     cohorts.write_cohort(tmp_path / "data", {"A1": ("PRAD", "A", 12)}, dim=D, encoder="uni")
     with h5py.File(tmp_path / "data" / "features" / "uni" / "A1.h5", "a") as file:
         file.attrs["patch_size_level0"] = 112
-    cohort = open_for(official.run, tmp_path / "data")
+    cohort = open_cohort(official.run, str(tmp_path / "data"))
     check_features(official.run, cohort, "A1")
     made = map_slide(official.oracle(), cohort, "A1")
     features = cohort.load("A1").features
