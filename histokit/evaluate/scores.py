@@ -15,8 +15,10 @@ from histokit.data.cohort import Slide
 from histokit.data.genes import moments
 from histokit.data.sparse import csr_tensor
 from histokit.evaluate.runs import Fold
-from histokit.ops.gemm import linear
+from histokit.models.outputs import Outputs
 from histokit.ops.moments import is_constant
+
+_BLOCK = 2048  # genes correlated at a time where they do not come from a linear head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,10 +97,9 @@ def score_slide(
     prediction: Prediction,
     target: sp.csr_matrix,
 ) -> SlideScore:
-    """Correlate and compare in closed form; target: (N, G) CSR float32."""
-    head, spots = prediction.head, target.shape[0]
-    with torch.inference_mode():
-        pcc, mse = ops.linear_pearson(prediction.hidden, head.weight, head.bias, csr_tensor(target))
+    """Correlate and compare, in closed form behind a linear head; target: (N, G) CSR float32."""
+    spots = target.shape[0]
+    pcc, mse = _pearson(prediction, target)
     mean, variance = moments(target, np.ones((1, target.shape[1])), np.zeros(spots, int))
     squares, center = torch.from_numpy(variance * spots), torch.from_numpy(mean)
     constant = is_constant(squares, center, spots, torch.finfo(torch.float32).eps).numpy()
@@ -127,20 +128,34 @@ def score_slide(
     )
 
 
+@torch.inference_mode()
+def _pearson(prediction: Prediction, target: sp.csr_matrix) -> tuple[torch.Tensor, torch.Tensor]:
+    """Correlation and squared error (G,); a linear head's predictions are not formed for it."""
+    outputs = prediction.outputs
+    if outputs.columns is None:
+        return ops.linear_pearson(
+            prediction.hidden, outputs.weight, outputs.bias, csr_tensor(target)
+        )
+    columns, parts = target.tocsc(), []
+    for start in range(0, len(outputs), _BLOCK):
+        genes = slice(start, start + _BLOCK)
+        score = ops.StreamingPearson(len(outputs[genes]))
+        dense = torch.from_numpy(columns[:, genes].toarray())
+        score.update(prediction[:, genes].contiguous(), dense)
+        parts.append((score.compute()[0], score.mse()[0]))
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
 class Prediction:
-    """A slide's predictions through a linear head: the (N, G) matrix is never formed.
+    """A slide's predictions, computed from the hidden layer where they are asked for.
 
     ``prediction[:, genes]`` computes those columns, float32.
     """
 
-    def __init__(self, hidden: torch.Tensor, head: torch.nn.Linear):
-        self.hidden, self.head = hidden, head
-        self.shape = (len(hidden), head.out_features)
+    def __init__(self, hidden: torch.Tensor, head: torch.nn.Module):
+        self.hidden, self.outputs = hidden, Outputs.of(head)
+        self.shape = (len(hidden), len(self.outputs))
 
-    @torch.inference_mode()
     def __getitem__(self, key: tuple[slice, object]) -> torch.Tensor:
         rows, genes = key
-        weight, bias = self.head.weight[genes], self.head.bias[genes]
-        if weight.ndim == 1:  # one gene
-            return self.hidden[rows] @ weight + bias
-        return linear(self.hidden[rows], weight, bias)
+        return self.outputs[genes](self.hidden[rows])

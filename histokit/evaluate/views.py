@@ -96,8 +96,7 @@ def predict(run: Run, fold: Fold, model, slide: Slide, device: str = "cpu") -> P
     hidden = model.embed(slide.features, slide.cancer, allow_unknown=True, coords=coords).cpu()
     model.cpu()
     prediction = Prediction(hidden, model.head)
-    parts = (prediction.hidden, model.head.weight, model.head.bias)
-    if not all(part.isfinite().all() for part in parts):
+    if not (prediction.hidden.isfinite().all() and prediction.outputs.is_finite()):
         raise InputError(
             f"the model of fold {fold.name} of {run.folder} predicts values that are not finite "
             f"on slide {slide.slide_id}; train it again with a smaller learning rate"

@@ -11,7 +11,7 @@ import torch
 from histokit.core.errors import InputError
 from histokit.data.cohort import Slide
 from histokit.evaluate.runs import Fold, Run
-from histokit.ops.gemm import linear
+from histokit.models.outputs import Outputs
 
 
 def choose_folds(run: Run, name: str) -> list[Fold]:
@@ -121,11 +121,11 @@ class Ensemble:
                     f"not finite on slide {slide.slide_id}; train it again, or leave the fold out"
                 )
             hidden.append(h)
-        heads = [
-            (model.head.weight.detach()[columns], model.head.bias.detach()[columns])
+        outputs = [
+            Outputs.of(model.head)[columns]
             for model, columns in zip(self.models, self._columns, strict=True)
         ]
-        return EnsembleMap(hidden, heads)
+        return EnsembleMap(hidden, outputs)
 
 
 class EnsembleMap:
@@ -133,17 +133,17 @@ class EnsembleMap:
 
     Args:
         hidden: of each model, (N, d), the input of its last layer.
-        heads: of each model, the weights (G, d) and biases (G,) of that layer.
+        outputs: of each model, the G genes of that layer.
     """
 
-    def __init__(self, hidden: list[torch.Tensor], heads: list[tuple[torch.Tensor, torch.Tensor]]):
-        self._hidden, self._heads = hidden, heads
+    def __init__(self, hidden: list[torch.Tensor], outputs: list[Outputs]):
+        self._hidden, self._outputs = hidden, outputs
 
     @torch.inference_mode()
     def _parts(self, genes: slice | np.ndarray) -> list[np.ndarray]:
         return [
-            linear(h, weight[genes], bias[genes]).float().numpy()
-            for h, (weight, bias) in zip(self._hidden, self._heads, strict=True)
+            outputs[genes](h).float().numpy()
+            for h, outputs in zip(self._hidden, self._outputs, strict=True)
         ]
 
     def take(self, genes: slice | np.ndarray) -> np.ndarray:

@@ -27,6 +27,7 @@ from histokit.maps.ensemble import EnsembleMap
 from histokit.maps.slide import Oracle
 from histokit.maps.trust import Trust
 from histokit.models.histoprism import OFFICIAL_CANCERS, HistoPrism
+from histokit.models.outputs import Outputs
 from histokit.models.stpath import ORGANS, TECHNOLOGIES, STPath, rescale_coords
 
 # HistoPrism's training reads the column of HEST's own codes, in which the names that fill gaps and
@@ -100,9 +101,8 @@ class Official:
     def __init__(self, path: Path, genes: Path | None, device: str = "cpu"):
         self.device = device
         self.model = self._load(path)
-        layer = self.model.head
-        self._head = layer.weight.detach()[self.special :], layer.bias.detach()[self.special :]
-        self.genes = read_outputs(genes, len(self._head[1]), path)
+        self._outputs = Outputs.of(self.model.head)[self.special :]
+        self.genes = read_outputs(genes, len(self._outputs), path)
         self.models, self.folds = [self.model], [Fold(path, self.title)]
         dimension = self.model.input_dim
         self.features = {"encoder": self.encoder, "patch_um": 112.0, "dimension": dimension}
@@ -160,7 +160,7 @@ class Official:
                 f"{self.run.folder} predicts values that are not finite on slide "
                 f"{slide.slide_id}; copy the checkpoint again"
             )
-        return EnsembleMap([hidden], [self._head])
+        return EnsembleMap([hidden], [self._outputs])
 
     def oracle(
         self, collections: Sequence[Collection] = (), signatures: Sequence[Signature] = ()

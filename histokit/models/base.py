@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import nn
@@ -96,7 +97,8 @@ class Target:
 class Model(nn.Module):
     """Predicts as ``head(hidden(batch))``; evaluation may use the two halves apart.
 
-    A subclass defines ``hidden``, holds an ``nn.Linear`` as ``head``, and sets ``input_dim``.
+    A subclass defines ``hidden``, holds an ``nn.Linear`` as ``head`` (or ``Direct``, where
+    ``hidden`` is the expression itself), and sets ``input_dim``.
     ``cancers`` lists the oncotree codes a model is conditioned on, or is None where it is not;
     ``uses_coords`` says whether it needs to know where patches lie.
     """
@@ -154,6 +156,16 @@ class Model(nn.Module):
             ]
         ).mean()
 
+    def start_at(self, mean: torch.Tensor) -> None:
+        """Make the untrained model predict the training mean (G,) of each gene, to the bit."""
+        nn.init.zeros_(self.head.weight)
+        self.head.bias.data.copy_(mean)
+
+    def place(self, features: torch.Tensor) -> torch.Tensor:
+        """Features of the device and type of the model's weights."""
+        weights = (w for w in chain(self.parameters(), self.buffers()) if w.is_floating_point())
+        return features.to(next(weights, features))
+
     def cancer_code(self, cancer: str) -> int:
         """The integer code of an oncotree code; raises InputError for one never trained on."""
         if self.cancers is None:
@@ -198,7 +210,7 @@ class Model(nn.Module):
         if self.uses_coords and coords is None:
             raise InputError("the model uses the place of each patch; give its coordinates too")
         self.eval()
-        features = self.standardizer(features).to(self.head.weight)
+        features = self.place(self.standardizer(features))
         known = not allow_unknown or self.knows_cancer(cancer)
         code = torch.tensor([self.cancer_code(cancer) if known else -1], device=features.device)
         coords = coords.to(features) if self.uses_coords else None

@@ -32,8 +32,7 @@ def fit_network(task: FoldTask) -> Trained:
         model = task.spec.load_class()(**arguments)
         model.standardizer = task.standardizer
         if options.start_at_mean:
-            torch.nn.init.zeros_(model.head.weight)
-            model.head.bias.data.copy_(torch.tensor(task.panel["train_mean"].to_numpy()))
+            model.start_at(torch.tensor(task.panel["train_mean"].to_numpy()))
         return model.to(options.device)
 
     genes = task.panel[["gene", "gene_id", "symbol"]]

@@ -12,7 +12,6 @@ from histokit.core.errors import InputError
 from histokit.data.genes import read_gene_list
 from histokit.evaluate.controls import open_cohort
 from histokit.evaluate.views import check_features
-from histokit.maps import ensemble
 from histokit.maps.official import (
     HISTOPRISM_CODES,
     ORGAN_OF,
@@ -21,6 +20,7 @@ from histokit.maps.official import (
     read_outputs,
 )
 from histokit.maps.slide import map_slide
+from histokit.models import outputs
 from histokit.models.histoprism import OFFICIAL_CANCERS
 from histokit.models.stpath import ORGANS
 
@@ -379,7 +379,7 @@ def test_genes_are_predicted_where_they_are_asked_for(stpath, monkeypatch):
         asked.append(len(weight))
         return F.linear(x, weight, bias)
 
-    monkeypatch.setattr(ensemble, "linear", linear)
+    monkeypatch.setattr(outputs, "linear", linear)
     prediction = stpath[1].on(slide())
     assert asked == []
     blocks = [prediction.block(start, min(start + 2, G)) for start in range(0, G, 2)]

@@ -18,7 +18,7 @@ from histokit.evaluate.evaluation import Evaluation
 from histokit.evaluate.scores import SlideScore
 from histokit.evaluate.topics.base import Part, Topic
 from histokit.evaluate.views import SlideView, Views
-from histokit.ops.gemm import linear
+from histokit.models.outputs import Outputs
 from histokit.report.page import Section, Table, number
 
 COMPONENTS = 50
@@ -94,11 +94,9 @@ class ClusterTopic(Topic):
         for one in slides:
             fold = folds[one.fold]
             columns = torch.from_numpy(pd.Index(fold.genes["gene"]).get_indexer(shared))
-            head = self.views.model(fold).head
-            weight, bias = head.weight.detach()[columns], head.bias.detach()[columns]
+            outputs = Outputs.of(self.views.model(fold).head)[columns]
             for part in torch.from_numpy(one.hidden).split(ROWS):
-                prediction = linear(part.to(weight), weight, bias).float().numpy()
-                yield Block(one.slide_id, one.cancer, prediction)
+                yield Block(one.slide_id, one.cancer, outputs(part).float().numpy())
 
 
 def score_clusters(
