@@ -21,7 +21,8 @@ import run_train
 from histokit.core.errors import InputError
 from histokit.core.files import atomic_path, make_folder
 from histokit.core.options import Checked, option, required, run
-from histokit.models.registry import BOOSTER_LR, MODELS, OFFERED
+from histokit.models.presets import BOOSTER_LR
+from histokit.models.registry import MODELS, OFFERED
 
 RECIPE, NORMALIZED = "log1p", "counts10k-log1p"
 SOUND = "ridge"

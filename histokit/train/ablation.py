@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from histokit.core.errors import InputError
-from histokit.models.registry import BOOSTER
+from histokit.models.presets import BOOSTER
 from histokit.train.options import Options
 
 RANDOM = {"init": "random"}

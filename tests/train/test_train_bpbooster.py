@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 import run_train
 from histokit.core.errors import InputError
 from histokit.evaluate.runs import Run
-from histokit.models.registry import BOOSTER, resolve
+from histokit.models.presets import BOOSTER
+from histokit.models.registry import resolve
 from histokit.train import ablation
 
 SCRIPT = Path(run_train.__file__)
