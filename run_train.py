@@ -40,6 +40,7 @@ def train(cfg: Options, team) -> None:
     from histokit import audit
     from histokit.core.files import folder_lock, make_folder, remove_leftovers
     from histokit.data.cohort import Cohort, check_alike, refuse_missing
+    from histokit.data.gene_map import read_gene_map
     from histokit.train import run as runs
     from histokit.train.controls import controls_of
 
@@ -47,6 +48,8 @@ def train(cfg: Options, team) -> None:
     refuse_missing(cohort, cfg.allow_missing)
     cohort = cohort.with_counts()
     cohort = cohort.zero_filled() if cfg.unmeasured == "zero" else cohort
+    if cfg.gene_map:
+        cohort = cohort.with_gene_map(read_gene_map(cfg.gene_map, cfg.same_id))
     folds = runs.choose_folds(cohort, cfg)
     if team.first:
         runs.say_folds(cohort, folds)

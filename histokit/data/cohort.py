@@ -20,6 +20,7 @@ from histokit.core.tables import read_table
 from histokit.data.counts_hdf5 import read_matrix, row_names
 from histokit.data.features import difference
 from histokit.data.gene_keys import as_panel, positions
+from histokit.data.gene_map import GeneMap
 from histokit.data.graph import with_neighbors
 
 COLUMNS = ["slide_id", "cancer", "patient", "technology", "mpp"]
@@ -64,6 +65,7 @@ class Cohort:
     def __init__(self, folder: str | Path, encoder: str, neighbors: str = "none"):
         self.folder, self.encoder, self.neighbors = Path(folder), encoder, neighbors
         self.fills = False  # whether a gene that a slide did not measure counts as measured zero
+        self.gene_map: GeneMap | None = None
         table = self.folder / "slides.csv"
         if not table.is_file():
             raise InputError(
@@ -128,6 +130,12 @@ class Cohort:
         other.fills = True
         return other
 
+    def with_gene_map(self, gene_map: GeneMap) -> Cohort:
+        """The same cohort, whose genes have the ids of a map; see ``GeneMap.apply``."""
+        other = copy.copy(self)
+        other.gene_map = gene_map
+        return other
+
     def with_counts(self) -> Cohort:
         """The slides that were measured, which can train and be scored; says which are not.
 
@@ -178,6 +186,7 @@ class Cohort:
         """Measured genes of a slide: index gene, columns gene_id and symbol."""
         with open_hdf5(self._expression_file(slide_id), *EXPRESSION) as file:
             var = _read_var(file)
+        var = self.gene_map.apply(var)[0] if self.gene_map else var
         return var.loc[var["measured"], ["gene_id", "symbol"]]
 
     def load(
@@ -217,6 +226,9 @@ class Cohort:
         if counts:
             matrix = matrix[rows]
             library_size = np.asarray(matrix[:, var["measured"].to_numpy()].sum(axis=1)).ravel()
+            if self.gene_map:
+                var, place = self.gene_map.apply(var)
+                matrix = self.gene_map.merged(matrix, place, len(var))
         else:
             matrix, library_size = sp.csr_matrix((len(rows), 0)), np.full(len(rows), np.nan)
             var, genes = var.iloc[:0], None

@@ -46,7 +46,12 @@ class Split:
 
 
 def make_folds(
-    slides: pd.DataFrame, folds: str, val_fraction: float, seed: int, allow_missing: bool = False
+    slides: pd.DataFrame,
+    folds: str,
+    val_fraction: float,
+    seed: int,
+    allow_missing: bool = False,
+    codes: str = "split",
 ) -> list[Split]:
     """Folds of a cohort.
 
@@ -57,11 +62,13 @@ def make_folds(
             ``leave-one-patient-out``; a CSV ``slide_id,split``
             with an optional third column ``fold``; a HEST-Bench task folder (``train_0.csv``,
             ``test_0.csv``, ...); or a folder with ``train_split.csv``, ``val_split.csv``,
-            ``test_split.csv``, as HistoPrism published.
+            ``test_split.csv``, as HistoPrism published, or one that holds several such folders.
         val_fraction: share of a fold's training patients that validate where the split names no
             validation slides; at least one patient, or one slide where there is one patient.
         seed: the seed of that choice.
         allow_missing: leave slides out that a split names and the cohort lacks, and say so.
+        codes: which oncotree codes of a published split are taken, as ``read_cancers`` has them,
+            or those of the ``cohort``.
 
     Raises:
         InputError: slides that the cohort lacks, a fold without training or test slides, names of
@@ -88,9 +95,12 @@ def make_folds(
     _check_names([name for name, _ in named])
     if allow_missing:
         named = [(name, _there(name, roles, slides)) for name, roles in named]
-    cancers = read_cancers(folds) if Path(folds).is_dir() else {}
+    published = {p.resolve().name: p for p in published_splits(folds)}
+    cancers = {name: read_cancers(p, codes) for name, p in published.items()}
     return [
-        dataclasses.replace(_checked(name, roles, slides, val_fraction, seed), cancers=cancers)
+        dataclasses.replace(
+            _checked(name, roles, slides, val_fraction, seed), cancers=cancers.get(name, {})
+        )
         for name, roles in named
     ]
 
@@ -186,10 +196,12 @@ def _from_csv(path: Path) -> list[tuple[str, dict]]:
 
 
 def _from_folder(path: Path) -> list[tuple[str, dict]]:
+    if published := published_splits(path):
+        return [
+            (place.resolve().name, {role: _ids(place / f"{role}_split.csv") for role in ROLES})
+            for place in published
+        ]
     path = path / "splits" if (path / "splits").is_dir() else path
-    if (path / "test_split.csv").is_file():
-        roles = {role: _ids(path / f"{role}_split.csv") for role in ROLES}
-        return [(path.resolve().name, roles)]
     # a fold that lacks one of its two files is refused when that is read, not left out
     numbers = sorted(
         {
@@ -214,20 +226,34 @@ def _ids(file: Path) -> list[str]:
     return ids
 
 
-def read_cancers(path: str | Path) -> dict[str, str]:
+def published_splits(path: str | Path) -> list[Path]:
+    """The folder itself where it holds ``test_split.csv``, else those in it that do, by name."""
+    path = Path(path)
+    for place in (path, path / "splits") if path.is_dir() else ():
+        if (place / "test_split.csv").is_file():
+            return [place]
+        if found := sorted(file.parent for file in place.glob("[!.]*/test_split.csv")):
+            return found
+    return []
+
+
+def read_cancers(path: Path, codes: str = "split") -> dict[str, str]:
     """Oncotree codes by slide id that a folder of published splits brings, else none.
 
-    HistoPrism's splits fill the gaps of HEST's metadata (``oncotree_code_filled``); the authors'
-    list of codes holds the filled names. A blank is no code: the cohort's stays.
+    Args:
+        path: one of ``published_splits``.
+        codes: ``split`` takes ``oncotree_code_filled``, in which HistoPrism's authors fill the gaps
+            of HEST's metadata with names of their own (a blank is no code there: the cohort's
+            stays); ``unfilled`` takes HEST's own ``oncotree_code``, where a blank says that a slide
+            has none; ``cohort`` takes nothing.
     """
-    codes = {}
-    for role in ROLES:
-        file = Path(path) / f"{role}_split.csv"
-        if file.is_file():
-            table = read_table(file, ("sample_id",), "published split")
-            if "oncotree_code_filled" in table:
-                codes |= dict(zip(table["sample_id"], table["oncotree_code_filled"], strict=True))
-    return {slide: code for slide, code in codes.items() if code}
+    column = {"split": "oncotree_code_filled", "unfilled": "oncotree_code"}.get(codes)
+    found = {}
+    for role in ROLES if column else ():
+        table = read_table(path / f"{role}_split.csv", ("sample_id",), "published split")
+        if column in table:
+            found |= dict(zip(table["sample_id"], table[column], strict=True))
+    return {s: c for s, c in found.items() if c} if codes == "split" else found
 
 
 def _there(name: str, roles: dict, slides: pd.DataFrame) -> dict:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from histokit.core.errors import InputError
 from histokit.data.cohort import Cohort
+from histokit.data.gene_map import GENE_MAP, read_gene_map
 from histokit.data.views import LABELS, LIBRARY_SIZE, SHUFFLED, LibrarySizeCohort
 from histokit.evaluate.runs import Run
 
@@ -35,6 +36,8 @@ def open_cohort(run: Run, data: str | None = None) -> Cohort:
     options, control = run.config["options"], run.config.get("control") or {}
     encoder = control.get("encoder", options["encoder"])
     cohort = Cohort(data or options["data"], encoder, options.get("neighbors", "none"))
+    if (run.folder / GENE_MAP).is_file():
+        cohort = cohort.with_gene_map(read_gene_map(run.folder / GENE_MAP, options["same_id"]))
     return LibrarySizeCohort(cohort) if control.get("kind") == LIBRARY_SIZE else cohort
 
 

@@ -23,7 +23,11 @@ class Options(Checked):
     num_hvg: int = option(
         50, "genes of the headline PCC, most variable on training slides first", least=1
     )
-    hvg_file: str | None = option(None, "file with one gene a line that replaces that choice")
+    hvg_file: str | None = option(
+        None,
+        "file with one gene a line that replaces that choice, or a folder with "
+        "CODE/var_50genes.json for each oncotree code, as HEST-Bench has them",
+    )
     protocol: str = option(
         "histokit",
         "also score as a paper does: hest-bench, histoprism, stpath or stem-topk, which fix "

@@ -9,6 +9,7 @@ import scipy.sparse as sp
 from histokit.core.errors import InputError
 from histokit.data.cohort import Cohort
 from histokit.data.genes import detected
+from histokit.evaluate.gene_lists import GeneLists
 from histokit.evaluate.runs import Run
 
 HEST_GENES = 50
@@ -17,26 +18,25 @@ _CONTROLS = ("BLANK", "Control")
 _PREFIXES = ("MT-", "RPS", "RPL")
 
 
-def choose_genes(
-    run: Run, cohort: Cohort, protocol: str, listed: list[str] | None
-) -> dict[str, list[str]]:
-    """Gene list by cancer, or under ``""`` where all slides share one.
+def choose_genes(run: Run, cohort: Cohort, protocol: str) -> GeneLists:
+    """The protocol's own choice of genes.
 
     Args:
-        run: its slides of every split take part.
+        run: its slides of every split take part; of cancers, those that are tested.
         cohort: the cohort that the run predicts.
         protocol: hest-bench, histoprism, stpath or stem-topk.
-        listed: genes that replace the rule.
     """
-    if listed is not None:
-        return {"": listed}
-    slides = list(dict.fromkeys(s for fold in run.folds for s in fold.split["slide_id"]))
+    whole = pd.concat([fold.split for fold in run.folds], ignore_index=True)
+    slides = list(dict.fromkeys(whole["slide_id"]))
     if protocol == "hest-bench":
-        return {"": hest_genes(cohort, slides)}
+        return GeneLists({"": hest_genes(cohort, slides)})
     if protocol == "stem-topk":
-        return {"": stem_genes(cohort, slides)}
-    cancers = cohort.slides.loc[slides, "cancer"]
-    return {name: hest_genes(cohort, list(own.index)) for name, own in cancers.groupby(cancers)}
+        return GeneLists({"": stem_genes(cohort, slides)})
+    tested = dict.fromkeys(whole.loc[whole["split"] == "test", "cancer"])
+    own = {name: whole.loc[whole["cancer"] == name, "slide_id"] for name in sorted(tested)}
+    return GeneLists(
+        {name: hest_genes(cohort, list(dict.fromkeys(ids))) for name, ids in own.items()}
+    )
 
 
 def hest_genes(cohort: Cohort, slides: list[str], num_genes: int = HEST_GENES) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -12,6 +11,7 @@ import torch
 from histokit.core.distributed import Team
 from histokit.core.errors import InputError
 from histokit.data.cohort import Cohort
+from histokit.evaluate.gene_lists import GeneLists
 from histokit.evaluate.metrics import mean_or_nan
 from histokit.evaluate.protocol_genes import choose_genes
 from histokit.evaluate.runs import Fold, Run
@@ -102,8 +102,8 @@ PROTOCOLS = {
             f"{_HEST_GENES}, of each cancer apart; and all genes of the model",
             "slide",
             "skip",
-            "mean over genes, then over slides (micro), or over the slides of a cancer and then "
-            "over cancers (macro)",
+            "mean over genes, then over slides (micro), or over the slides of a cancer in a split, "
+            "over splits and then over cancers (macro)",
             "none",
             "The correlation within each slide, averaged over slides or over cancers.",
             "Raw counts: much of it is the number of molecules caught. Genes were chosen with the "
@@ -158,6 +158,7 @@ class Unit:
 
     Attributes:
         name: the name of the slide, fold or cancer.
+        fold: the fold of a slide, else empty.
         cancer: the cancer of its slides.
         chosen: (G,) bool, genes of the protocol's list.
         pcc: (G,), NaN where undefined.
@@ -165,6 +166,7 @@ class Unit:
     """
 
     name: str
+    fold: str
     cancer: str
     chosen: np.ndarray
     pcc: np.ndarray
@@ -190,25 +192,23 @@ class ProtocolScores:
     Args:
         run: a finished run.
         protocol: not ``histokit``, whose figures ``histokit.evaluate.summary.summarize`` gives.
-        lists: as ``histokit.evaluate.protocol_genes.choose_genes`` returns them.
-        listed: how many genes a given list has that replaces the protocol's rule; 0 for the rule.
+        lists: the genes that are scored.
+        rule: how they were chosen, in words; empty where the protocol's own rule was followed.
 
     Raises:
         InputError: as ``check_protocol``.
     """
 
-    def __init__(
-        self, run: Run, protocol: Protocol, lists: Mapping[str, list[str]], listed: int = 0
-    ):
+    def __init__(self, run: Run, protocol: Protocol, lists: GeneLists, rule: str = ""):
         check_protocol(run, protocol)
-        self.run, self.protocol, self.lists, self.listed = run, protocol, lists, listed
+        self.run, self.protocol, self.lists, self.rule = run, protocol, lists, rule
         self.pools: dict[tuple[str, str], Pool] = {}
 
     def add(self, view: SlideView) -> None:
         """Add a slide's spots to their pool."""
         fold, slide, protocol = view.fold, view.slide, self.protocol
         names = {"slide": slide.slide_id, "fold": fold.name, "cancer": slide.cancer}
-        chosen = _positions(fold, protocol, self.lists, slide.cancer)
+        chosen = _positions(fold, protocol, self.lists.of(slide.cancer))
         if protocol.name == "histoprism":
             columns = np.arange(len(fold.genes))
             flags = np.isin(columns, chosen)
@@ -262,14 +262,14 @@ class ProtocolScores:
         genes_undefined, pools (how many pools of spots), and every knob.
         """
         units = []
-        for (_, name), pool in self.pools.items():
+        for (fold, name), pool in self.pools.items():
             pcc, mse = pool.moments.compute()[0].numpy(), pool.moments.mse()[0].numpy()
             pcc, mse = np.where(pool.missing, np.nan, pcc), np.where(pool.missing, np.nan, mse)
-            units.append(Unit(name, pool.cancer, pool.chosen, pcc, mse))
+            units.append(Unit(name, fold, pool.cancer, pool.chosen, pcc, mse))
         options = self.run.config["options"]
         knobs = self.protocol.knobs() | {"target": options["target"]}
-        if self.listed:
-            knobs["gene_rule"] = f"a list of {self.listed} genes"
+        if self.rule:
+            knobs["gene_rule"] = self.rule
         regressor = MODELS[options["model"]].regressor
         knobs |= {"model": options["model"], "regressor": regressor}
         columns = ["figure", "group", "value", "deviation", "genes", "genes_undefined", "pools"]
@@ -287,16 +287,17 @@ def score_protocol(
         protocol: not ``histokit``.
         listed: a published gene list in place of the protocol's rule on these slides.
     """
-    lists = choose_genes(run, cohort, protocol.name, listed)
-    scores = ProtocolScores(run, protocol, lists, len(listed or ()))
+    given = GeneLists({"": listed}) if listed is not None else None
+    lists = given or choose_genes(run, cohort, protocol.name)
+    scores = ProtocolScores(run, protocol, lists, str(given or ""))
     for view in Views(run, cohort).of():
         scores.add(view)
     return scores.table()
 
 
-def _positions(fold: Fold, protocol: Protocol, lists: Mapping, cancer: str) -> np.ndarray:
+def _positions(fold: Fold, protocol: Protocol, genes: list[str]) -> np.ndarray:
     """Columns of the model, in the order of the protocol's list."""
-    wanted = pd.Index(lists.get(cancer, lists.get("")))
+    wanted = pd.Index(genes)
     names = fold.genes[["gene", "gene_id", "symbol"]]
     places = np.full(len(wanted), -1)
     for column in names:
@@ -326,13 +327,17 @@ def _figures(protocol: Protocol, units: list[Unit]) -> list[tuple]:
         undefined = [int(np.isnan(u.pcc[choose(u)]).sum()) for u in units]
         spread = float(np.std(values)) if protocol.pooling == "fold" else np.nan
         if protocol.name == "histoprism":
-            by_cancer = pd.Series(values).groupby([u.cancer for u in units]).mean()
+            by_cancer = _by_cancer(units, values)
             head = [("macro", mean_or_nan(by_cancer)), ("micro", mean_or_nan(values))]
         else:
             head = [("", float(np.mean(values)))]
         for suffix, value in head:
             name = f"{figure}-{suffix}" if suffix else figure
             rows.append((name, "all", value, spread, max(genes), sum(undefined), len(units)))
+        for cancer, value in by_cancer.items() if protocol.name == "histoprism" else ():
+            own = [i for i, u in enumerate(units) if u.cancer == cancer]
+            most, lost = max(genes[i] for i in own), sum(undefined[i] for i in own)
+            rows.append((f"{figure}-cancer", cancer, value, np.nan, most, lost, len(own)))
         for unit, *row in zip(units, values, genes, undefined, strict=True):
             own = float(np.std(unit.pcc[choose(unit)])) if protocol.name == "stpath" else np.nan
             rows.append((figure, unit.name, row[0], own, *row[1:], 1))
@@ -341,6 +346,12 @@ def _figures(protocol: Protocol, units: list[Unit]) -> list[tuple]:
         shape = (len(units[0].mse), sum(int(np.isnan(u.mse).sum()) for u in units), len(units))
         rows.append(("mse", "all", float(np.mean(errors)), float(np.std(errors)), *shape))
     return rows
+
+
+def _by_cancer(units: list[Unit], values: list[float]) -> pd.Series:
+    """HistoPrism's figure of a cancer: mean over the slides of a split, then over the splits."""
+    keys = [[u.cancer for u in units], [u.fold for u in units]]
+    return pd.Series(values, dtype=float).groupby(keys).mean().groupby(level=0).mean()
 
 
 def _top_figures(protocol: Protocol, units: list[Unit]) -> list[tuple]:

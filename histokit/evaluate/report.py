@@ -14,11 +14,11 @@ from histokit.core.errors import InputError
 from histokit.core.files import write_json
 from histokit.core.progress import progress_bar
 from histokit.data.cohort import Cohort
-from histokit.data.genes import read_gene_list
 from histokit.evaluate import compare as comparison
 from histokit.evaluate.controls import controls_of, open_cohort
 from histokit.evaluate.evaluation import Evaluation, Job
 from histokit.evaluate.folders import check_replaceable, versions
+from histokit.evaluate.gene_lists import GeneLists, read_lists
 from histokit.evaluate.options import Options
 from histokit.evaluate.protocol_genes import choose_genes
 from histokit.evaluate.protocols import PROTOCOLS, ProtocolScores, check_protocol
@@ -68,16 +68,18 @@ class Questions:
 
     collections: list[Collection]
     signatures: list[Signature]
-    listed: list[str] | None
-    lists: dict[tuple, dict[str, list[str]]] = dataclasses.field(default_factory=dict)
+    listed: GeneLists | None
+    lists: dict[tuple, GeneLists] = dataclasses.field(default_factory=dict)
     pathway_genes: dict[str, PathwayGenes] = dataclasses.field(default_factory=dict)
 
-    def gene_lists(self, job: Job, protocol: str) -> dict[str, list[str]]:
+    def gene_lists(self, job: Job, protocol: str) -> GeneLists:
         """The protocol's gene lists; a run and its controls share them."""
+        if self.listed is not None:
+            return self.listed
         slides = tuple(dict.fromkeys(s for f in job.run.folds for s in f.split["slide_id"]))
         key = (str(job.cohort.folder), slides, protocol)
         if key not in self.lists:
-            self.lists[key] = choose_genes(job.run, job.cohort, protocol, self.listed)
+            self.lists[key] = choose_genes(job.run, job.cohort, protocol)
         return self.lists[key]
 
 
@@ -92,7 +94,7 @@ def prepare(cfg: Options) -> tuple[Questions, list[Job]]:
     """
     if cfg.published:
         read_published(cfg.published)  # an unknown task ends here
-    listed = read_gene_list(cfg.hvg_file) if cfg.hvg_file else None
+    listed = read_lists(cfg.hvg_file) if cfg.hvg_file else None
     collections = read_collections(cfg.gene_sets or (), cfg.curate)
     questions = Questions(collections, read_signatures(cfg.signature or ()), listed)
     jobs = []
@@ -176,8 +178,8 @@ def topics(report: Report, results: Mapping[str, Evaluation], team: Team) -> lis
                                                        if team.first})]  # fmt: skip
     if cfg.protocol != "histokit":
         lists = team.gather(questions.gene_lists(job, cfg.protocol) if team.first else None)[0]
-        listed = len(questions.listed or ())
-        found.append(ProtocolTopic(ProtocolScores(job.run, PROTOCOLS[cfg.protocol], lists, listed)))
+        rule = str(questions.listed) if questions.listed else ""
+        found.append(ProtocolTopic(ProtocolScores(job.run, PROTOCOLS[cfg.protocol], lists, rule)))
     if cfg.published and not job.control:
         found.append(PublishedTopic(cfg.published, cfg.protocol, questions.listed is not None))
     if cfg.pictures and not job.control:
@@ -249,13 +251,17 @@ def write(report: Report, topics: Sequence[Topic], scores: Sequence[SlideScore])
 def _said(found: Evaluation, cfg: Options, questions: Questions) -> list[str]:
     """The verdict, with a word on a given gene list of which the model lacks some."""
     said = verdict(found.slides, found.summary, found.target)
-    hvgs = int(found.slides["hvgs"].max())
-    if questions.listed and hvgs < len(questions.listed):
-        said.insert(
-            1,
-            f"Of the {len(questions.listed)} genes of {cfg.hvg_file} the model predicts {hvgs}; "
-            "the headline is theirs alone.",
+    for cancer in dict.fromkeys(found.slides["cancer"]) if questions.listed else ():
+        genes, of = questions.listed.of(cancer), ""
+        if "" not in questions.listed.by_cancer:
+            of = f" for {cancer}"
+        hvgs = int(found.slides.loc[found.slides["cancer"] == cancer, "hvgs"].max())
+        sentence = (
+            f"Of the {len(genes)} genes of {cfg.hvg_file}{of} the model predicts {hvgs}; the "
+            "headline is theirs alone."
         )
+        if hvgs < len(genes) and sentence not in said:
+            said.insert(1, sentence)
     return said
 
 

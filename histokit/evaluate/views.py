@@ -16,6 +16,7 @@ from histokit.core.errors import InputError
 from histokit.data.cohort import Cohort, Slide
 from histokit.data.features import difference
 from histokit.data.genes import normalize
+from histokit.evaluate.gene_lists import GeneLists
 from histokit.evaluate.runs import Fold, Run
 from histokit.evaluate.scores import Prediction, SlideScore, choose_hvgs, score_slide
 from histokit.models.base import Model
@@ -145,7 +146,7 @@ class Views:
         run: Run,
         cohort: Cohort,
         num_hvg: int = 50,
-        listed: list[str] | None = None,
+        listed: GeneLists | None = None,
         device: str = "cpu",
     ):
         self.run, self.cohort, self.num_hvg, self.listed = run, cohort, num_hvg, listed
@@ -158,7 +159,7 @@ class Views:
             for fold in folds
         ]
         self._models: dict[str, Model] = {}
-        self._hvgs: dict[str, np.ndarray] = {}
+        self._hvgs: dict[tuple[str, str], np.ndarray] = {}
         self._read: tuple[str, pd.DataFrame, Slide] | None = None
 
     def of(self, team: Team = ALONE) -> Iterator[SlideView]:
@@ -175,7 +176,7 @@ class Views:
         slide, model = self._slide(fold, slide_id), self.model(fold)
         prediction = predict(self.run, fold, model, slide, self.device)
         target = normalize(slide.counts, slide.library_size, self.run.config["options"]["target"])
-        score = score_slide(fold, self._hvg(fold), slide, prediction, target)
+        score = score_slide(fold, self._hvg(fold, slide.cancer), slide, prediction, target)
         known = model.knows_cancer(slide.cancer)
         score = dataclasses.replace(score, cancer_known=known)
         return SlideView(fold, model, slide, prediction, target, score)
@@ -188,10 +189,12 @@ class Views:
                 del self._models[next(iter(self._models))]
         return self._models[fold.id]
 
-    def _hvg(self, fold: Fold) -> np.ndarray:
-        if fold.id not in self._hvgs:
-            self._hvgs[fold.id] = choose_hvgs(fold, self.num_hvg, self.listed)
-        return self._hvgs[fold.id]
+    def _hvg(self, fold: Fold, cancer: str) -> np.ndarray:
+        key = (fold.id, cancer if self.listed else "")
+        if key not in self._hvgs:
+            listed = self.listed.of(cancer) if self.listed else None
+            self._hvgs[key] = choose_hvgs(fold, self.num_hvg, listed)
+        return self._hvgs[key]
 
     def _slide(self, fold: Fold, slide_id: str) -> Slide:
         """A slide with the genes of a fold, the last one read or a new one."""
@@ -216,7 +219,7 @@ def _size(model: Model) -> int:
 
 
 def score_run(
-    run: Run, cohort: Cohort, num_hvg: int = 50, listed: list[str] | None = None
+    run: Run, cohort: Cohort, num_hvg: int = 50, listed: GeneLists | None = None
 ) -> list[SlideScore]:
     """Scores of every test slide of a run; arguments as of ``Views``."""
     return [view.score for view in Views(run, cohort, num_hvg, listed).of()]

@@ -167,8 +167,12 @@ class Model(nn.Module):
         return features.to(next(weights, features))
 
     def cancer_code(self, cancer: str) -> int:
-        """The integer code of an oncotree code; raises InputError for one never trained on."""
-        if self.cancers is None:
+        """The integer code of an oncotree code, -1 of a slide that has none (blank).
+
+        Raises:
+            InputError: a code that was never trained on.
+        """
+        if self.cancers is None or not cancer:
             return -1
         if cancer not in self.cancers:
             raise InputError(
@@ -179,7 +183,7 @@ class Model(nn.Module):
 
     def knows_cancer(self, cancer: str) -> bool:
         """Whether the model was trained on slides of this oncotree code, or is not told any."""
-        return self.cancers is None or cancer in self.cancers
+        return self.cancers is None or not cancer or cancer in self.cancers
 
     @torch.inference_mode()
     def embed(

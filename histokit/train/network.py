@@ -75,7 +75,7 @@ def network_arguments(task: FoldTask) -> dict:
     arguments |= {name: getattr(task.options, name) for name in task.spec.takes}
     if task.spec.conditioned:
         members = task.slides.taught.slides.loc[split.train + split.val]
-        arguments["cancers"] = sorted(members["cancer"].unique())
+        arguments["cancers"] = sorted({*members["cancer"]} - {""})  # blank: told no code
     if task.spec.ranked:
         rank = panel["hvg_rank"].astype(float).to_numpy()
         arguments["hvgs"] = [int(i) for i in np.flatnonzero(rank <= task.spec.ranked)]

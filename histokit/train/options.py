@@ -45,6 +45,17 @@ class Options(Checked):
         "authors fill them",
         choices=("skip", "zero"),
     )
+    gene_map: str | None = option(
+        None,
+        "symbols to Ensembl ids where slides name none: a JSON object, such as STPath's "
+        "symbol2ensembl.json, or a table symbol,gene_id; the run keeps a copy",
+    )
+    same_id: str = option(
+        "sum",
+        "genes of a slide that the map gives one id: sum their counts, keep the first, or log-sum, "
+        "which adds log(1 + count) as HistoPrism's authors do",
+        choices=("sum", "first", "log-sum"),
+    )
     hvg: str = option(
         "variance",
         "how highly variable genes are ranked on the training spots: variance of counts10k-log1p, "
@@ -55,14 +66,14 @@ class Options(Checked):
         "auto",
         "a number of folds that share no patient, auto (4, or one a patient or a slide where "
         "there are fewer), leave-one-slide-out, leave-one-patient-out, a CSV "
-        "slide_id,split[,fold], or a folder of HEST-Bench or "
-        "HistoPrism splits",
+        "slide_id,split[,fold], a folder of HEST-Bench or HistoPrism splits, or one that holds "
+        "several of HistoPrism's",
     )
     cancer_codes: str = option(
         "split",
-        "oncotree codes of a published split that brings its own (HistoPrism's, gaps filled), or "
-        "always those of the cohort",
-        choices=("split", "cohort"),
+        "oncotree codes of a published split that brings its own (HistoPrism's, gaps filled); its "
+        "unfilled column, whose gaps are no code; or always those of the cohort",
+        choices=("split", "unfilled", "cohort"),
     )
     val_fraction: float | None = option(
         None,

@@ -14,6 +14,7 @@ from histokit.core.files import atomic_path, read_json, write_json
 from histokit.data.cohort import Cohort
 from histokit.data.features import difference, feature_identity
 from histokit.data.gene_keys import GeneKey, gene_key
+from histokit.data.gene_map import GENE_MAP
 from histokit.data.splits import Split, describe_folds, idle_slides, make_folds
 from histokit.models.registry import MODELS
 from histokit.train.options import FREE, Options
@@ -22,10 +23,9 @@ from histokit.train.options import FREE, Options
 def choose_folds(cohort: Cohort, cfg: Options) -> list[Split]:
     """The folds of a training; closed forms never stop early and train on all slides."""
     fraction = cfg.val_fraction if MODELS[cfg.model].validates else 0.0
-    folds = make_folds(cohort.slides, cfg.folds, fraction, cfg.seed, cfg.allow_missing)
-    if cfg.cancer_codes == "cohort":
-        return [dataclasses.replace(fold, cancers={}) for fold in folds]
-    return folds
+    return make_folds(
+        cohort.slides, cfg.folds, fraction, cfg.seed, cfg.allow_missing, cfg.cancer_codes
+    )
 
 
 def join_genes(cohort: Cohort, folds: list[Split], folder: Path, team: Team) -> GeneKey:
@@ -70,6 +70,8 @@ def claim(
     if control:
         config["control"] = control
     path = folder / "config.json"
+    if cohort.gene_map and not path.is_file():  # an evaluation reads it there
+        cohort.gene_map.write(folder / GENE_MAP)
     if path.is_file():
         there = read_json(path)
         # an option newer than the run in the folder had its default, or its preset's, then
