@@ -338,6 +338,8 @@ def _figures(protocol: Protocol, units: list[Unit]) -> list[tuple]:
             own = [i for i, u in enumerate(units) if u.cancer == cancer]
             most, lost = max(genes[i] for i in own), sum(undefined[i] for i in own)
             rows.append((f"{figure}-cancer", cancer, value, np.nan, most, lost, len(own)))
+            slides = mean_or_nan([values[i] for i in own])
+            rows.append((f"{figure}-cancer-micro", cancer, slides, np.nan, most, lost, len(own)))
         for unit, *row in zip(units, values, genes, undefined, strict=True):
             own = float(np.std(unit.pcc[choose(unit)])) if protocol.name == "stpath" else np.nan
             rows.append((figure, unit.name, row[0], own, *row[1:], 1))

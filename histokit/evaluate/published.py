@@ -1,8 +1,9 @@
 """Figures that papers print, as data, and whether a run's figures may stand beside them.
 
 ``published.csv``: task, model, encoder, metric, value, spread (standard deviation over folds,
-where printed), protocol (of ``histokit.evaluate.protocols``), source, note. Only ``unverified``
-notes mark figures that were not read in the authors' own table.
+where printed), protocol (of ``histokit.evaluate.protocols``, else in words), source, note. The notes
+``unverified`` and ``read by a third party`` mark figures that were not read in the authors' own
+table.
 """
 
 from __future__ import annotations
@@ -31,6 +32,14 @@ TASKS = {
     "CCRCC": (_numbered("INT", *range(1, 25)), 6),
     "LUNG": (_numbered("TENX", 118, 141), 2),
     "LYMPH_IDC": (_numbered("NCBI", 681, 682, 683, 684), 4),
+}
+# Test slides of HistoPrism's two splits: the first two folds of each task.
+HISTOPRISM = {task: slides for task, (slides, _) in TASKS.items()} | {
+    "CCRCC": _numbered("INT", *range(9, 16), 24),
+    "HCC": _numbered("NCBI", 642, 643),
+    "IDC": _numbered("TENX", 95, 99),
+    "LYMPH_IDC": _numbered("NCBI", 683, 684),
+    "PAAD": _numbered("TENX", 116, 140),
 }
 
 
@@ -64,7 +73,11 @@ def beside_published(
         NaN where there is none), ``comparable`` (bool) and ``reason`` (empty where comparable).
     """
     rows = read_published(task)
-    own = figures[figures["group"] == "all"].set_index("figure")["value"] if len(figures) else {}
+    own = {}
+    if len(figures):
+        whole = figures["group"] == "all"
+        of_task = (figures["group"] == task) & figures["figure"].str.contains("-cancer")
+        own = figures[whole | of_task].set_index("figure")["value"]
     rows["run"] = [
         own.get(metric, np.nan) if theirs == protocol else np.nan
         for metric, theirs in rows[["metric", "protocol"]].to_numpy()
@@ -80,23 +93,24 @@ def _of_row(row, protocol: str) -> list[str]:
     reasons = []
     if row.protocol != protocol:
         reasons.append(f"theirs is scored as {row.protocol}, the run as {protocol}")
-    elif row.protocol == "histoprism":
-        reasons.append("theirs was trained on HEST-1k's published splits")
     elif row.protocol == "stpath":
         reasons.append("theirs was pretrained on other slides")
-    if "unstated" in row.note:
+    if "unstated" in row.note or "unverified" in row.note:
         reasons.append(row.note)
     return reasons
 
 
 def _differences(run: Run, task: str, protocol: str, listed: bool) -> list[str]:
     """What sets the run apart from the published figures of a task and a protocol."""
+    tests = [fold.split[fold.split["split"] == "test"] for fold in run.folds]
+    if protocol == "histoprism":
+        return _histoprism(task, pd.concat(tests), len(tests), listed)
     if task not in TASKS:
         return ["the test slides behind it are not those of one task"]
     slides, folds = TASKS[task]
     if protocol == "stem-topk":  # one slide held out at a time
         folds = len(slides)
-    tested = {s for f in run.folds for s in f.split.loc[f.split["split"] == "test", "slide_id"]}
+    tested = {s for test in tests for s in test["slide_id"]}
     reasons = []
     if tested != slides:
         shown = ", ".join(sorted(tested)[:3])
@@ -105,4 +119,25 @@ def _differences(run: Run, task: str, protocol: str, listed: bool) -> list[str]:
         reasons.append(f"{len(run.folds)} folds instead of {folds}")
     if not listed:
         reasons.append("genes chosen anew, not the published list (--hvg-file)")
+    return reasons
+
+
+def _histoprism(task: str, tested: pd.DataFrame, folds: int, listed: bool) -> list[str]:
+    """What sets a run apart from HistoPrism's splits, for one cancer or for all (``average``)."""
+    if task != "average" and task not in HISTOPRISM:
+        return ["the test slides behind it are not those of one cancer"]
+    expected = frozenset().union(*HISTOPRISM.values())
+    if task != "average":
+        expected, tested = HISTOPRISM[task], tested[tested["cancer"] == task]
+    found, reasons = set(tested["slide_id"]), []
+    if found != expected:
+        lacking, other = len(expected - found), len(found - expected)
+        reasons.append(
+            f"{lacking} of its {len(expected)} test slides are not among the run's, which has "
+            f"{other} others"
+        )
+    if folds != 2:
+        reasons.append(f"{folds} splits instead of 2")
+    if not listed:
+        reasons.append("genes chosen anew, not the published lists (--hvg-file)")
     return reasons

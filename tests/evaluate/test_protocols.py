@@ -22,7 +22,7 @@ from histokit.data.genes import read_gene_list
 from histokit.data.splits import read_splits
 from histokit.evaluate.protocol_genes import hest_genes, stem_genes
 from histokit.evaluate.protocols import PROTOCOLS, score_protocol
-from histokit.evaluate.published import TASKS, beside_published, read_published
+from histokit.evaluate.published import HISTOPRISM, TASKS, beside_published, read_published
 from histokit.evaluate.runs import Run
 
 SLIDES = {
@@ -137,17 +137,22 @@ def test_hest_bench_pools_the_spots_of_a_fold(runs, cohort):
 def test_histoprism_is_per_slide_with_macro_and_micro(runs, cohort):
     table = score_protocol(runs["log1p"], cohort, PROTOCOLS["histoprism"], LIST)
     rows = []
-    for _, slide_id, cancer, prediction, target in predictions(runs["log1p"], cohort, np.log1p):
+    for fold, slide_id, cancer, prediction, target in predictions(runs["log1p"], cohort, np.log1p):
         top = np.nanmean(correlations(prediction, target, LIST))
         every = np.nanmean(correlations(prediction, target, GENES))
         assert figure(table, "pcc-top50", slide_id) == pytest.approx(top, abs=1e-6)
         assert figure(table, "pcc-all", slide_id) == pytest.approx(every, abs=1e-6)
-        rows.append((cancer, top, every))
-    rows = pd.DataFrame(rows, columns=["cancer", "pcc-top50", "pcc-all"])
+        rows.append((cancer, fold, top, every))
+    rows = pd.DataFrame(rows, columns=["cancer", "fold", "pcc-top50", "pcc-all"])
     for name in ("pcc-top50", "pcc-all"):
         assert figure(table, f"{name}-micro") == pytest.approx(rows[name].mean(), abs=1e-6)
-        macro = rows.groupby("cancer")[name].mean().mean()
+        macro = rows.groupby(["cancer", "fold"])[name].mean().groupby("cancer").mean().mean()
         assert figure(table, f"{name}-macro") == pytest.approx(macro, abs=1e-6)
+        for cancer, own in rows.groupby("cancer"):
+            splits = own.groupby("fold")[name].mean().mean()
+            assert figure(table, f"{name}-cancer", cancer) == pytest.approx(splits, abs=1e-6)
+            slides = figure(table, f"{name}-cancer-micro", cancer)
+            assert slides == pytest.approx(own[name].mean(), abs=1e-6)
     undefined = table.query("figure == 'pcc-all' and group == 'D1'")["genes_undefined"]
     assert undefined.tolist() == [1]
 
@@ -287,7 +292,9 @@ def test_the_report_and_the_tables_hold_every_choice(runs, tmp_path):
 
 def test_published_figures_are_whole_and_marked(runs):
     table = read_published()
-    assert set(table["protocol"]) <= set(PROTOCOLS)
+    for protocol in set(table["protocol"]) - set(PROTOCOLS):
+        assert " " in protocol  # in words: nothing here is scored so
+        assert (table.loc[table["protocol"] == protocol, "note"] != "").all()
     assert table["value"].between(0, 5).all()
     assert not table.duplicated(["task", "model", "encoder", "metric", "source"]).any()
     for encoder, rows in table[table["source"] == "HEST README 2024-08-30"].groupby("encoder"):
@@ -300,14 +307,14 @@ def test_published_figures_are_whole_and_marked(runs):
     figures = pd.DataFrame({"figure": ["pcc"], "group": ["all"], "value": [0.5]})
     rows = beside_published(runs["log1p"], "IDC", "hest-bench", figures, listed=True)
     assert not rows["comparable"].any()
-    assert rows["reason"].str.contains("other test slides").all()
+    assert rows["reason"].str.contains("other test slides|are not among the run's").all()
     assert rows.loc[rows["metric"] == "pcc", "run"].eq(0.5).all()
 
 
 def test_a_run_on_the_same_slides_folds_and_genes_is_comparable(tmp_path, data):
     class Fold:
         def __init__(self, test):
-            self.split = pd.DataFrame({"slide_id": [test], "split": ["test"]})
+            self.split = pd.DataFrame({"slide_id": [test], "split": ["test"], "cancer": ["X"]})
 
     class SameSlides:
         folds = tuple(Fold(name) for name in sorted(TASKS["SKCM"][0]))
@@ -328,3 +335,33 @@ def test_tasks_are_those_of_the_published_folds(shared, task):
     slides = {slide for _, roles in folds for slide in roles["test"]}
     assert TASKS[task] == (slides, len(folds))
     assert len(read_gene_list(shared / "hest" / "bench" / task / "var_50genes.json")) == 50
+
+
+@pytest.mark.real
+def test_histoprism_slides_are_those_of_the_published_splits(shared):
+    parts = [
+        pd.read_csv(shared / "hest" / f"histoprism_split_{k}" / "test_split.csv") for k in (0, 1)
+    ]
+    found = pd.concat(parts).groupby("oncotree_code")["sample_id"].agg(frozenset)
+    assert found.to_dict() == HISTOPRISM
+
+
+def test_a_cancer_of_histoprism_is_comparable_on_its_slides_alone():
+    class Fold:
+        def __init__(self, test):
+            self.split = pd.DataFrame({"slide_id": [test], "split": "test", "cancer": "SKCM"})
+
+    class Splits:
+        folds = tuple(Fold(name) for name in sorted(HISTOPRISM["SKCM"]))
+
+    figures = pd.DataFrame(
+        [("pcc-top50-macro", "all", 0.1), ("pcc-top50-cancer", "SKCM", 0.4)],
+        columns=["figure", "group", "value"],
+    )
+    rows = beside_published(Splits(), "SKCM", "histoprism", figures, listed=True)
+    own = rows[rows["metric"] == "pcc-top50-cancer"]
+    assert (own["run"].tolist(), own["reason"].tolist()) == ([0.4], ["unverified"])
+    rows = beside_published(Splits(), "average", "histoprism", figures, listed=True)
+    macro = rows[rows["metric"] == "pcc-top50-macro"].iloc[0]
+    assert macro["run"] == 0.1
+    assert "of its 51 test slides are not among the run's" in macro["reason"]
