@@ -13,6 +13,7 @@ _PLACES = {
     "MLP": "baselines",
     "Mean": "baselines",
     "Model": "base",
+    "STNet": "stnet",
     "STPath": "stpath",
     "STPathModel": "stpath",
     "Standardizer": "base",

@@ -27,6 +27,16 @@ NETWORK_PRESETS = {
     "release": PAPER | {"lr": 5e-5, "epochs": 5000},
     "small": PAPER | FOR_FEW,
 }
+# ST-Net's last layer, trained as the other networks are: AdamW moves a weight by up to lr a step,
+# and a prediction by a thousand times that. "literal" is the authors' SGD, for as many epochs as
+# held-out patients choose; their rate is for sums over 32 spots, not over a slide's.
+STNET = PAPER | {"lr": 1e-4, "weight_decay": 0.0, "epochs": 200, "start_at_mean": True}
+STNET |= {"refit": True, "stnet_literal": False}
+STNET_PRESETS = {
+    "paper": STNET,
+    "small": STNET | {"standardize": "train"},
+    "literal": STNET | {"lr": 1e-6, "epochs": 50, "patience": 50, "stnet_literal": True},
+}
 # STPath's pretraining, but for its optimizer (Adam without warm-up) and its organs.
 STPATH = PAPER | {
     "weight_decay": 0.0,

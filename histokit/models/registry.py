@@ -17,6 +17,7 @@ from histokit.models.presets import (
     BOOSTER_SIZES,
     NETWORK_PRESETS,
     PAPER,
+    STNET_PRESETS,
     STPATH,
     STPATH_SMALL,
 )
@@ -106,6 +107,13 @@ MODELS: Mapping[str, ModelSpec] = {
             NETWORK,
             own=("hidden_dim",),
             takes=("dropout", "hidden_dim"),
+        ),
+        ModelSpec(
+            "stnet",
+            "histokit.models.stnet:STNet",
+            NETWORK,
+            presets=STNET_PRESETS,
+            own=("stnet_literal",),
         ),
         ModelSpec(
             "histoprism",

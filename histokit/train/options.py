@@ -125,6 +125,10 @@ class Options(Checked):
         group="network",
         least=1,
     )
+    stnet_literal: bool | None = hyper(
+        "train stnet as its authors do: SGD with momentum at a constant rate, without --clip, on "
+        "squared errors summed over a slide's spots"
+    )
     autocast: str = option(
         "none",
         "type of the network's matrix products; the loss stays float32",

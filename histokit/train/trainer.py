@@ -1,4 +1,4 @@
-"""Gradient training of one fold: AdamW, warm-up, early stopping, exact resumption."""
+"""Gradient training of one fold: AdamW or SGD, warm-up, early stopping, exact resumption."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from histokit.train.loader import SlideReader, TrainingSlide
 from histokit.train.options import Options
 
 WARM_UP = 0.05  # share of all steps, the authors'
+MOMENTUM = 0.9  # ST-Net's authors'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Settings:
 
     ``epochs`` bounds the training and sets the length of the learning-rate schedule; ``stop_after``
     ends it earlier without changing the schedule. ``slides_per_step`` are those of each rank.
+    ``stnet_literal`` descends as ST-Net's authors do: SGD with momentum at a constant rate, with
+    gradients of any norm, on squared errors summed over a slide's spots.
     """
 
     lr: float
@@ -44,6 +47,7 @@ class Settings:
     checkpoint_seconds: float = 30
     autocast: str = "none"
     on_error: str = "stop"
+    stnet_literal: bool | None = None
 
     @classmethod
     def of(cls, options: Options) -> Settings:
@@ -141,12 +145,10 @@ def train_network(
         InputError: the loss is no longer finite, or a slide cannot be read.
         Stopped: a signal ended the training, which is saved.
     """
-    optimizer = torch.optim.AdamW(
-        model.parameters(), settings.lr, weight_decay=settings.weight_decay, fused=True
-    )
     slides_a_step = settings.slides_per_step * team.size
     steps = -(-len(train) // slides_a_step) * settings.epochs
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_up_then_linear(steps))
+    optimizer, factor = _descent(model, settings, steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     half = settings.autocast == "float16"  # gradients of float16 underflow without a scale
     scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=half)
     parts = Parts(model, optimizer, schedule, scaler)
@@ -175,6 +177,27 @@ def train_network(
     )
 
 
+def _descent(model: Model, settings: Settings, steps: int):
+    """The optimizer, and the factor of its learning rate at each step."""
+    decay = {"weight_decay": settings.weight_decay, "fused": True}
+    if settings.stnet_literal:
+        sgd = torch.optim.SGD(model.parameters(), settings.lr, momentum=MOMENTUM, **decay)
+        return sgd, _constant
+    return torch.optim.AdamW(model.parameters(), settings.lr, **decay), _warm_up_then_linear(steps)
+
+
+def _losses(
+    model: Model, slides: list[TrainingSlide], settings: Settings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the step descends, and the mean over slides that is reported of it."""
+    if not settings.stnet_literal:
+        loss = step_loss(model, slides, settings.autocast)
+        return loss, loss
+    losses = torch.stack([step_loss(model, [slide], settings.autocast) for slide in slides])
+    spots = torch.tensor([len(slide.features) for slide in slides]).to(losses)
+    return (spots * losses).mean(), losses.detach().mean()
+
+
 def _step(parts: Parts, slides: list[TrainingSlide], settings: Settings, epoch: int, team: Team):
     """One step of the optimizer; the summed loss of this rank's slides and their number."""
     model, optimizer, scaler = parts.model, parts.optimizer, parts.scaler
@@ -182,18 +205,19 @@ def _step(parts: Parts, slides: list[TrainingSlide], settings: Settings, epoch: 
     optimizer.zero_grad()
     total = 0.0
     if slides:
-        loss = step_loss(model, slides, settings.autocast)
+        descended, loss = _losses(model, slides, settings)
         if not torch.isfinite(loss):
             raise InputError(
                 f"the loss is {loss.item()} in epoch {epoch} at slide {slides[0].slide_id}; lower "
                 "--lr"
             )
-        scaler.scale(loss).backward()
+        scaler.scale(descended).backward()
         total = loss.item() * len(slides)
     if any(team.any(bool(slides))):
         team.average_gradients(parameters, len(slides))
         scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
+        if not settings.stnet_literal:
+            torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
         scaler.step(optimizer)
         scaler.update()
     parts.schedule.step()
@@ -308,6 +332,10 @@ def _mean(team: Team, steps: Steps) -> float:
 def _finished(state: Progress, last: int, patience: int, validated: bool) -> bool:
     done = len(state.history)
     return done >= last or (validated and done - state.best_epoch >= patience)
+
+
+def _constant(step: int) -> float:
+    return 1.0
 
 
 def _warm_up_then_linear(steps: int) -> Callable[[int], float]:
