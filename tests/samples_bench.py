@@ -113,7 +113,8 @@ def write_hest_1k(folder):
             file["img"] = images
             file["coords"] = (centers - 224).astype(int)
             file["barcode"] = np.array([[name.encode()] for name in names])
-        genes = FEW if technology == "Xenium" else [*GENES, TWIN]
+        # the two symbols of one id are one row where ids name genes
+        genes = FEW if technology == "Xenium" else GENES if named == "ids" else [*GENES, TWIN]
         twin = rng.poisson(2.0, (side * side, 1))
         counts = np.hstack([counts, twin])[:, [(*GENES, TWIN).index(g) for g in genes]]
         ids = [gene_id(name) for name in genes]
@@ -123,8 +124,6 @@ def write_hest_1k(folder):
             var=pd.DataFrame(index=[f"{i}.7" for i in ids] if named == "ids" else genes),
             obsm={"spatial": centers},
         )
-        if named == "ids":  # the two symbols of one id are one row where ids name genes
-            data = data[:, :-1].copy()
         if named == "both":
             data.var["gene_ids"] = ids
         data.write_h5ad(folder / "st" / f"{slide_id}.h5ad")
@@ -134,8 +133,7 @@ def write_hest_1k(folder):
     columns = "id dataset_title organ disease_state oncotree_code species patient st_technology"
     table = pd.DataFrame(rows, columns=[*columns.split(), "pixel_size_um_estimated"])
     table.to_csv(folder / "HEST_v1_1_0.csv", index=False, encoding="utf-8-sig")
-    older = table.assign(patient=["" if s == "TENX111" else p
-                                  for s, p in zip(table["id"], table["patient"], strict=True)])  # fmt: skip
+    older = table.assign(patient=table["patient"].where(table["id"] != "TENX111", ""))
     older.iloc[:-1].to_csv(folder / "HEST_v1_0_0.csv", index=False, encoding="utf-8-sig")
     return folder
 

@@ -19,7 +19,6 @@ from histokit.core.files import atomic_path, read_json
 from histokit.core.tables import read_table
 from histokit.data.genes import without_version
 
-MERGES = ("sum", "first", "log-sum")
 COLUMNS = ("symbol", "gene_id")
 GENE_MAP = "gene_map.csv"  # in the folder of a run that was trained by one
 

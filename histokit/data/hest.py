@@ -43,9 +43,8 @@ def read_hest(source: Path, ask: Ask) -> list[SlideSource]:
     if not tables:
         raise InputError(f"{source} has no metadata table; put HEST_v1_1_0.csv or the like there")
     path, metadata = newest_table(tables)
-    files = sorted((source / "patches").glob("[!.]*.h5"))
     slides = []
-    for file in files or sorted((source / "wsis").glob("[!.]*.tif")):
+    for file in _files(source):
         slide_id = check_slide_id(file.stem, file)
         if not ask.wants(slide_id):
             continue
@@ -73,6 +72,16 @@ def read_hest(source: Path, ask: Ask) -> list[SlideSource]:
             )
         )
     return slides
+
+
+def hest_ids(source: Path) -> list[str]:
+    """Ids of the slides whose patches, or whole images, are in a download of HEST-1k."""
+    return [file.stem for file in _files(source)]
+
+
+def _files(source: Path) -> list[Path]:
+    patches = sorted((source / "patches").glob("[!.]*.h5"))
+    return patches or sorted((source / "wsis").glob("[!.]*.tif"))
 
 
 def hest_patient(row: pd.Series) -> str:

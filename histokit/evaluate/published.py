@@ -1,9 +1,9 @@
 """Figures that papers print, as data, and whether a run's figures may stand beside them.
 
 ``published.csv``: task, model, encoder, metric, value, spread (standard deviation over folds,
-where printed), protocol (of ``histokit.evaluate.protocols``, else in words), source, note. The notes
-``unverified`` and ``read by a third party`` mark figures that were not read in the authors' own
-table.
+where printed), protocol (of ``histokit.evaluate.protocols``, else in words), source, note. Notes
+that begin ``unverified`` or ``read by a third party`` mark figures that were not read in the
+authors' own table.
 """
 
 from __future__ import annotations
