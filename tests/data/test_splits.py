@@ -121,3 +121,26 @@ def test_slides_that_a_published_split_names_and_nobody_has_are_left_out_when_to
     (fold,) = make_folds(slides, str(tmp_path), 0.0, 0, allow_missing=True)
     assert (fold.train, fold.val, fold.test) == (["a"], [], ["b"])
     assert "2 slides of the split are not extracted and left out: x, y" in capsys.readouterr().out
+
+
+def write_published(folder, split, roles):
+    (folder / split).mkdir(parents=True)
+    for role, rows in roles.items():
+        columns = ["sample_id", "oncotree_code", "oncotree_code_filled"]
+        pd.DataFrame(rows, columns=columns).to_csv(folder / split / f"{role}_split.csv")
+
+
+def test_several_published_splits_are_the_folds_of_one_run(tmp_path, slides):
+    one = {"train": [("A1", "IDC", "IDC"), ("A2", "", "Healthy")], "val": [("B1", "", "Healthy")]}
+    write_published(tmp_path, "split_0", one | {"test": [("C1", "PRAD", "PRAD")]})
+    two = {"train": [("C1", "PRAD", "PRAD")], "val": [("B1", "", "Cancer_Unspecified")]}
+    write_published(tmp_path, "split_1", two | {"test": [("A1", "IDC", "IDC")]})
+    first, second = make_folds(slides, str(tmp_path), 0.2, 0)
+    assert (first.name, first.val, first.test) == ("split_0", ["B1"], ["C1"])
+    assert (second.name, second.test) == ("split_1", ["A1"])
+    assert first.cancers == {"A1": "IDC", "A2": "Healthy", "B1": "Healthy", "C1": "PRAD"}
+    assert second.cancers["B1"] == "Cancer_Unspecified"
+    first, _ = make_folds(slides, str(tmp_path), 0.2, 0, codes="unfilled")
+    assert first.cancers == {"A1": "IDC", "A2": "", "B1": "", "C1": "PRAD"}
+    first, _ = make_folds(slides, str(tmp_path), 0.2, 0, codes="cohort")
+    assert first.cancers == {}

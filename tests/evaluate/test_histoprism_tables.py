@@ -7,12 +7,15 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from samples_bench import GENES, HEST_1K, ROLES_1K, gene_id, write_hest_1k, write_histoprism
 from scipy.stats import pearsonr
 from sklearn.linear_model import Ridge
 
 import run_histoprism
+import run_train
 from histokit.evaluate.gene_lists import read_lists
+from histokit.evaluate.runs import Run
 
 MODELS = ("ridge-hest-no-pca", "histoprism")
 
@@ -130,3 +133,22 @@ def test_lists_by_cancer(files):
         lists.of("SKCM")
     with pytest.raises(Exception, match=r"holds no CODE/var_50genes\.json"):
         read_lists(files / "splits")
+
+
+def test_gaps_of_the_codes_are_no_code(files, bench, tmp_path):
+    run_train.main(
+        run_train.Options(
+            data=str(bench / "data"), encoder="hed", model="histoprism", preset="small", epochs=1,
+            panel="common", target="log1p", folds=str(files / "splits"), cancer_codes="unfilled",
+            allow_missing=True, allow_leakage=True, run=str(tmp_path / "run"),
+        )
+    )  # fmt: skip
+    first, second = Run(tmp_path / "run").folds
+    model = first.load_model()
+    assert model.cancers == ["COAD", "IDC", "LUSC"]
+    assert second.load_model().cancers == ["COAD", "IDC", "LUSC"]
+    assert (model.cancer_code(""), model.knows_cancer("")) == (-1, True)
+    told = dict(zip(first.split["slide_id"], first.split["cancer"], strict=True))
+    assert (told["SPA116"], told["TENX62"]) == ("", "LUSC")
+    x = torch.rand(5, model.input_dim)
+    assert torch.equal(model.predict(x, ""), model(x, -1))
