@@ -17,6 +17,7 @@ from histokit.evaluate.metrics import mean_or_nan
 from histokit.evaluate.options import Options
 from histokit.evaluate.summary import METRICS, MIN_SPOTS, averaged, one_row_a_slide, pick
 from histokit.evaluate.tables import SEEN_GROUPS, figure_cells, headings
+from histokit.evaluate.topics.ablation import ablation_comparison
 from histokit.evaluate.topics.duels import duel_sections
 from histokit.evaluate.topics.pathways import Collection, PathwayGenes
 from histokit.evaluate.topics.protocol import protocol_comparison
@@ -72,7 +73,8 @@ def compare_runs(
         table.to_csv(folder / "comparison.csv", index=False)
         order = table[table["by"] == "all"].groupby("transform", sort=False)["run"].agg(list)
         duels = duel_sections(collections, genes, order, folder)
-        more = protocol_comparison(results, cfg.protocol, folder)
+        more = ablation_comparison(results, folder, num_hvg)
+        more += protocol_comparison(results, cfg.protocol, folder)
         page = Page(
             "Runs side by side",
             f"{plural(len(results), 'run')} on the same test slides",

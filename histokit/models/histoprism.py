@@ -15,6 +15,7 @@ from histokit import ops
 from histokit.core.errors import InputError
 from histokit.core.weights import load_weights, read_state_dict
 from histokit.models.base import Model
+from histokit.models.places import nearest_spots
 from histokit.ops import dispatch
 from histokit.ops.gemm import Linear, linear
 
@@ -37,6 +38,30 @@ def _groups(sizes: list[int], most: int, device) -> tuple[torch.Tensor, list[int
     return torch.cat(parts), [len(part) for part in parts]
 
 
+def sinusoids(coords: torch.Tensor, width: int) -> torch.Tensor:
+    """Sines and cosines of where the spots of one slide lie (Vaswani et al. 2017, section 3.5).
+
+    Columns first, then rows; each axis by ``width / 4`` frequencies from 1 to 1 / 10,000 radians a
+    spot pitch (nearly), from the first column and row that hold a spot. The pitch is the median
+    distance to the nearest spot elsewhere.
+
+    Args:
+        coords: (N, 2) centers x, y in one unit, in float32 at least.
+        width: a multiple of 4.
+
+    Returns:
+        (N, width), as ``coords``.
+    """
+    places = coords.double() - coords.double().amin(dim=0)
+    distinct = places.unique(dim=0)
+    if len(distinct) > 1:
+        nearest = distinct[nearest_spots(distinct, 1)[:, 0]]
+        places = places / torch.linalg.vector_norm(distinct - nearest, dim=1).median()
+    steps = torch.arange(width // 4, dtype=places.dtype, device=places.device)
+    angles = places[:, :, None] * 10_000.0 ** (-4 * steps / width)
+    return torch.cat([angles.sin(), angles.cos()], dim=2).flatten(1).to(coords)
+
+
 class HistoPrism(Model):
     """Cancer cross-attention, a transformer encoder over the slide, a two-layer head.
 
@@ -57,9 +82,14 @@ class HistoPrism(Model):
         max_patches: patches that attend to each other at most; a larger slide is taken apart into
             as few groups as that allows, each spread over the whole slide (every k-th patch). The
             cost then grows with N instead of N^2; what a patch sees of its slide is a sample.
+        conditioning: ``on``, or ``off`` without Eq. 1-3: patches are projected as they are, and
+            the model is told no cancer (section 4.6, Table 3).
+        positions: ``none``, or ``sinusoidal``: ``sinusoids`` of where patches lie, added after the
+            projection. The paper calls its ablation "positional encoding" and does not give its
+            form (section 4.6, Tables 3 and 4); this one is ours and has no parameters.
 
     Raises:
-        InputError: heads that do not divide their dimension.
+        InputError: heads that do not divide their dimension, or an option that does not exist.
     """
 
     def __init__(
@@ -74,27 +104,42 @@ class HistoPrism(Model):
         cross_heads: int = 4,
         dropout: float = 0.1,
         max_patches: int | None = None,
+        conditioning: str = "on",
+        positions: str = "none",
     ):
         super().__init__()
+        for name, value, known in (
+            ("conditioning", conditioning, ("on", "off")),
+            ("positions", positions, ("none", "sinusoidal")),
+        ):
+            if value not in known:
+                raise InputError(f"--{name} must be {' or '.join(known)}, got {value!r}")
+        if positions == "sinusoidal" and hidden_dim % 4:
+            raise InputError(
+                f"sinusoidal positions take a hidden width of a multiple of 4, not {hidden_dim}; "
+                "change --hidden-dim"
+            )
         if max_patches is not None and max_patches < 1:
             raise InputError(f"--max-patches must be at least 1, got {max_patches}")
-        for heads, width, what in (
-            (cross_heads, input_dim, "cross-attention heads, features"),
-            (num_heads, hidden_dim, "encoder heads, hidden dimensions"),
-        ):
+        divided = [(num_heads, hidden_dim, "encoder heads, hidden dimensions")]
+        if conditioning == "on":
+            divided.insert(0, (cross_heads, input_dim, "cross-attention heads, features"))
+        for heads, width, what in divided:
             if width % heads:
                 raise InputError(
                     f"{heads} {what.split(', ')[0]} do not divide {width} {what.split(', ')[1]}; "
                     "choose a divisor"
                 )
-        self.input_dim, self.cancers = input_dim, list(cancers)
+        self.input_dim, self.uses_coords = input_dim, positions == "sinusoidal"
+        self.cancers = list(cancers) if conditioning == "on" else None
         self.cross_heads, self.num_heads, self.dropout = cross_heads, num_heads, dropout
         self.max_patches = max_patches
         self.input_proj = Linear(input_dim, hidden_dim)
-        self.onco_embedder = nn.Linear(len(cancers), input_dim)
-        self.conditioner = nn.Module()
-        self.conditioner.attention = nn.MultiheadAttention(input_dim, cross_heads)
-        self.conditioner.norm = nn.LayerNorm(input_dim)
+        if conditioning == "on":
+            self.onco_embedder = nn.Linear(len(cancers), input_dim)
+            self.conditioner = nn.Module()
+            self.conditioner.attention = nn.MultiheadAttention(input_dim, cross_heads)
+            self.conditioner.norm = nn.LayerNorm(input_dim)
         layer = nn.TransformerEncoderLayer(
             hidden_dim, num_heads, feedforward_dim, dropout, batch_first=True
         )
@@ -114,8 +159,11 @@ class HistoPrism(Model):
 
     def hidden(self, batch):
         """(N, D) to (N, hidden_dim), the input of the linear layer over genes."""
-        h = self.input_proj(self._condition(batch))
+        h = self.input_proj(batch.features if self.cancers is None else self._condition(batch))
         sizes, order = batch.sizes(), None
+        if self.uses_coords:
+            slides = batch.coords.split(sizes)
+            h = h + torch.cat([sinusoids(slide, h.shape[1]) for slide in slides]).to(h)
         if self.max_patches and max(sizes, default=0) > self.max_patches:
             order, sizes = _groups(sizes, self.max_patches, h.device)
             h = h[order]

@@ -15,11 +15,23 @@ from histokit.models.presets import (
     BOOSTER_FOR_FEW,
     BOOSTER_LR,
     BOOSTER_SIZES,
+    HISTOGENE,
+    HISTOGENE_SMALL,
+    DEEPSPOT,
+    DEEPSPOT_SMALL,
+    HISTOPRISM_PRESETS,
+    MERGE,
+    MERGE_SMALL,
     NETWORK_PRESETS,
     PAPER,
+    STEM,
+    STEM_SMALL,
+    STFLOW,
+    STFLOW_SMALL,
     STNET_PRESETS,
     STPATH,
     STPATH_SMALL,
+    TRIPLEX_PRESETS,
 )
 
 CLOSED_FORM, NETWORK, BOOSTED = "closed form", "network", "bpbooster"
@@ -71,8 +83,18 @@ def _ridge(name: str, regressor: str, **settings) -> ModelSpec:
     return ModelSpec(name, place, CLOSED_FORM, settings=settings, regressor=regressor)
 
 
+_HISTOGENE = tuple(f"histogene_{name}" for name in ("heads", "tables", "start"))
+_TRIPLEX = tuple(
+    f"triplex_{name}" for name in ("config", "project", "clamp", "neighbors", "ablation", "spots")
+)
 _BY_FOLDS = "by grouped cross-validation"
 _WIDTHS = ("hidden_dim", "feedforward_dim", "num_layers")
+_DEEPSPOT = ("deepspot_members", "deepspot_scales", "deepspot_output_dropout")
+_MERGE = ("merge_widths", "merge_heads", "merge_clusters")
+_ABLATED = ("conditioning", "positions")  # what HistoPrism's ablation varies
+_DRAWS = ("samples", "sample_seed")
+_STFLOW = tuple(name for name in STFLOW if name.startswith("stflow_"))
+_STEM = tuple(name for name in STEM if name.startswith("stem_"))
 MODELS: Mapping[str, ModelSpec] = {
     spec.name: spec
     for spec in (
@@ -119,19 +141,70 @@ MODELS: Mapping[str, ModelSpec] = {
             "histoprism",
             "histokit.models.histoprism:HistoPrism",
             NETWORK,
-            own=(*_WIDTHS, "max_patches"),
-            takes=("dropout", *_WIDTHS, "max_patches"),
+            presets=HISTOPRISM_PRESETS,
+            own=(*_WIDTHS, "max_patches", *_ABLATED, "ablate_encoder", "ablate_seeds"),
+            takes=("dropout", *_WIDTHS, "max_patches", *_ABLATED),
             conditioned=True,
         ),
         ModelSpec(
             "stpath",
-            "histokit.models.stpath:STPathModel",
+            "histokit.models.stpath_model:STPathModel",
             NETWORK,
             presets={"paper": STPATH, "small": STPATH_SMALL},
             own=_WIDTHS,
             takes=("dropout", *_WIDTHS),
             conditioned=True,
             ranked=200,
+        ),
+        ModelSpec(
+            "stflow",
+            "histokit.models.stflow_model:STFlowModel",
+            NETWORK,
+            presets={"paper": STFLOW, "small": STFLOW_SMALL},
+            own=(*_STFLOW, *_DRAWS, "hidden_dim", "num_layers"),
+            takes=(*_STFLOW, *_DRAWS, "hidden_dim", "num_layers", "dropout"),
+            regressor="a generative network: the mean of its draws",
+        ),
+        ModelSpec(
+            "stem",
+            "histokit.models.stem_model:StemModel",
+            NETWORK,
+            presets={"paper": STEM, "small": STEM_SMALL},
+            own=(*_STEM, *_DRAWS, "hidden_dim", "num_layers"),
+            takes=(*_STEM, *_DRAWS, "hidden_dim", "num_layers"),
+            regressor="a generative network: the mean of its draws",
+        ),
+        ModelSpec(
+            "deepspot",
+            "histokit.models.deepspot:DeepSpot",
+            NETWORK,
+            presets={"paper": DEEPSPOT, "small": DEEPSPOT_SMALL},
+            own=("hidden_dim", *_DEEPSPOT),
+            takes=("dropout", "hidden_dim", *_DEEPSPOT),
+        ),
+        ModelSpec(
+            "merge",
+            "histokit.models.merge:Merge",
+            NETWORK,
+            presets={"paper": MERGE, "small": MERGE_SMALL},
+            own=_MERGE,
+            takes=("dropout", *_MERGE),
+        ),
+        ModelSpec(
+            "histogene",
+            "histokit.models.histogene:HisToGene",
+            NETWORK,
+            presets={"paper": HISTOGENE, "small": HISTOGENE_SMALL},
+            own=(*_WIDTHS, *_HISTOGENE),
+            takes=("dropout", *_WIDTHS, *_HISTOGENE),
+        ),
+        ModelSpec(
+            "triplex",
+            "histokit.models.triplex:TRIPLEX",
+            NETWORK,
+            presets=TRIPLEX_PRESETS,
+            own=("hidden_dim", *_TRIPLEX),
+            takes=("dropout", "hidden_dim", *_TRIPLEX),
         ),
         ModelSpec(
             "bpbooster",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+from histokit.core.errors import InputError
 from histokit.core.options import Checked, option, required
 from histokit.models.registry import OFFERED, PRESET_NAMES, resolve
 
@@ -125,9 +126,117 @@ class Options(Checked):
         group="network",
         least=1,
     )
+    conditioning: str | None = hyper(
+        "whether histoprism's patches attend to the slide's cancer code", choices=("on", "off")
+    )
+    positions: str | None = hyper(
+        "what histoprism's patches are told of their place: nothing, or sines and cosines of their "
+        "column and row",
+        choices=("none", "sinusoidal"),
+    )
+    ablate_encoder: str | None = option(
+        None, "with --ablate, a second encoder for histoprism's ablation", group="network"
+    )
+    ablate_seeds: int | None = option(
+        None,
+        "with --ablate, seeds of each of histoprism's trainings, counted from --seed",
+        shown="3",
+        group="network",
+        least=1,
+    )
     stnet_literal: bool | None = hyper(
         "train stnet as its authors do: SGD with momentum at a constant rate, without --clip, on "
         "squared errors summed over a slide's spots"
+    )
+    samples: int | None = hyper("draws of stflow or stem whose mean is the prediction", least=1)
+    sample_seed: int | None = hyper(
+        "seed of the noise of those draws, whatever --seed is", least=0, most=2**32 - 1
+    )
+    stflow_prior: str | None = hyper(
+        "expression that stflow starts from: zero-inflated counts as published, N(0, 1), or zero",
+        choices=("zinb", "gaussian", "zero"),
+    )
+    stflow_steps: int | None = hyper(
+        "network calls of a draw of stflow; 1 is trained on the prior alone", least=1
+    )
+    stflow_crops: int | None = hyper(
+        "random crops of a slide in one step of stflow, as published; 0: the whole slide", least=0
+    )
+    stflow_unit: str | None = hyper(
+        "unit of distances in stflow: pixels as published, or each slide's spot pitch",
+        choices=("pixels", "pitch"),
+    )
+    stflow_output_dropout: bool | None = hyper(
+        "in training, also drop genes of stflow's predictions, as published"
+    )
+    stflow_project_over: int | None = hyper(
+        "panels of more genes enter stflow's attention as 50 learned sums of genes", least=1
+    )
+    stem_steps: int | None = hyper("network calls of a draw of stem", least=2, most=1000)
+    stem_batch: int | None = hyper("spots of a slide in one step of stem", least=1)
+    stem_max_genes: int | None = hyper(
+        "largest panel of stem, whose genes attend to each other: G x G for each spot", least=1
+    )
+    stem_ema: float | None = hyper(
+        "share of the running mean of stem's weights that each step keeps", least=0, below=1
+    )
+    stem_ema_warm_up: bool | None = hyper(
+        "let that mean follow faster at the start; without, it needs over 10,000 steps"
+    )
+    deepspot_members: int | None = hyper("copies of deepspot's layers, whose mean counts", least=1)
+    deepspot_scales: int | None = hyper(
+        "sizes of patch in deepspot's features, as many as --scales had when they were extracted; "
+        "those after the first are summed",
+        least=1,
+    )
+    deepspot_output_dropout: float | None = hyper(
+        "dropout rate of deepspot's outputs", least=0, below=1
+    )
+    merge_widths: str | None = hyper(
+        "widths of a head in each layer of merge but the last, such as 448,384,256"
+    )
+    merge_heads: int | None = hyper("heads in each layer of merge but the last", least=1)
+    merge_clusters: int | None = hyper(
+        "clusters of a slide's spots by place, and as many by features, that merge gives a hub; "
+        "0: neighbors alone",
+        least=0,
+    )
+    histogene_heads: int | None = hyper("heads of histogene's attention", least=1)
+    histogene_tables: int | None = hyper(
+        "columns, and rows, of the array for which histogene learns a vector each; spots farther "
+        "out share the last",
+        least=1,
+    )
+    histogene_start: str | None = hyper(
+        "those vectors start random, as published, so that one that no training slide has stays "
+        "so; or zero",
+        choices=("random", "zero"),
+    )
+    triplex_config: str | None = hyper(
+        "depths, heads, widths and, without --dropout, dropout rates of triplex's encoders",
+        choices=("default", "andersson", "bryan", "andrew", "small"),
+    )
+    triplex_project: bool | None = hyper(
+        "a linear layer before triplex's neighbor and global encoders; published without, for "
+        "features of --hidden-dim dimensions"
+    )
+    triplex_clamp: bool | None = hyper(
+        "cut triplex's predictions at zero from below, as published; genes that stay there learn "
+        "nothing"
+    )
+    triplex_neighbors: str | None = hyper(
+        "triplex's neighbors: the 5 x 5 array around a spot, or the 24 nearest spots where there "
+        "is no array",
+        choices=("array", "nearest"),
+    )
+    triplex_ablation: str | None = hyper(
+        "train triplex without the losses of its branches (fusion-only), or without a branch",
+        choices=("none", "fusion-only", "no-neighbor", "no-global"),
+    )
+    triplex_spots: int | None = hyper(
+        "spots of a slide that a step of triplex is taught at most, drawn anew each time; the "
+        "paper's presets: all",
+        least=1,
     )
     autocast: str = option(
         "none",
@@ -171,7 +280,9 @@ class Options(Checked):
     )
     ablate: bool = option(
         False,
-        "run the ablations of the paper's Table 4, one subfolder of RUN each; requires --programs",
+        "run the ablations of the model's paper, one subfolder of RUN each: bpbooster's Table 4, "
+        "which requires --programs, or histoprism's Tables 3 and 4 (cross-attention, positions, "
+        "--ablate-encoder, --ablate-seeds)",
         group="BP-Booster",
     )
     allow_leakage: bool = option(
@@ -226,4 +337,6 @@ class Options(Checked):
 
     def resolved(self) -> Options:
         """With the preset's values in place of those not given; InputError as ``resolve``."""
+        if self.ablate_encoder or self.ablate_seeds:
+            raise InputError("--ablate-encoder and --ablate-seeds go with --ablate; add it")
         return type(self)(**resolve(dataclasses.asdict(self)))
