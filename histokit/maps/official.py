@@ -1,8 +1,4 @@
-"""Checkpoints that other groups published, as predictors of new slides.
-
-What their files and vocabularies mean is told by the authors' repositories, susuhu/HistoPrism and
-Graph-and-Geometric-Learning/STPath.
-"""
+"""Checkpoints that other groups published, as predictors of new slides."""
 
 from __future__ import annotations
 
@@ -14,10 +10,8 @@ import pandas as pd
 import torch
 
 from histokit.core.errors import InputError
-from histokit.core.files import read_json
 from histokit.data.cohort import Slide
-from histokit.data.gene_keys import as_panel
-from histokit.data.genes import read_gene_list
+from histokit.data.official_genes import read_outputs
 from histokit.data.technologies import technology_kind
 from histokit.evaluate.runs import Fold
 from histokit.evaluate.topics.pathways import Collection
@@ -26,38 +20,9 @@ from histokit.extract.encoders import file_sha256
 from histokit.maps.ensemble import EnsembleMap
 from histokit.maps.slide import Oracle
 from histokit.maps.trust import Trust
-from histokit.models.histoprism import OFFICIAL_CANCERS, HistoPrism
+from histokit.models.official import TARGET, load_published, published
 from histokit.models.outputs import Outputs
-from histokit.models.stpath import ORGANS, TECHNOLOGIES, STPath, rescale_coords
-
-# HistoPrism's training reads the column of HEST's own codes, in which the names that fill gaps and
-# LUSC never occur: their embeddings are as they were drawn. "Unknown" was two slides of the cervix.
-UNTRAINED = "Diseased_Unspecified Treated_Unspecified Cancer_Unspecified Healthy LUSC".split()
-HISTOPRISM_CODES = {
-    code: code for code in OFFICIAL_CANCERS if code not in (*UNTRAINED, "Unknown")
-} | {"SCCRCC": "CCRCC", "LUAD": "LUNG"}  # what HEST's table calls the same slides
-
-# The organ of HEST's slides of each code, in the words to which the authors align it: a bladder, a
-# cervix, an ovary and lymphoid tissue are "Others", and what they do not name is the padding.
-_CODES = {
-    "Brain": "EPM GBM",
-    "Breast": "IDC ILC",
-    "Bowel": "COAD COADREAD READ",
-    "Skin": "CSCC MEL SKCM",
-    "Kidney": "CCRCC PRCC SCCRCC",
-    "Prostate": "PRAD",
-    "Lung": "LNET LUAD LUNG LUSC",
-    "Liver": "HCC LIHB",
-    "Pancreas": "PAAD",
-    "Others": "ALL BLCA CESC HGSOC LYMPH_IDC SOC",
-}
-ORGAN_OF = {code: organ for organ, codes in _CODES.items() for code in codes.split()}
-
-GENE_FILES = (
-    "the authors' list: utils_data/symbol2ensembl.json of "
-    "github.com/Graph-and-Geometric-Learning/STPath, or data/gene_panel/stpath_genes.yaml of "
-    "github.com/susuhu/HistoPrism, which names no symbols"
-)
+from histokit.models.stpath import TECHNOLOGIES
 
 
 @dataclass(frozen=True)
@@ -91,17 +56,14 @@ class Official:
     """
 
     kind: str
-    title: str
-    encoder: str
-    known: dict[str, str]  # the codes of slides to what the model calls them
-    special = 0  # outputs before those of the genes
-    notes: tuple[str, ...] = ()
-    target = "log1p"  # of raw counts
+    target = TARGET
 
     def __init__(self, path: Path, genes: Path | None, device: str = "cpu"):
-        self.device = device
-        self.model = self._load(path)
-        self._outputs = Outputs.of(self.model.head)[self.special :]
+        self.device, about = device, published(self.kind)
+        self.title, self.encoder, self.known = about.title, about.encoder, about.known
+        self.notes = (about.note,) if about.note else ()
+        self.model, _ = load_published(self.kind, path)
+        self._outputs = Outputs.of(self.model.head)
         self.genes = read_outputs(genes, len(self._outputs), path)
         self.models, self.folds = [self.model], [Fold(path, self.title)]
         dimension = self.model.input_dim
@@ -114,9 +76,6 @@ class Official:
         }
         options = {"encoder": self.encoder, "neighbors": "none", "target": self.target}
         self.run = Published(path, {"options": options, "features": self.features})
-
-    def _load(self, path: Path) -> torch.nn.Module:
-        raise NotImplementedError
 
     def _hidden(self, slide: Slide) -> torch.Tensor:
         """(N, d), the input of the layer over genes."""
@@ -189,19 +148,11 @@ class Official:
 class OfficialHistoPrism(Official):
     """HistoPrism's checkpoint: features of UNI, 29 cancer codes, log1p of raw counts."""
 
-    kind, title, encoder, known = "histoprism", "HistoPrism", "uni", HISTOPRISM_CODES
-    notes = (
-        "HistoPrism was taught 0 for genes that a training slide did not measure, so the values "
-        "of genes that few slides measure are too low.",
-    )
-
-    def _load(self, path: Path) -> HistoPrism:
-        return HistoPrism.from_official(path)
+    kind = "histoprism"
 
     def _hidden(self, slide: Slide) -> torch.Tensor:
-        return self.model.embed(
-            slide.features, self.known.get(slide.cancer, ""), allow_unknown=True
-        )
+        code = self.known.get(slide.cancer, "")
+        return self.model.embed(slide.features, code, allow_unknown=True)
 
 
 class OfficialSTPath(Official):
@@ -211,23 +162,12 @@ class OfficialSTPath(Official):
     padding that the authors' pipeline takes for them.
     """
 
-    kind, title, encoder, known = "stpath", "STPath", "gigapath", ORGAN_OF
-    special = 2  # padding and mask
-
-    def _load(self, path: Path) -> STPath:
-        model = STPath.from_official(path)
-        count = len(model.input_encoder.organ_embed.weight)
-        if count != len(ORGANS):
-            raise InputError(
-                f"{path} knows {count} organs and STPath's published vocabulary has "
-                f"{len(ORGANS)}; give the published weights (stfm.pth)"
-            )
-        return model
+    kind = "stpath"
 
     def said(self, slide: Slide) -> list[str]:
         """Sentences on what the model is not told of a slide."""
-        said = super().said(slide)
-        if not _technology(slide):
+        said, kind = super().said(slide), technology_kind(slide.technology)
+        if kind not in [name.casefold() for name in TECHNOLOGIES]:
             said.append(
                 f"{self.title} does not know the technology {slide.technology!r} of the slide, "
                 "and is told none."
@@ -235,71 +175,13 @@ class OfficialSTPath(Official):
         return said
 
     def _hidden(self, slide: Slide) -> torch.Tensor:
-        features = slide.features.to(self.device)
-        places = rescale_coords(torch.from_numpy(slide.centers)).to(features)
-        organ = ORGANS.index(self.known.get(slide.cancer, "<pad>"))
-        hidden = self.model.encode(features, places, _technology(slide), organ)
-        return self.model.gene_exp_head[0](hidden)
-
-
-def _technology(slide: Slide) -> int:
-    """The row of STPath's technology embedding; 0, the padding, for any other."""
-    names = [name.casefold() for name in TECHNOLOGIES]
-    kind = technology_kind(slide.technology)
-    return names.index(kind) if kind else 0
-
-
-def read_outputs(path: Path | None, count: int, checkpoint: Path) -> pd.DataFrame:
-    """What the outputs of a published model are, from its authors' list of genes.
-
-    A ``.json`` file maps symbols to Ensembl ids, several to one among them; the outputs are the
-    sorted ids, each under the first of its symbols. Any other file lists the ids in this order.
-
-    Args:
-        path: the file.
-        count: outputs of the model.
-        checkpoint: its file.
-
-    Returns:
-        Index gene, columns gene_id, symbol, train_mean, train_sd.
-
-    Raises:
-        InputError: no file, one of another number of genes, or genes in another order.
-    """
-    if path is None:
-        raise InputError(f"nothing in {checkpoint} names its {count:,} outputs; give {GENE_FILES}")
-    table = _mapped(path) if path.suffix == ".json" else as_panel(read_gene_list(path))
-    if len(table) != count:
-        raise InputError(
-            f"{path} names {len(table):,} genes and {checkpoint} predicts {count:,}; give "
-            f"{GENE_FILES}"
+        return self.model.embed_told(
+            slide.features,
+            slide.cancer,
+            technology_kind(slide.technology),
+            allow_unknown=True,
+            coords=torch.from_numpy(slide.centers),
         )
-    if not (table["gene_id"] != "").all() or not table["gene_id"].is_monotonic_increasing:
-        raise InputError(
-            f"{path} does not list Ensembl ids in sorted order, which is that of the outputs of "
-            f"{checkpoint}; give {GENE_FILES}"
-        )
-    nothing = float("nan")
-    return table.set_index("gene").assign(train_mean=nothing, train_sd=nothing)
-
-
-def _mapped(path: Path) -> pd.DataFrame:
-    """gene, gene_id, symbol of the ids in a JSON object of symbols to ids, sorted."""
-    symbols: dict[str, str] = {}
-    listed = read_json(path)
-    # an id that stands for itself is no symbol
-    named = as_panel(list(listed))["symbol"]
-    for (key, gene_id), symbol in zip(listed.items(), named, strict=True):
-        if not isinstance(gene_id, str):
-            raise InputError(
-                f"{path} is no map of symbols to Ensembl ids: {key[:40]!r} is mapped to "
-                f"{str(gene_id)[:40]!r}; give {GENE_FILES}"
-            )
-        symbols[gene_id] = symbols.get(gene_id) or symbol
-    ids = sorted(symbols)
-    names = [symbols[gene_id] for gene_id in ids]
-    genes = [symbols[gene_id] or gene_id for gene_id in ids]
-    return pd.DataFrame({"gene": genes, "gene_id": ids, "symbol": names}, dtype=str)
 
 
 KINDS = {model.kind: model for model in (OfficialHistoPrism, OfficialSTPath)}
@@ -317,6 +199,4 @@ def open_official(kind: str, path: Path, genes: Path | None, device: str = "cpu"
     Raises:
         InputError: an unknown kind, a checkpoint of another model, or a list that does not fit.
     """
-    if kind not in KINDS:
-        raise InputError(f"there is no published model {kind!r}; choose from {', '.join(KINDS)}")
-    return KINDS[kind](path, genes, device)
+    return KINDS[published(kind).name](path, genes, device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 
 import torch
@@ -100,11 +100,13 @@ class Model(nn.Module):
     A subclass defines ``hidden``, holds an ``nn.Linear`` as ``head`` (or ``Direct``, where
     ``hidden`` is the expression itself), and sets ``input_dim``.
     ``cancers`` lists the oncotree codes a model is conditioned on, or is None where it is not;
-    ``uses_coords`` says whether it needs to know where patches lie.
+    ``uses_coords`` says whether it needs to know where patches lie; ``loss_name`` is what ``loss``
+    is called in curves.
     """
 
     cancers: list[str] | None = None
     uses_coords = False
+    loss_name = "MSE over measured genes"
 
     def __init__(self):
         super().__init__()
@@ -161,6 +163,19 @@ class Model(nn.Module):
         nn.init.zeros_(self.head.weight)
         self.head.bias.data.copy_(mean)
 
+    def remember(self, slides: Iterable) -> dict:
+        """Keep what predictions need of the training slides once the training is over.
+
+        Args:
+            slides: training slides with slide_id, features (N, D) as the model sees them, coords
+                (N, 2), target (N, G) CSR float32 and measured (G,) bool, as a training reads them;
+                read as they are asked for. Most models ask for none.
+
+        Returns:
+            Arguments of the class that, with those it was built with, rebuild the model.
+        """
+        return {}
+
     def place(self, features: torch.Tensor) -> torch.Tensor:
         """Features of the device and type of the model's weights."""
         weights = (w for w in chain(self.parameters(), self.buffers()) if w.is_floating_point())
@@ -193,7 +208,17 @@ class Model(nn.Module):
         allow_unknown: bool = False,
         coords: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """One slide's features (N, D) and oncotree code to the head's input (N, d).
+        """One slide to the head's input (N, d); arguments and errors of ``batch_of``."""
+        return self.hidden(self.batch_of(features, cancer, allow_unknown, coords))
+
+    def batch_of(
+        self,
+        features: torch.Tensor,
+        cancer: str,
+        allow_unknown: bool = False,
+        coords: torch.Tensor | None = None,
+    ) -> Batch:
+        """One slide as ``hidden`` takes it, in evaluation mode.
 
         Args:
             features: (N, D), as extracted.
@@ -218,7 +243,7 @@ class Model(nn.Module):
         known = not allow_unknown or self.knows_cancer(cancer)
         code = torch.tensor([self.cancer_code(cancer) if known else -1], device=features.device)
         coords = coords.to(features) if self.uses_coords else None
-        return self.hidden(Batch(features, code, None, coords))
+        return Batch(features, code, None, coords)
 
     @torch.inference_mode()
     def predict(

@@ -1,11 +1,10 @@
-"""STPath, a spatial transformer over a whole slide, and its training on masked genes.
+"""STPath, a spatial transformer over a whole slide; trained in ``stpath_model.py``.
 
 Rebuilt from the published architecture; parameters carry the names of the authors' checkpoint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from torch import nn
 from histokit import ops
 from histokit.core.errors import InputError
 from histokit.core.weights import load_weights, misfit, read_state_dict
-from histokit.models.base import Batch, Model, Standardizer
+from histokit.models.base import Standardizer
 from histokit.ops.gemm import Linear
 
 TECHNOLOGIES = ("<pad>", "Spatial Transcriptomics", "Visium", "Xenium", "Visium HD")
@@ -270,148 +269,3 @@ def _sizes(state: dict[str, torch.Tensor]) -> dict[str, int]:
         "num_heads": num_heads,
         "mlp_dim": mlp_dim,
     }
-
-
-class STPathModel(Model):
-    """STPath on a panel of its own, trained by its masked-gene scheme.
-
-    A patch's input is its image and, in training, the expression of its measured genes unless the
-    patch is masked. Predictions mask all patches: no gene is needed. In place of the organ stands
-    the slide's cancer code, and no technology is told. Scheme and figures: STPath's pretraining.
-
-    Args:
-        input_dim: D, dimension of the patch features.
-        num_genes: G, outputs.
-        cancers: oncotree codes, in the order of the organ embedding; its last row is unknown.
-        hidden_dim: width of the transformer.
-        num_layers: its layers.
-        feedforward_dim: width inside a layer.
-        dropout: rate behind the attention's output and inside the MLP.
-        hvgs: genes that most steps are restricted to, by their place among the outputs; empty for
-            no restriction.
-        max_spots: patches of a step at most; a larger slide is cropped to a patch and those
-            nearest to it.
-    """
-
-    uses_coords = True
-    mask_share = (10.0, 1.0)  # parameters of the Beta distribution of the share of masked patches
-    partly = 0.1  # of the masked patches, those of which only half of the genes are hidden
-    restricted = 0.8  # of the steps, those on the highly variable genes alone
-    least_spots = 64
-
-    def __init__(
-        self,
-        input_dim: int,
-        num_genes: int,
-        cancers: list[str],
-        hidden_dim: int = 512,
-        num_layers: int = 4,
-        feedforward_dim: int = 1024,
-        dropout: float = 0.1,
-        hvgs: list[int] | None = None,
-        max_spots: int = 1024,
-    ):
-        super().__init__()
-        self.input_dim, self.cancers, self.max_spots = input_dim, list(cancers), max_spots
-        self.network = STPath(
-            input_dim, num_genes + 2, len(cancers) + 1, hidden_dim, num_layers,
-            mlp_dim=feedforward_dim, dropout=dropout,
-        )  # fmt: skip
-        self.network.gene_exp_head[1] = Linear(hidden_dim, num_genes)
-        chosen = torch.ones(num_genes, dtype=torch.bool)
-        if hvgs:
-            chosen = torch.zeros(num_genes, dtype=torch.bool).index_fill(
-                0, torch.tensor(hvgs), True
-            )
-        self.register_buffer("variable", chosen, persistent=False)
-
-    @property
-    def head(self) -> nn.Linear:
-        """The linear layer over genes."""
-        return self.network.gene_exp_head[1]
-
-    def hidden(self, batch):
-        """(N, D) to (N, hidden_dim); no expression is known."""
-        return torch.cat([self._encode(*slide) for slide in _slides(batch)])
-
-    def _encode(self, features, coords, code: int, expression=None) -> torch.Tensor:
-        hidden = self.network.encode(features, coords, 0, code, expression)
-        return self.network.gene_exp_head[0](hidden)
-
-    def loss(self, batch, targets, autocast=None):
-        """Mean over slides of the MSE over the measured genes of masked patches.
-
-        In evaluation mode all patches are masked and count, as in ``Model.loss``.
-        """
-        if not self.training:
-            return super().loss(batch, targets, autocast)
-        losses = []
-        for (features, coords, code), target in zip(_slides(batch), targets, strict=True):
-            rows = self._crop(coords)
-            masked = self._masked(len(rows), rows.device)
-            known = self._known(target.values, rows, masked)
-            kind = batch.features.device.type
-            with torch.autocast(kind, autocast, enabled=autocast is not None):
-                hidden = self._encode(features[rows], coords[rows], code, known)
-            measured = target.measured
-            if torch.rand(()) < self.restricted and (measured & self.variable).any():
-                measured = measured & self.variable
-            values = _rows(target.values, rows[masked])
-            head = self.head
-            losses.append(
-                ops.linear_mse(hidden[masked].float(), head.weight, head.bias, values, measured)
-            )
-        return torch.stack(losses).mean()
-
-    def _crop(self, coords: torch.Tensor) -> torch.Tensor:
-        """Rows of a random number of patches around a random one, in their order."""
-        count = len(coords)
-        most = min(count, self.max_spots)
-        wanted = int(torch.randint(min(self.least_spots, most), most + 1, ()))
-        if wanted == count:
-            return torch.arange(count, device=coords.device)
-        middle = coords[int(torch.randint(count, ()))]
-        near = (coords - middle).square().sum(1).topk(wanted, largest=False).indices
-        return near.sort().values
-
-    def _masked(self, count: int, device) -> torch.Tensor:
-        """(n,) bool, one at least: patches whose expression is to be told."""
-        share = torch.distributions.Beta(*map(torch.tensor, self.mask_share)).sample()
-        masked = torch.zeros(count, dtype=torch.bool)
-        masked[torch.randperm(count)[: max(1, round(float(share) * count))]] = True
-        return masked.to(device)
-
-    def _known(self, values: torch.Tensor, rows: torch.Tensor, masked: torch.Tensor):
-        """(n, G + 2) CSR input of the patches: expression, half of it, or the mask token."""
-        matrix = _rows(values, rows)
-        offsets, genes, data = matrix.crow_indices(), matrix.col_indices(), matrix.values()
-        partly = masked & (torch.rand(len(rows), device=masked.device) < self.partly)
-        whole = masked & ~partly
-        owner = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), offsets.diff())
-        hidden = whole[owner] | (partly[owner] & (torch.rand(len(data), device=data.device) < 0.5))
-        owner, genes, data = owner[~hidden], genes[~hidden] + 2, data[~hidden]
-        at = whole.nonzero().squeeze(1)
-        owner, genes = torch.cat([at, owner]), torch.cat([torch.full_like(at, MASK_TOKEN), genes])
-        data = torch.cat([data.new_ones(len(at)), data])
-        size = (len(rows), values.shape[1] + 2)
-        return torch.sparse_coo_tensor(torch.stack([owner, genes]), data, size).to_sparse_csr()
-
-
-def _slides(batch: Batch) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
-    """Features, rescaled coordinates and cancer code of each slide."""
-    parts = (part.split(batch.sizes()) for part in (batch.features, batch.coords))
-    for features, coords, code in zip(*parts, batch.cancers.tolist(), strict=True):
-        yield features, rescale_coords(coords), code
-
-
-def _rows(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Some rows of a CSR matrix, as CSR."""
-    offsets = values.crow_indices()
-    lengths = offsets.diff()[rows]
-    ends = lengths.cumsum(0)
-    shift = torch.repeat_interleave(offsets[:-1][rows] - ends + lengths, lengths)
-    entries = torch.arange(len(shift), device=shift.device) + shift
-    return torch.sparse_csr_tensor(
-        torch.cat([ends.new_zeros(1), ends]), values.col_indices()[entries],
-        values.values()[entries], size=(len(rows), values.shape[1]), check_invariants=False,
-    )  # fmt: skip

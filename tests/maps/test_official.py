@@ -10,18 +10,14 @@ import torch.nn.functional as F
 
 from histokit.core.errors import InputError
 from histokit.data.genes import read_gene_list
+from histokit.data.official_genes import read_outputs
 from histokit.evaluate.controls import open_cohort
 from histokit.evaluate.views import check_features
-from histokit.maps.official import (
-    HISTOPRISM_CODES,
-    ORGAN_OF,
-    OfficialHistoPrism,
-    open_official,
-    read_outputs,
-)
+from histokit.maps.official import OfficialHistoPrism, open_official
 from histokit.maps.slide import map_slide
 from histokit.models import outputs
 from histokit.models.histoprism import OFFICIAL_CANCERS
+from histokit.models.official import HISTOPRISM_CODES, ORGAN_OF
 from histokit.models.stpath import ORGANS
 
 D, H, FF, G = 16, 16, 8, 5
