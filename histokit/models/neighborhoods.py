@@ -6,8 +6,10 @@ import dataclasses
 
 import torch
 
+from histokit.core.errors import InputError
 from histokit.models.places import nearest_spots
 
+UNITS = ("pixels", "pitch")
 SIGNS = ((1.0, 1.0), (1.0, -1.0), (-1.0, 1.0), (-1.0, -1.0))
 ALIKE = 1e-3  # difference of two spreads, as a share of their sum, that tells no direction
 
@@ -44,7 +46,12 @@ class Neighborhoods:
 
         Returns:
             Neighborhoods with float64 ``frames``.
+
+        Raises:
+            InputError: another unit.
         """
+        if unit not in UNITS:
+            raise InputError(f"--stflow-unit {unit}: distances are in {' or '.join(UNITS)}")
         coords = coords.double()
         index = nearest_spots(coords, k)
         relative = coords[index] - coords[:, None]  # (N, k, 2)
