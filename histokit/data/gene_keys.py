@@ -89,7 +89,7 @@ def gene_key(tables: Iterable[tuple[str, pd.DataFrame]]) -> GeneKey:
         raise InputError(
             f"slide {bare[0]} names its genes by Ensembl ids alone and {without[0]} by symbols "
             "alone, so nothing says which are the same; give a map of symbols to ids with "
-            "--gene-map, or add a column of symbols or of ids to one of the two and extract it again"
+            "--gene-map, or add a column of symbols or ids to one of the two and extract it again"
         )
     column = SYMBOL if without else ID
     found: dict[str, list] = {}

@@ -139,7 +139,8 @@ def test_gaps_of_the_codes_are_no_code(files, bench, tmp_path):
     run_train.main(
         run_train.Options(
             data=str(bench / "data"), encoder="hed", model="histoprism", preset="small", epochs=1,
-            panel="common", target="log1p", gene_map=str(files / "symbol2ensembl.json"), folds=str(files / "splits"), cancer_codes="unfilled",
+            panel="common", target="log1p", gene_map=str(files / "symbol2ensembl.json"),
+            folds=str(files / "splits"), cancer_codes="unfilled",
             allow_missing=True, allow_leakage=True, run=str(tmp_path / "run"),
         )
     )  # fmt: skip
