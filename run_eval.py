@@ -28,7 +28,8 @@ def main(cfg: Options) -> None:
     team.wait()  # nothing is written before every rank has found the runs in order
     results = {}
     for job in jobs:
-        views = Views(job.run, job.cohort, cfg.num_hvg, questions.listed, cfg.device)
+        listed = questions.headline(job, cfg.protocol, team)
+        views = Views(job.run, job.cohort, cfg.num_hvg, listed, cfg.device, questions.context)
         with whole_folder(job.out) if team.first else nullcontext() as folder:
             folder = team.gather(folder)[0]
             current = report.Report(job, cfg, questions, views, folder)

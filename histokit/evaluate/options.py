@@ -18,7 +18,7 @@ class Options(Checked):
     out: str | None = option(
         None,
         "folder of the evaluation of one run, or of the comparison of several",
-        shown="RUN/eval, or comparison beside the first run",
+        shown="RUN/eval (eval-context with --context-genes), or comparison beside the first run",
     )
     num_hvg: int = option(
         50, "genes of the headline PCC, most variable on training slides first", least=1
@@ -34,6 +34,12 @@ class Options(Checked):
         "target, genes, pooling and what is undefined; --hvg-file replaces its genes",
         choices=("histokit", "hest-bench", "histoprism", "stpath", "stem-topk"),
     )
+    context_genes: str | None = option(
+        None,
+        "show stpath the measured genes of some spots of each test slide, which are then left out "
+        "of every figure: a share of the spots, such as 0.05, or a CSV slide_id,barcode",
+    )
+    context_seed: int = option(0, "seed of that draw of spots", least=0, most=2**32 - 1)
     published: str | None = option(
         None, "also list published results for this task (e.g. IDC) and mark the comparable ones"
     )

@@ -15,13 +15,15 @@ from histokit.core.files import write_json
 from histokit.core.progress import progress_bar
 from histokit.data.cohort import Cohort
 from histokit.evaluate import compare as comparison
+from histokit.evaluate.context import Context, read_context, refuse_context
 from histokit.evaluate.controls import controls_of, open_cohort
 from histokit.evaluate.evaluation import Evaluation, Job
 from histokit.evaluate.folders import check_replaceable, versions
 from histokit.evaluate.gene_lists import GeneLists, read_lists
+from histokit.evaluate.official import check_genes, official_sentence
 from histokit.evaluate.options import Options
 from histokit.evaluate.protocol_genes import choose_genes
-from histokit.evaluate.protocols import PROTOCOLS, ProtocolScores, check_protocol
+from histokit.evaluate.protocols import PROTOCOLS, Protocol, ProtocolScores, check_protocol
 from histokit.evaluate.published import read_published
 from histokit.evaluate.runs import Run
 from histokit.evaluate.scores import SlideScore
@@ -30,6 +32,7 @@ from histokit.evaluate.tables import text_table
 from histokit.evaluate.topics.audit import AuditTopic
 from histokit.evaluate.topics.base import Topic
 from histokit.evaluate.topics.clusters import ClusterTopic
+from histokit.evaluate.topics.context import ContextTopic
 from histokit.evaluate.topics.controls import ControlTopic
 from histokit.evaluate.topics.embeddings import EmbeddingTopic
 from histokit.evaluate.topics.maps import DetailTopic, MapTopic, ResultTopic, representative_slides
@@ -62,6 +65,7 @@ class Questions:
         collections: gene sets.
         signatures: lists of genes.
         listed: genes that replace the training slides' most variable ones; None without them.
+        context: spots whose expression the models are shown; None for none.
         lists: gene lists of a published protocol, by the data and the slides they come from.
         pathway_genes: what a comparison of pathways needs of each run, by name.
     """
@@ -69,6 +73,7 @@ class Questions:
     collections: list[Collection]
     signatures: list[Signature]
     listed: GeneLists | None
+    context: Context | None = None
     lists: dict[tuple, GeneLists] = dataclasses.field(default_factory=dict)
     pathway_genes: dict[str, PathwayGenes] = dataclasses.field(default_factory=dict)
 
@@ -81,6 +86,12 @@ class Questions:
         if key not in self.lists:
             self.lists[key] = choose_genes(job.run, job.cohort, protocol)
         return self.lists[key]
+
+    def headline(self, job: Job, protocol: str, team: Team) -> GeneLists | None:
+        """The genes of the headline where no training slides rank them; for all ranks."""
+        if self.listed is not None or not job.run.official:
+            return self.listed
+        return team.gather(self.gene_lists(job, protocol) if team.first else None)[0]
 
 
 def prepare(cfg: Options) -> tuple[Questions, list[Job]]:
@@ -96,17 +107,23 @@ def prepare(cfg: Options) -> tuple[Questions, list[Job]]:
         read_published(cfg.published)  # an unknown task ends here
     listed = read_lists(cfg.hvg_file) if cfg.hvg_file else None
     collections = read_collections(cfg.gene_sets or (), cfg.curate)
-    questions = Questions(collections, read_signatures(cfg.signature or ()), listed)
+    context = read_context(cfg.context_genes, cfg.context_seed) if cfg.context_genes else None
+    questions = Questions(collections, read_signatures(cfg.signature or ()), listed, context)
+    if context:
+        refuse_context([Run(folder) for folder in cfg.run], cfg.published)
     jobs = []
     for name, folder in zip(_short_names(cfg.run), cfg.run, strict=True):
         run, controls = Run(folder), []
         check_protocol(run, PROTOCOLS[cfg.protocol])
-        for label, control in controls_of(run).items():
+        check_genes(run, listed is not None, cfg.protocol)
+        # the controls are scored without context, on all spots
+        for label, control in controls_of(run).items() if not context else ():
             cohort, out = open_cohort(control, cfg.data), control.folder / "eval"
             tests = _tests(control, cohort)
             job = Job(f"{name}, {label}", control, cohort, out, tests, control=label)
             controls.append(_checked(job, questions))
-        out = Path(cfg.out) if cfg.out and len(cfg.run) == 1 else run.folder / "eval"
+        out = _own_folder(run, cfg)
+        name += f", {context}" if context else ""
         names = tuple(control.name for control in controls)
         cohort = open_cohort(run, cfg.data)
         job = Job(name, run, cohort, out, _tests(run, cohort), names)
@@ -115,6 +132,19 @@ def prepare(cfg: Options) -> tuple[Questions, list[Job]]:
         check_same_slides({job.name: set(job.tests) for job in jobs})
         check_replaceable(_comparison_folder(cfg))
     return questions, jobs
+
+
+def _own_folder(run: Run, cfg: Options) -> Path:
+    """Where a run's evaluation goes; one with context never where predictions look for theirs."""
+    plain = run.folder / "eval"
+    if not cfg.out or len(cfg.run) > 1:
+        return plain if not cfg.context_genes else run.folder / "eval-context"
+    if cfg.context_genes and Path(cfg.out).resolve() == plain.resolve():
+        raise InputError(
+            f"{plain} is the place of figures without context, by which run_predict.py trusts "
+            "genes; give another --out with --context-genes"
+        )
+    return Path(cfg.out)
 
 
 def _checked(job: Job, questions: Questions) -> Job:
@@ -176,10 +206,13 @@ def topics(report: Report, results: Mapping[str, Evaluation], team: Team) -> lis
     job, cfg, questions = report.job, report.cfg, report.questions
     found: list[Topic] = [ResultTopic(), ControlTopic({n: results[n] for n in job.controls
                                                        if team.first})]  # fmt: skip
+    if questions.context:
+        found.append(ContextTopic(questions.context))
     if cfg.protocol != "histokit":
         lists = team.gather(questions.gene_lists(job, cfg.protocol) if team.first else None)[0]
         rule = str(questions.listed) if questions.listed else ""
-        found.append(ProtocolTopic(ProtocolScores(job.run, PROTOCOLS[cfg.protocol], lists, rule)))
+        protocol = _protocol(cfg, questions.context)
+        found.append(ProtocolTopic(ProtocolScores(job.run, protocol, lists, rule)))
     if cfg.published and not job.control:
         found.append(PublishedTopic(cfg.published, cfg.protocol, questions.listed is not None))
     if cfg.pictures and not job.control:
@@ -192,8 +225,21 @@ def topics(report: Report, results: Mapping[str, Evaluation], team: Team) -> lis
         found.append(ClusterTopic(report.views))
     if cfg.predictions and not job.control:
         whole = cfg.predict_genes == "all"
-        found.append(PredictionTopic(report.folder, job.cohort, _provenance(job, cfg), whole))
+        about = _provenance(job, cfg, questions.context)
+        found.append(PredictionTopic(report.folder, job.cohort, about, whole))
     return [*found, AuditTopic()]
+
+
+def _protocol(cfg: Options, context: Context | None) -> Protocol:
+    """The protocol, each of whose figures names the context under which it was reached."""
+    protocol = PROTOCOLS[cfg.protocol]
+    if context is None:
+        return protocol
+    return dataclasses.replace(
+        protocol,
+        average=f"{protocol.average}; {context}",
+        warning=f"{context.warning} {protocol.warning}",
+    )
 
 
 def write(report: Report, topics: Sequence[Topic], scores: Sequence[SlideScore]) -> Evaluation:
@@ -209,10 +255,12 @@ def write(report: Report, topics: Sequence[Topic], scores: Sequence[SlideScore])
     found = Evaluation.of(job, folder, scores)
     found.slides.to_csv(folder / "slides.csv", index=False)
     found.genes.to_csv(folder / "genes.csv", float_format="%.6g")
-    pcc_matrix(scores).to_csv(folder / "pcc_by_slide.csv", float_format="%.4f")
+    # by this name run_predict.py finds which genes to trust, without context
+    by_slide = "pcc_by_slide.csv" if not questions.context else "pcc_by_slide_in_context.csv"
+    pcc_matrix(scores).to_csv(folder / by_slide, float_format="%.4f")
     by_cancer = found.summary[found.summary["by"] == "cancer"]
     by_cancer.to_csv(folder / "cancers.csv", index=False)
-    _write_summary(folder, found.summary, _provenance(job, cfg))
+    _write_summary(folder, found.summary, _provenance(job, cfg, questions.context))
     folds = {fold.name: fold for fold in job.run.folds}
     drawn = cfg.max_pictures if cfg.pictures and not job.control else 0
     for score in progress_bar(representative_slides(scores, drawn), desc="pictures"):
@@ -223,9 +271,10 @@ def write(report: Report, topics: Sequence[Topic], scores: Sequence[SlideScore])
     strange = unknown_cancers(found.slides)
     said = _said(found, cfg, questions) + [s for part in parts for s in part.sentences]
     audit = parts[-1].sentences
-    found.caveats = [*audit, patients_sentence(found.slides, found.summary), strange]
-    if strange:
-        print(f"{job.name}: {strange}")
+    warnings = _warnings(job, questions)
+    found.caveats = [*audit, *warnings, _patients(found), strange]
+    for sentence in filter(None, (*warnings, strange)):
+        print(f"{job.name}: {sentence}")
     page = Page(
         f"How well {found.model} predicts expression from tissue",
         f"Run {job.run.folder} · encoder {found.encoder} · "
@@ -251,6 +300,9 @@ def write(report: Report, topics: Sequence[Topic], scores: Sequence[SlideScore])
 def _said(found: Evaluation, cfg: Options, questions: Questions) -> list[str]:
     """The verdict, with a word on a given gene list of which the model lacks some."""
     said = verdict(found.slides, found.summary, found.target)
+    patients = patients_sentence(found.slides, found.summary)
+    said = [s for s in said if s != patients or s == _patients(found)]
+    said[1:1] = _warnings(found.job, questions)
     for cancer in dict.fromkeys(found.slides["cancer"]) if questions.listed else ():
         genes, of = questions.listed.of(cancer), ""
         if "" not in questions.listed.by_cancer:
@@ -263,6 +315,20 @@ def _said(found: Evaluation, cfg: Options, questions: Questions) -> list[str]:
         if hvgs < len(genes) and sentence not in said:
             said.insert(1, sentence)
     return said
+
+
+def _warnings(job: Job, questions: Questions) -> list[str]:
+    """What a model saw of the test slides, or may have."""
+    shown = questions.context.warning if questions.context else ""
+    return [sentence for sentence in (shown, official_sentence(job.run)) if sentence]
+
+
+def _patients(found: Evaluation) -> str:
+    """Whether the test patients were seen; nothing of weights whose training nobody knows."""
+    unknown = set(found.slides["patient_seen"]) == {"unknown"}
+    if found.job.run.official and unknown:
+        return ""
+    return patients_sentence(found.slides, found.summary)
 
 
 def tell(found: Evaluation, alone: bool) -> None:
@@ -284,15 +350,19 @@ def compare(results: Mapping[str, Evaluation], questions: Questions, cfg: Option
     print(f"wrote the comparison of {len(cfg.run)} runs to {out}, see {out}/report.html")
 
 
-def _provenance(job: Job, cfg: Options) -> dict:
+def _provenance(job: Job, cfg: Options, context: Context | None) -> dict:
     """The choices behind every figure."""
     options = job.run.config["options"]
     default = f"top {cfg.num_hvg} of the training slides of each fold"
+    if job.run.official:
+        default = f"the list of the protocol {cfg.protocol}"
     knobs = PROTOCOLS["histokit"].knobs() | {
         "gene_rule": f"the list {cfg.hvg_file}" if cfg.hvg_file else default,
         "target": options["target"],
         "model": options["model"],
     }
+    if context:
+        knobs["context"] = str(context)
     return {
         "run": str(job.run.folder),
         "model": options["model"],

@@ -121,6 +121,11 @@ class Run:
                     "train again"
                 )
 
+    @property
+    def official(self) -> dict:
+        """Where published weights come from that were not trained here; empty for a training."""
+        return self.config.get("official") or {}
+
     @cached_property
     def folds(self) -> list[Fold]:
         """Folds in the order they were trained in."""

@@ -16,6 +16,9 @@ from histokit.core.errors import InputError
 from histokit.data.cohort import Cohort, Slide
 from histokit.data.features import difference
 from histokit.data.genes import normalize
+from histokit.data.sparse import csr_tensor
+from histokit.data.technologies import technology_kind
+from histokit.evaluate.context import Context
 from histokit.evaluate.gene_lists import GeneLists
 from histokit.evaluate.runs import Fold, Run
 from histokit.evaluate.scores import Prediction, SlideScore, choose_hvgs, score_slide
@@ -82,11 +85,26 @@ def load_held_out(
     return dataclasses.replace(cohort.load(slide_id, genes), cancer=fold.cancer(slide_id))
 
 
-def predict(run: Run, fold: Fold, model, slide: Slide, device: str = "cpu") -> Prediction:
+def predict(
+    run: Run,
+    fold: Fold,
+    model,
+    slide: Slide,
+    device: str = "cpu",
+    known: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> Prediction:
     """Predicted expression of a slide that the fold held out.
 
     The network runs on ``device``; what follows its last hidden layer runs on the CPU, where the
-    model is when this returns.
+    model is when this returns. A model that can be told the technology is told it.
+
+    Args:
+        run: the run of the fold.
+        fold: the fold.
+        model: its model.
+        slide: the slide.
+        device: where the network runs.
+        known: expression that the model is shown, as ``STPathModel.embed_told`` takes it.
 
     Raises:
         InputError: the prediction is not finite.
@@ -94,7 +112,11 @@ def predict(run: Run, fold: Fold, model, slide: Slide, device: str = "cpu") -> P
     fold.check_held_out(slide.slide_id)
     coords = torch.from_numpy(slide.centers)
     model.to(device)
-    hidden = model.embed(slide.features, slide.cancer, allow_unknown=True, coords=coords).cpu()
+    embed, more = model.embed, {}
+    if hasattr(model, "embed_told"):
+        embed, more = model.embed_told, {"technology": technology_kind(slide.technology)}
+        more["known"] = known
+    hidden = embed(slide.features, slide.cancer, allow_unknown=True, coords=coords, **more).cpu()
     model.cpu()
     prediction = Prediction(hidden, model.head)
     if not (prediction.hidden.isfinite().all() and prediction.outputs.is_finite()):
@@ -114,6 +136,7 @@ class SlideView:
         slide: with the counts of the fold's genes.
         prediction: (N, G), computed where it is sliced.
         target: (N, G) CSR float32, the measured expression on the scale of the training.
+        context: barcodes of further spots, whose expression the model was shown; no array has them.
     """
 
     fold: Fold
@@ -122,6 +145,7 @@ class SlideView:
     prediction: Prediction
     target: sp.csr_matrix
     score: SlideScore
+    context: tuple[str, ...] = ()
 
 
 class Views:
@@ -136,6 +160,7 @@ class Views:
         num_hvg: size of the headline gene list.
         listed: genes that replace the training slides' most variable ones.
         device: where networks run.
+        context: spots whose expression the models are shown; they are in no view.
 
     Raises:
         InputError: as ``check_run``.
@@ -148,9 +173,10 @@ class Views:
         num_hvg: int = 50,
         listed: GeneLists | None = None,
         device: str = "cpu",
+        context: Context | None = None,
     ):
         self.run, self.cohort, self.num_hvg, self.listed = run, cohort, num_hvg, listed
-        self.device = device
+        self.device, self.context = device, context
         self.work = [
             (fold, slide_id)
             for tests, group in groupby(check_run(run, cohort), key=lambda item: item[1])
@@ -171,15 +197,25 @@ class Views:
         """The view of one slide.
 
         Raises:
-            InputError: the slide measured none of the fold's genes, or as ``predict``.
+            InputError: the slide measured none of the fold's genes, or as ``predict`` and
+                ``Context.of``.
         """
         slide, model = self._slide(fold, slide_id), self.model(fold)
-        prediction = predict(self.run, fold, model, slide, self.device)
         target = normalize(slide.counts, slide.library_size, self.run.config["options"]["target"])
+        shown, known = np.zeros(len(slide.barcodes), bool), None
+        if self.context is not None:
+            shown = self.context.of(slide)
+            known = csr_tensor(target), torch.from_numpy(shown)
+        prediction = predict(self.run, fold, model, slide, self.device, known)
+        context = tuple(np.array(slide.barcodes)[shown].tolist())
+        if context:
+            slide, target = _some(slide, ~shown), target[~shown]
+            prediction = Prediction(prediction.hidden[torch.from_numpy(~shown)], model.head)
         score = score_slide(fold, self._hvg(fold, slide.cancer), slide, prediction, target)
-        known = model.knows_cancer(slide.cancer)
-        score = dataclasses.replace(score, cancer_known=known)
-        return SlideView(fold, model, slide, prediction, target, score)
+        score = dataclasses.replace(score, cancer_known=model.knows_cancer(slide.cancer))
+        if self.run.official and score.patient_seen == "no":  # nobody knows what trained it
+            score = dataclasses.replace(score, patient_seen="unknown")
+        return SlideView(fold, model, slide, prediction, target, score, context)
 
     def model(self, fold: Fold) -> Model:
         """The model of a fold, loaded once while it is kept."""
@@ -212,6 +248,18 @@ class Views:
             )
         self._read = (slide_id, genes, slide)
         return slide
+
+
+def _some(slide: Slide, rows: np.ndarray) -> Slide:
+    """A slide with some of its spots; rows: (N,) bool."""
+    return dataclasses.replace(
+        slide,
+        barcodes=np.array(slide.barcodes)[rows].tolist(),
+        centers=slide.centers[rows],
+        features=slide.features[torch.from_numpy(rows)],
+        counts=slide.counts[rows],
+        library_size=slide.library_size[rows],
+    )
 
 
 def _size(model: Model) -> int:
