@@ -134,7 +134,15 @@ def rank_genes(
         counts = sp.vstack([s.counts for s in kept], format="csr")
         sizes = np.concatenate([s.library_size for s in kept])
         variability = dispersion(counts, sizes, eligible)
-    panel.insert(3, "hvg_rank", pd.array(rank_hvgs(variability, eligible), dtype="Int64"))
+    ranks = rank_hvgs(variability, eligible)
+    if cfg.top_genes:
+        seen = seen & (ranks <= cfg.top_genes)
+        if not seen.any():
+            raise InputError(
+                f"--top-genes: no gene is detected in 10 % of the spots of every training slide of "
+                f"fold {fold}, so none can be ranked; leave the option out"
+            )
+    panel.insert(3, "hvg_rank", pd.array(ranks, dtype="Int64"))
     return panel[seen].reset_index(drop=True), seen
 
 

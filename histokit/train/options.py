@@ -46,6 +46,12 @@ class Options(Checked):
         "authors fill them",
         choices=("skip", "zero"),
     )
+    top_genes: int | None = option(
+        None,
+        "keep only so many genes of the panel, the most variable on the training slides of a fold",
+        shown="all",
+        least=1,
+    )
     gene_map: str | None = option(
         None,
         "symbols to Ensembl ids where slides name none: a JSON object, such as STPath's "
@@ -237,6 +243,19 @@ class Options(Checked):
         "spots of a slide that a step of triplex is taught at most, drawn anew each time; the "
         "paper's presets: all",
         least=1,
+    )
+    retrieval_k: int | None = hyper(
+        "training spots that a prediction of knn or bleep is the mean of", least=1
+    )
+    retrieval_weights: str | None = hyper(
+        "how those count: alike, by their distance to the patch (softmax, l1), or loki: all "
+        "training spots by their cosine",
+        choices=("mean", "softmax", "l1", "loki"),
+    )
+    bleep_temperature: float | None = hyper("temperature of bleep's loss", above=0)
+    bleep_batch: int | None = hyper("patches of a slide that bleep contrasts at a time", least=2)
+    bleep_normalize: bool | None = hyper(
+        "contrast embeddings of length one in bleep's loss; published without"
     )
     autocast: str = option(
         "none",

@@ -257,3 +257,13 @@ def test_detected_panel(data, tmp_path, one_fold):
     ranked = common.genes[common.genes.hvg_rank.notna()]
     assert list(rare.genes.gene) == list(ranked.gene)
     np.testing.assert_allclose(rare.genes.train_mean, ranked.train_mean)
+
+
+@pytest.mark.parametrize("model", ["ridge", "mlp"])
+def test_top_genes_are_the_most_variable_of_the_training(data, tmp_path, one_fold, model):
+    more = {"epochs": 1} if model == "mlp" else {}
+    whole = train(data, tmp_path / "all", model=model, folds=one_fold, **more).folds[0].genes
+    (fold,) = train(data, tmp_path / "few", model=model, folds=one_fold, top_genes=7, **more).folds
+    expected = whole[whole.hvg_rank <= 7]
+    pd.testing.assert_frame_equal(fold.genes, expected.reset_index(drop=True))
+    assert fold.load_model().head.out_features == 7
