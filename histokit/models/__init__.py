@@ -6,6 +6,7 @@ Names are imported when they are asked for, so that the table of models needs no
 import importlib
 
 _PLACES = {
+    "BLEEP": "bleep",
     "BPBooster": "bpbooster",
     "Batch": "base",
     "DeepSpot": "deepspot",
@@ -16,6 +17,7 @@ _PLACES = {
     "Mean": "baselines",
     "Merge": "merge",
     "Model": "base",
+    "NearestSpots": "retrieval",
     "STFlow": "stflow",
     "STFlowModel": "stflow_model",
     "STNet": "stnet",

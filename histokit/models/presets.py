@@ -165,6 +165,20 @@ TRIPLEX_PRESETS = {
     f"paper-{name}": TRIPLEX | {"triplex_config": name, "dropout": None}
     for name in ("andersson", "bryan", "andrew")
 }
+# kNN on the features themselves, with BLEEP's K. BLEEP: its command line's rates and the paper's
+# batch and epochs, but for its constant learning rate and its batches of patches of any slide.
+KNN = PAPER | {"retrieval_k": 50, "retrieval_weights": "mean"}
+KNN_PRESETS = {"paper": KNN, "small": KNN}
+BLEEP = KNN | {
+    "lr": 1e-3,
+    "weight_decay": 1e-3,
+    "epochs": 150,
+    "start_at_mean": True,
+    "bleep_temperature": 1.0,
+    "bleep_batch": 128,
+    "bleep_normalize": False,
+}
+BLEEP_PRESETS = {"paper": BLEEP, "small": BLEEP | FOR_FEW}
 # BP-Booster: section 3.1 and appendix A.5 of its paper, which gives no penalty of the readout.
 BOOSTER = {
     "init": "random",

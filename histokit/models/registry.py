@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from histokit.core.errors import InputError
 from histokit.models.presets import (
+    BLEEP_PRESETS,
     BOOSTER,
     BOOSTER_FOR_FEW,
     BOOSTER_LR,
@@ -20,6 +21,7 @@ from histokit.models.presets import (
     DEEPSPOT,
     DEEPSPOT_SMALL,
     HISTOPRISM_PRESETS,
+    KNN_PRESETS,
     MERGE,
     MERGE_SMALL,
     NETWORK_PRESETS,
@@ -88,6 +90,8 @@ _TRIPLEX = tuple(
     f"triplex_{name}" for name in ("config", "project", "clamp", "neighbors", "ablation", "spots")
 )
 _BY_FOLDS = "by grouped cross-validation"
+_RETRIEVAL = ("retrieval_k", "retrieval_weights")
+_BLEEP = ("bleep_temperature", "bleep_batch", "bleep_normalize")
 _WIDTHS = ("hidden_dim", "feedforward_dim", "num_layers")
 _DEEPSPOT = ("deepspot_members", "deepspot_scales", "deepspot_output_dropout")
 _MERGE = ("merge_widths", "merge_heads", "merge_clusters")
@@ -205,6 +209,25 @@ MODELS: Mapping[str, ModelSpec] = {
             presets=TRIPLEX_PRESETS,
             own=("hidden_dim", *_TRIPLEX),
             takes=("dropout", "hidden_dim", *_TRIPLEX),
+        ),
+        ModelSpec(
+            "knn",
+            "histokit.models.retrieval:NearestSpots",
+            CLOSED_FORM,
+            presets=KNN_PRESETS,
+            own=_RETRIEVAL,
+            takes=_RETRIEVAL,
+            settings={"recipe": "nearest spots"},
+            regressor="the mean of the training spots with the largest cosine",
+        ),
+        ModelSpec(
+            "bleep",
+            "histokit.models.bleep:BLEEP",
+            NETWORK,
+            presets=BLEEP_PRESETS,
+            own=(*_RETRIEVAL, *_BLEEP),
+            takes=("dropout", *_RETRIEVAL, *_BLEEP),
+            regressor="the mean of the training spots with the largest cosine, in embeddings",
         ),
         ModelSpec(
             "bpbooster",

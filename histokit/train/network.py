@@ -52,17 +52,20 @@ def fit_network(task: FoldTask) -> Trained:
     )
     said = f"{options.model}, {result.epochs} epochs"
     if split.val:
-        said += f", validation MSE {result.history[result.epochs - 1]['val_loss']:.4f}"
+        best = result.history[result.epochs - 1]["val_loss"]
+        said += f", validation {model.loss_name.removesuffix(' over measured genes')} {best:.4f}"
+    members, chosen = split.train, result
     if options.refit and split.val:
         again, members = checkpoints / "refit.ckpt", split.train + split.val
         shorter = dataclasses.replace(settings, stop_after=result.epochs)
         chosen = train_network(build(), members, [], slides, shorter, again, None, team)
         said += ", trained again with the validation slides"
-    else:
-        chosen = result
-    if team.first:
-        write_curves(result.history, folder)
     model.load_state_dict(chosen.weights)
+    if team.first:
+        write_curves(result.history, folder, model.loss_name)
+        kept = model.remember(s for s in slides.stream(members) if s is not None)
+        arguments |= kept
+        said += ", its weights hold the spots of these slides" * bool(kept)
     said += f"; waited for slides {slides.waited / (time.perf_counter() - begin):.0%} of the time"
     return Trained(model, arguments, said)
 

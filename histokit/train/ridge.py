@@ -1,9 +1,9 @@
-"""Closed-form baselines: the training mean and two ridge recipes."""
+"""Closed-form baselines: the training mean, two ridge recipes and nearest spots."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import scipy.sparse as sp
@@ -14,7 +14,10 @@ from sklearn.model_selection import GroupKFold
 from sklearn.preprocessing import StandardScaler
 
 from histokit.data.genes import moments
+from histokit.data.sparse import csr_tensor
 from histokit.models.baselines import LinearMap, Mean
+from histokit.models.retrieval import NearestSpots
+from histokit.train.loader import TrainingSlide
 from histokit.train.spots import Spots
 from histokit.train.task import FoldTask, Trained
 
@@ -35,6 +38,8 @@ def fit_closed_form(task: FoldTask, spots: Spots) -> Trained:
         model, said = fit_ridge_hest(spots.x, spots.y, components), "HEST-Bench ridge"
     elif recipe == "library size":
         model, said = fit_library_size(spots), "line on library size"
+    elif recipe == "nearest spots":
+        return fit_nearest(task, spots)
     else:
         rescale = task.standardizer.how == "none"
         components = settings.get("components", HEST_COMPONENTS)
@@ -45,6 +50,26 @@ def fit_closed_form(task: FoldTask, spots: Spots) -> Trained:
         arguments["num_components"] = len(model.components)
     model.standardizer = task.standardizer
     return Trained(model, arguments, f"{said}, on {len(spots):,} spots")
+
+
+def fit_nearest(task: FoldTask, spots: Spots) -> Trained:
+    """Keep the training spots, to be found by their features."""
+    arguments = {"input_dim": spots.x.shape[1], "num_genes": spots.y.shape[1]}
+    arguments |= {name: getattr(task.options, name) for name in task.spec.takes}
+    model = NearestSpots(**arguments)
+    arguments |= model.remember(_by_slide(spots, task.slides.members))
+    model.standardizer = task.standardizer
+    said = f"{task.spec.name}, K {model.k}, weights {model.weights}, of {len(spots):,} spots"
+    return Trained(model, arguments, said)
+
+
+def _by_slide(spots: Spots, slide_ids: Sequence[str]) -> Iterator[TrainingSlide]:
+    """The spots of each slide, without its cancer and places."""
+    for s, slide_id in enumerate(slide_ids):
+        rows = np.flatnonzero(spots.slide == s)
+        x, y = torch.from_numpy(spots.x[rows]), csr_tensor(spots.y[rows])
+        measured, nowhere = torch.from_numpy(spots.measured[s]), x.new_full((len(rows), 2), np.nan)
+        yield TrainingSlide(slide_id, x, y, measured, "", nowhere)
 
 
 def fit_mean(spots: Spots) -> Mean:

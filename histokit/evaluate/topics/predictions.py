@@ -15,6 +15,7 @@ from histokit.data.cohort import Cohort, Slide
 from histokit.data.technologies import spot_diameter
 from histokit.evaluate.topics.base import Topic
 from histokit.evaluate.views import SlideView
+from histokit.models.retrieval import Retrieval
 from histokit.report.plots import Tissue
 
 # scanpy draws the tissue under the spots; so many pixels suffice and keep the files small.
@@ -67,6 +68,7 @@ def write_prediction(
     ``X`` is the prediction, ``layers["target"]`` the measured expression, both float32 on the
     target scale; NaN where a gene was not measured. ``obsm["spatial"]`` holds spot centers in
     pixels of level 0, ``uns["spatial"]`` the tissue in Space Ranger's form.
+    Of a retrieval model also what ``add_retrieved`` adds.
 
     Args:
         path: the .h5ad.
@@ -91,6 +93,8 @@ def write_prediction(
         key: value if isinstance(value, str) else json.dumps(value)
         for key, value in provenance.items()
     }
+    if isinstance(view.model, Retrieval):
+        add_retrieved(data, view.model, slide)
     picture = Image.fromarray(tissue.image)
     picture.thumbnail((_PICTURE, _PICTURE))
     data.uns["spatial"] = {
@@ -104,3 +108,19 @@ def write_prediction(
     }
     with atomic_path(path) as temporary:
         data.write_h5ad(temporary, compression="gzip", compression_opts=1)
+
+
+def add_retrieved(data: anndata.AnnData, model: Retrieval, slide: Slide) -> None:
+    """Add the training spots behind each prediction of a retrieval model.
+
+    ``obsm["retrieved_index"]`` (N, K) int32 are rows of the table ``uns["bank"]``, nearest first,
+    and ``obsm["retrieved_weight"]`` (N, K) float32 their weights. The table's columns slide_id and
+    row name each training spot, rows counted from 0 in the order that ``Cohort.load`` reads.
+    """
+    index, weight = model.retrieve(slide.features)
+    data.obsm["retrieved_index"] = index.numpy().astype(np.int32)
+    data.obsm["retrieved_weight"] = weight.numpy()
+    bank = model.bank
+    slide_id = pd.Categorical.from_codes(bank.slide.numpy(), bank.slides)
+    places = pd.RangeIndex(len(bank)).astype(str)
+    data.uns["bank"] = pd.DataFrame({"slide_id": slide_id, "row": bank.row.numpy()}, index=places)
