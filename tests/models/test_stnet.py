@@ -113,6 +113,24 @@ def test_literal_weighs_packed_slides_by_their_spots(tmp_path):
     assert result.weights["head.bias"].item() == pytest.approx(1e-2 * 2 * (3 + 3 * 6) / 2)
 
 
+def test_a_literal_training_that_was_stopped_goes_on_to_the_same_weights(tmp_path):
+    torch.manual_seed(1)
+    slides = [
+        training_slide(s, torch.randn(4, 3).tolist(), torch.rand(4, 2).tolist()) for s in "ab"
+    ]
+    literal = Settings(**vars(SETTINGS) | {"lr": 1e-2, "epochs": 4, "stnet_literal": True})
+    begun = Settings(**vars(literal) | {"stop_after": 2})
+    found = []
+    for name, stages in (("whole", [literal]), ("parts", [begun, literal])):
+        for settings in stages:
+            place = tmp_path / f"{name}.ckpt"
+            result = train_network(STNet(3, 2), ["a", "b"], [], Kept(*slides), settings, place)
+        found.append(result)
+    whole, parts = found
+    assert whole.history == parts.history
+    assert all(torch.equal(whole.weights[name], parts.weights[name]) for name in whole.weights)
+
+
 def test_it_saves_and_loads(tmp_path):
     arguments = {"input_dim": 6, "num_genes": 4}
     model = STNet(**arguments)
