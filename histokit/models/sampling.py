@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from itertools import islice
 
@@ -9,6 +10,19 @@ import torch
 
 from histokit.models.base import Batch, Model
 from histokit.models.outputs import Direct
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """What is kept of the draws behind a prediction, on the CPU and of its type.
+
+    Attributes:
+        first: (N, G), one of them.
+        spread: (N, G), their standard deviation; S - 1 in the denominator, NaN of a single draw.
+    """
+
+    first: torch.Tensor
+    spread: torch.Tensor
 
 
 class Generative(Model):
@@ -28,7 +42,7 @@ class Generative(Model):
         super().__init__()
         self.samples, self.sample_seed = samples, sample_seed
         self.head = Direct(num_genes)
-        self._last: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._last: tuple[torch.Tensor, Draws] | None = None
 
     def draws(self, slide: Batch, random: torch.Generator) -> Iterator[torch.Tensor]:
         """Draws (N, G) of one slide without end; all their noise is of ``random``."""
@@ -43,18 +57,17 @@ class Generative(Model):
     def hidden(self, batch: Batch) -> torch.Tensor:
         """(N, D) to (N, G), the mean over draws."""
         found = [self._moments(slide) for slide in slides_of(batch)]
-        mean, spread = (torch.cat(parts) for parts in zip(*found, strict=True))
-        self._last = mean.cpu(), spread.cpu()
+        mean, first, spread = (torch.cat(parts) for parts in zip(*found, strict=True))
+        self._last = mean.cpu(), Draws(first.cpu(), spread.cpu())
         return mean
 
-    def spread(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The standard deviation of the draws whose mean ``hidden`` or ``embed`` has just returned.
+    def behind(self, hidden: torch.Tensor) -> Draws:
+        """The draws whose mean ``hidden`` or ``embed`` has just returned.
+
+        They are kept until the next mean, so that they need not be drawn again.
 
         Args:
-            hidden: (N, G), that mean; with it no slide can be given the deviations of another.
-
-        Returns:
-            (N, G) of the type of ``hidden``, on the CPU; S - 1 in the denominator, NaN of one draw.
+            hidden: (N, G), that mean; with it no slide can be given the draws of another.
 
         Raises:
             RuntimeError: the last mean was another.
@@ -63,15 +76,17 @@ class Generative(Model):
             raise RuntimeError("the draws behind this prediction were not the model's last")
         return self._last[1]
 
-    def _moments(self, slide: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation (N, G) of a slide's draws, one in memory at a time."""
+    def _moments(self, slide: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Mean, first draw and standard deviation (N, G); few draws are in memory at a time."""
         random = torch.Generator().manual_seed(self.sample_seed)
-        mean = squares = 0
-        for count, draw in enumerate(islice(self.draws(slide, random), self.samples), start=1):
+        draws = self.draws(slide, random)
+        first = mean = next(draws)
+        squares = torch.zeros_like(mean)
+        for count, draw in enumerate(islice(draws, self.samples - 1), start=2):
             away = draw - mean
             mean = mean + away / count
             squares = squares + away * (draw - mean)
-        return mean, (squares / (self.samples - 1 or torch.nan)).sqrt()
+        return mean, first, (squares / (self.samples - 1 or torch.nan)).sqrt()
 
 
 def slides_of(batch: Batch) -> Iterator[Batch]:

@@ -45,6 +45,8 @@ class StemModel(Generative):
         InputError: a panel of more than ``stem_max_genes``.
     """
 
+    loss_name = "noise MSE and bits over measured genes"
+
     def __init__(
         self,
         input_dim: int,

@@ -82,6 +82,7 @@ class STFlowModel(Generative):
     """
 
     uses_coords = True
+    loss_name = "flow MSE over measured genes"
 
     def __init__(
         self,

@@ -88,12 +88,12 @@ def test_packed_slides_are_drawn_as_each_alone():
     x, coords = (torch.cat(parts) for parts in zip(*alone, strict=True))
     index = torch.repeat_interleave(torch.tensor(sizes))
     whole = flow.hidden(Batch(x, torch.tensor([-1] * 3), index, coords))
-    spread = flow.spread(whole)
+    spread = flow.behind(whole).spread
     parts = zip(whole.split(sizes), spread.split(sizes), alone, strict=True)
     for mean, deviation, (features, where) in parts:
         expected = flow.hidden(one(features, where))
         torch.testing.assert_close(mean, expected)
-        torch.testing.assert_close(deviation, flow.spread(expected))
+        torch.testing.assert_close(deviation, flow.behind(expected).spread)
 
 
 def test_mean_and_spread_are_those_of_the_draws():
@@ -104,20 +104,21 @@ def test_mean_and_spread_are_those_of_the_draws():
     every = torch.stack([next(drawn) for _ in range(5)]).detach()
     assert not torch.allclose(every[0], every[1])
     torch.testing.assert_close(mean, every.mean(0))
-    torch.testing.assert_close(flow.spread(mean), every.std(0))
+    torch.testing.assert_close(flow.behind(mean).first, every[0])
+    torch.testing.assert_close(flow.behind(mean).spread, every.std(0))
     torch.testing.assert_close(model(samples=1).hidden(one(x, coords)), every[0])
     single = model(samples=1)
-    assert single.spread(single.hidden(one(x, coords))).isnan().all()
+    assert single.behind(single.hidden(one(x, coords))).spread.isnan().all()
 
 
 def test_spread_of_another_prediction_is_refused():
     flow = model()
     first = flow.hidden(one(*slide(6)))
     with pytest.raises(RuntimeError, match="not the model's last"):
-        model().spread(first)
+        model().behind(first)
     flow.hidden(one(*slide(6, 2)))
     with pytest.raises(RuntimeError, match="not the model's last"):
-        flow.spread(first)
+        flow.behind(first)
 
 
 def test_more_draws_come_nearer_to_their_mean():
@@ -136,7 +137,7 @@ def test_one_step_from_zero_is_a_plain_regression():
     expected = predicted(plain.network, x, coords, torch.zeros(20, 7).double(), 0.01)
     found = plain.hidden(one(x, coords))
     torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(plain.spread(found), torch.zeros(20, 7).double())
+    torch.testing.assert_close(plain.behind(found).spread, torch.zeros(20, 7).double())
     values = torch.rand(20, 7, dtype=torch.float64)
     target = Target(values.to_sparse_csr(), torch.ones(7, dtype=torch.bool))
     expected = (expected - values).square().mean()
