@@ -16,6 +16,7 @@ from histokit.data.technologies import spot_diameter
 from histokit.evaluate.topics.base import Topic
 from histokit.evaluate.views import SlideView
 from histokit.models.retrieval import Retrieval
+from histokit.models.sampling import Generative
 from histokit.report.plots import Tissue
 
 # scanpy draws the tissue under the spots; so many pixels suffice and keep the files small.
@@ -68,7 +69,7 @@ def write_prediction(
     ``X`` is the prediction, ``layers["target"]`` the measured expression, both float32 on the
     target scale; NaN where a gene was not measured. ``obsm["spatial"]`` holds spot centers in
     pixels of level 0, ``uns["spatial"]`` the tissue in Space Ranger's form.
-    Of a retrieval model also what ``add_retrieved`` adds.
+    Of a retrieval model also what ``add_retrieved`` adds; of one that draws, ``add_draws``.
 
     Args:
         path: the .h5ad.
@@ -95,6 +96,8 @@ def write_prediction(
     }
     if isinstance(view.model, Retrieval):
         add_retrieved(data, view.model, slide)
+    if isinstance(view.model, Generative):
+        add_draws(data, view, chosen)
     picture = Image.fromarray(tissue.image)
     picture.thumbnail((_PICTURE, _PICTURE))
     data.uns["spatial"] = {
@@ -108,6 +111,19 @@ def write_prediction(
     }
     with atomic_path(path) as temporary:
         data.write_h5ad(temporary, compression="gzip", compression_opts=1)
+
+
+def add_draws(data: anndata.AnnData, view: SlideView, chosen: np.ndarray) -> None:
+    """Add how far the draws of a generative model lie apart, and what drew them.
+
+    ``layers["spread"]`` (N, G) is the standard deviation of the draws whose mean ``X`` is, NaN of a
+    single one; ``uns`` holds ``samples``, their ``seed``, and ``network_calls`` for each spot.
+    """
+    model = view.model
+    spread = model.behind(view.prediction.hidden).spread
+    data.layers["spread"] = spread[:, np.flatnonzero(chosen)].numpy()
+    data.uns["samples"], data.uns["seed"] = model.samples, model.sample_seed
+    data.uns["network_calls"] = model.network_calls
 
 
 def add_retrieved(data: anndata.AnnData, model: Retrieval, slide: Slide) -> None:
