@@ -85,6 +85,34 @@ def load_held_out(
     return dataclasses.replace(cohort.load(slide_id, genes), cancer=fold.cancer(slide_id))
 
 
+def embed(
+    model: Model,
+    slide: Slide,
+    device: str = "cpu",
+    known: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """A slide (N spots) to the input of the model's last layer, (N, d) on the CPU.
+
+    The network runs on ``device`` and the model is on the CPU when this returns. An oncotree code
+    that it does not know is told as none. One that can be told the technology is told it.
+
+    Args:
+        model: the model.
+        slide: the slide.
+        device: where the network runs.
+        known: expression that the model is shown, as ``STPathModel.embed_told`` takes it.
+    """
+    run, more = model.embed, {}
+    if hasattr(model, "embed_told"):
+        run, more = model.embed_told, {"technology": technology_kind(slide.technology)}
+        more["known"] = known
+    coords = torch.from_numpy(slide.centers)
+    model.to(device)
+    hidden = run(slide.features, slide.cancer, allow_unknown=True, coords=coords, **more).cpu()
+    model.cpu()
+    return hidden
+
+
 def predict(
     run: Run,
     fold: Fold,
@@ -95,30 +123,18 @@ def predict(
 ) -> Prediction:
     """Predicted expression of a slide that the fold held out.
 
-    The network runs on ``device``; what follows its last hidden layer runs on the CPU, where the
-    model is when this returns. A model that can be told the technology is told it.
-
     Args:
         run: the run of the fold.
         fold: the fold.
         model: its model.
         slide: the slide.
-        device: where the network runs.
-        known: expression that the model is shown, as ``STPathModel.embed_told`` takes it.
+        device, known: as ``embed`` takes them.
 
     Raises:
         InputError: the prediction is not finite.
     """
     fold.check_held_out(slide.slide_id)
-    coords = torch.from_numpy(slide.centers)
-    model.to(device)
-    embed, more = model.embed, {}
-    if hasattr(model, "embed_told"):
-        embed, more = model.embed_told, {"technology": technology_kind(slide.technology)}
-        more["known"] = known
-    hidden = embed(slide.features, slide.cancer, allow_unknown=True, coords=coords, **more).cpu()
-    model.cpu()
-    prediction = Prediction(hidden, model.head)
+    prediction = Prediction(embed(model, slide, device, known), model.head)
     if not (prediction.hidden.isfinite().all() and prediction.outputs.is_finite()):
         raise InputError(
             f"the model of fold {fold.name} of {run.folder} predicts values that are not finite "

@@ -11,6 +11,7 @@ import torch
 from histokit.core.errors import InputError
 from histokit.data.cohort import Slide
 from histokit.evaluate.runs import Fold, Run
+from histokit.evaluate.views import embed
 from histokit.models.outputs import Outputs
 
 
@@ -110,11 +111,9 @@ class Ensemble:
         Raises:
             InputError: features of another dimension, or values that are not finite.
         """
-        hidden, coords = [], torch.from_numpy(slide.centers)
+        hidden = []
         for fold, model in zip(self.folds, self.models, strict=True):
-            model.to(self.device)
-            h = model.embed(slide.features, slide.cancer, allow_unknown=True, coords=coords).cpu()
-            model.cpu()
+            h = embed(model, slide, self.device)
             if not h.isfinite().all():
                 raise InputError(
                     f"the model of fold {fold.name} of {self.run.folder} predicts values that are "

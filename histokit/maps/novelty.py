@@ -129,6 +129,8 @@ def make_reference(
     Raises:
         InputError: the training slides are not at hand, or no fold held a slide out.
     """
+    if run.official:
+        raise InputError(f"{run.folder} holds published weights, without their training slides")
     cohort = open_cohort(run, data)
     step = max(1, len(folds) // CALIBRATED)
     chosen = list(zip(folds, models, strict=True))[::step][:CALIBRATED]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from histokit.core.errors import InputError
+from histokit.evaluate.official import official_sentence
 from histokit.evaluate.runs import Run
 from histokit.evaluate.topics.pathways import read_collections
 from histokit.evaluate.topics.signatures import read_signatures
@@ -44,6 +46,8 @@ def consult(
     scored = read_signatures(signatures)
     ensemble = Ensemble(run, choose_folds(run, fold), device)
     trust = gene_trust(run, ensemble.genes.index, evaluation)
+    if said := official_sentence(run):
+        trust = replace(trust, said=[said, *trust.said])
     reference, unchecked = None, ""
     try:
         reference = make_reference(run, ensemble.folds, ensemble.models, training_data)
