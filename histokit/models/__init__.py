@@ -14,6 +14,7 @@ _PLACES = {
     "HistoPrism": "histoprism",
     "LinearMap": "baselines",
     "MLP": "baselines",
+    "MclSTExp": "mclstexp",
     "Mean": "baselines",
     "Merge": "merge",
     "Model": "base",

@@ -85,6 +85,7 @@ class BLEEP(Retrieval):
     """
 
     loss_name = "contrastive loss"
+    contrast = staticmethod(soft_contrast)
 
     def __init__(
         self,
@@ -110,10 +111,10 @@ class BLEEP(Retrieval):
 
     def keys(self, slide):
         """Embeddings (N, 256) of a training slide's spots."""
-        return self.spots(Target(slide.target, slide.measured))
+        return self.spots(Target(slide.target, slide.measured), slide.coords)
 
-    def spots(self, target: Target) -> torch.Tensor:
-        """Expression (N, G), CSR, of one slide to embeddings (N, 256), float32."""
+    def spots(self, target: Target, coords: torch.Tensor | None = None) -> torch.Tensor:
+        """Expression (N, G), CSR, of one slide to embeddings (N, 256); places play no part."""
         layer = self.spot_projection.projection
         filled = torch.where(target.measured, 0, self.bank.mean)
         return self.spot_projection.refine(target.values @ layer.weight.T + layer(filled))
@@ -124,12 +125,15 @@ class BLEEP(Retrieval):
         """Mean over slides of the mean contrastive loss over the parts of a slide.
 
         Slides are taken apart at random, in evaluation mode always in the same way. The spot head,
-        whose input is sparse, stays float32 under ``autocast``.
+        which takes sparse expression, stays float32 under ``autocast``.
         """
         with torch.autocast(batch.features.device.type, autocast, enabled=autocast is not None):
-            images = self.query(batch.features).float().split(batch.sizes())
-        pairs = zip(images, targets, strict=True)
-        return torch.stack([self._slide_loss(image, self.spots(t)) for image, t in pairs]).mean()
+            images, sizes = self.query(batch.features).float(), batch.sizes()
+        places = batch.coords.split(sizes) if self.uses_coords else [None] * len(sizes)
+        slides = zip(images.split(sizes), targets, places, strict=True)
+        return torch.stack(
+            [self._slide_loss(image, self.spots(t, coords)) for image, t, coords in slides]
+        ).mean()
 
     def _slide_loss(self, image: torch.Tensor, spot: torch.Tensor) -> torch.Tensor:
         if self.normalize:
@@ -138,7 +142,7 @@ class BLEEP(Retrieval):
         order = torch.randperm(len(image), generator=random).to(image.device)
         # parts of equal size: a patch that is left over alone would have nothing to differ from
         parts = order.tensor_split(-(-len(order) // self.size))
-        losses = [soft_contrast(image[rows], spot[rows], self.temperature) for rows in parts]
+        losses = [self.contrast(image[rows], spot[rows], self.temperature) for rows in parts]
         return torch.stack(losses).mean()
 
     @classmethod

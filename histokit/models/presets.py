@@ -179,6 +179,16 @@ BLEEP = KNN | {
     "bleep_normalize": False,
 }
 BLEEP_PRESETS = {"paper": BLEEP, "small": BLEEP | FOR_FEW}
+# mclSTExp's program: a fixed number of epochs, but for its constant learning rate and its batches.
+MCLSTEXP = BLEEP | {
+    "lr": 1e-4,
+    "epochs": 90,
+    "patience": 90,
+    "val_fraction": 0.0,
+    "retrieval_k": 200,
+    "retrieval_weights": "l1",
+}
+MCLSTEXP_SMALL = MCLSTEXP | FOR_FEW | {"lr": 1e-3, "val_fraction": 0.2, "patience": 30}
 # BP-Booster: section 3.1 and appendix A.5 of its paper, which gives no penalty of the readout.
 BOOSTER = {
     "init": "random",

@@ -245,17 +245,19 @@ class Options(Checked):
         least=1,
     )
     retrieval_k: int | None = hyper(
-        "training spots that a prediction of knn or bleep is the mean of", least=1
+        "training spots that a prediction of knn, bleep or mclstexp is the mean of", least=1
     )
     retrieval_weights: str | None = hyper(
         "how those count: alike, by their distance to the patch (softmax, l1), or loki: all "
         "training spots by their cosine",
         choices=("mean", "softmax", "l1", "loki"),
     )
-    bleep_temperature: float | None = hyper("temperature of bleep's loss", above=0)
-    bleep_batch: int | None = hyper("patches of a slide that bleep contrasts at a time", least=2)
+    bleep_temperature: float | None = hyper("temperature of bleep's or mclstexp's loss", above=0)
+    bleep_batch: int | None = hyper(
+        "patches of a slide that bleep or mclstexp contrasts at a time", least=2
+    )
     bleep_normalize: bool | None = hyper(
-        "contrast embeddings of length one in bleep's loss; published without"
+        "contrast embeddings of length one in that loss; published without"
     )
     autocast: str = option(
         "none",

@@ -106,9 +106,13 @@ def test_slides_that_measured_other_genes(tmp_path):
 
 
 def test_options_belong_to_their_models(data, tmp_path):
-    with pytest.raises(InputError, match="--retrieval-k applies only to --model knn and bleep"):
+    with pytest.raises(
+        InputError, match="--retrieval-k applies only to --model knn and bleep and mclstexp"
+    ):
         train(data, tmp_path / "r", model="mlp", retrieval_k=3)
-    with pytest.raises(InputError, match="--bleep-batch applies only to --model bleep"):
+    with pytest.raises(
+        InputError, match="--bleep-batch applies only to --model bleep and mclstexp"
+    ):
         train(data, tmp_path / "r", model="knn", bleep_batch=3)
 
 
@@ -119,14 +123,15 @@ def test_runs_beat_the_mean_and_their_predictions_name_the_spots(data, tmp_path,
         ("mean", []),
         ("knn", ["--retrieval-k", 10, "--retrieval-weights", "softmax"]),
         ("bleep", learns),
+        ("mclstexp", learns),
     ):
         made = call(run_train, *common, "--model", name, *own, "--run", tmp_path / name)
         assert made.returncode == 0, made.stderr
-    runs = [str(tmp_path / name) for name in ("mean", "knn", "bleep")]
+    runs = [str(tmp_path / name) for name in ("mean", "knn", "bleep", "mclstexp")]
     made = call(run_eval, "--run", *runs, "--no-pictures")
     assert made.returncode == 0, made.stderr
     table = pd.read_csv(tmp_path / "comparison/comparison.csv").set_index("run")
-    for name in ("knn", "bleep"):
+    for name in ("knn", "bleep", "mclstexp"):
         assert table.loc[name, "mse"] < 0.95 * table.loc["mean", "mse"]
         assert table.loc[name, "pcc_hvg"] > 0.3
         check_predictions(data, tmp_path / name)
