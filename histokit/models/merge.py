@@ -1,7 +1,6 @@
 """MERGE's second stage on frozen patch features: graph attention with hubs.
 
-Ganguly et al., CVPR 2025 (arXiv 2412.02601). Parameters carry the names of the authors'
-checkpoints.
+CVPR 2025 (arXiv 2412.02601). Parameters carry the names of the authors' checkpoints.
 """
 
 from __future__ import annotations
@@ -27,8 +26,9 @@ class Merge(Model):
     in what it gathers, so that ``hidden`` is what it gathers and ``head`` its weight and bias.
 
     What differs from the authors: features stay as they were extracted; targets are neither
-    smoothed nor scaled; both coordinates make neighbors (theirs are by the column alone) and every
-    hub is linked to the others (of theirs, some links go to spots that are no hubs).
+    smoothed nor scaled; both coordinates make neighbors (theirs are by the column alone); every hub
+    is linked to the others (of theirs, some links go to spots that are no hubs); and k-means starts
+    once, by a fixed seed (theirs takes the best of ten).
 
     Args:
         input_dim: D, dimension of the patch features (256 in the paper).
