@@ -1,6 +1,7 @@
 """Measured genes of some test spots as context: which, what the model sees, what is scored."""
 
 import json
+import shutil
 
 import anndata
 import numpy as np
@@ -167,3 +168,16 @@ def test_the_draw_depends_on_slide_barcodes_and_seed_alone(place):
     np.testing.assert_array_equal(first, Context(0.3, 1).of(slide))
     assert not np.array_equal(first, Context(0.3, 2).of(slide))
     assert Context(0.001, 0).of(slide).sum() == 1
+
+
+def test_runs_set_side_by_side_carry_it_in_their_names(place, tmp_path):
+    shutil.copytree(place / "stpath", tmp_path / "other")
+    runs = [str(place / "stpath"), str(tmp_path / "other")]
+    out = str(tmp_path / "both")
+    run_eval.main(
+        run_eval.Options(run=runs, out=out, num_hvg=8, pictures=False, context_genes="0.2")
+    )
+    table = pd.read_csv(tmp_path / "both" / "comparison.csv")
+    assert len(table) == 2
+    assert table["run"].str.endswith("context of 0.2 of the spots, seed 0").all()
+    assert "Test expression was shown" in (tmp_path / "both" / "report.html").read_text()
