@@ -52,6 +52,7 @@ from histokit.evaluate.topics.signatures import (
     find_genes,
     read_signatures,
 )
+from histokit.evaluate.topics.variance import VarianceTopic
 from histokit.evaluate.verdict import GLOSSARY, patients_sentence, unknown_cancers, verdict
 from histokit.evaluate.views import Views, check_run
 from histokit.report.page import Page, plural, render
@@ -217,7 +218,7 @@ def topics(report: Report, results: Mapping[str, Evaluation], team: Team) -> lis
         found.append(PublishedTopic(cfg.published, cfg.protocol, questions.listed is not None))
     if cfg.pictures and not job.control:
         found.append(MapTopic())
-    found.append(DetailTopic())
+    found += [DetailTopic(), VarianceTopic()]
     if job.run.config["options"]["model"] == "bpbooster" and not job.control:
         found += [PrototypeTopic(), EmbeddingTopic(job.run, job.cohort)]
     found += [PathwayTopic(questions.collections), SignatureTopic(questions.signatures)]

@@ -50,7 +50,10 @@ def assert_same_weights(a, b):
 
 @pytest.mark.parametrize("model", [name for name in OFFERED if name != "bpbooster"])
 def test_every_model_trains_every_fold(data, tmp_path, model):
-    run = train(data, tmp_path / "run", model=model, folds="leave-one-patient-out")
+    # of a thousand steps a draw, and twelve layers, nothing is learnt here
+    preset = "small" if model == "stem" else "paper"
+    folds = "leave-one-patient-out"
+    run = train(data, tmp_path / "run", model=model, folds=folds, preset=preset)
     assert [f.name for f in run.folds] == ["A", "B", "C", "D"]
     for fold in run.folds:
         split = fold.split

@@ -1,0 +1,56 @@
+"""The models of the zoo: what is common to all, and the six settings that each may try."""
+
+from __future__ import annotations
+
+from itertools import product
+
+NET = "efficientnet-lite0"
+FEATURES = {
+    "plain": NET,  # patches of 112 um
+    "best": f"{NET}-stages-8views-112-224-448um",
+}
+# Every network is trained for a number of epochs on all training slides: with one slide of another
+# patient to choose by, early stopping would see the slide that settings are chosen on.
+FIXED = {"val_fraction": 0.0, "refit": False}
+EPOCHS, RATES = (5, 15, 45), (1.0, 0.3)  # of the learning rate of the small preset
+
+
+def _network(model: str, lr: float, epochs=EPOCHS, rates=RATES, **more) -> dict:
+    """A network with the settings that it tries: numbers of epochs x learning rates."""
+    tries = [{"epochs": e, "lr": lr * r} for e, r in product(epochs, rates)]
+    return {"options": {"model": model, "preset": "small"} | FIXED | more, "tries": tries}
+
+
+def _fitted(model: str, **more) -> dict:
+    """A closed form, which finds its penalty by cross-validation within the training slides."""
+    return {"options": {"model": model} | more, "tries": [{}]}
+
+
+REFERENCE = "ridge, neighbors"
+ZOO = {
+    "mean": _fitted("mean"),
+    "ridge": _fitted("ridge"),
+    REFERENCE: _fitted("ridge", neighbors="mean"),
+    "ridge-by-gene, neighbors": _fitted("ridge-by-gene", neighbors="mean"),
+    "knn": {
+        "options": {"model": "knn"},
+        "tries": [{"retrieval_k": k} for k in (10, 25, 50, 75, 100, 150)],
+    },
+    "mlp": _network("mlp", 5e-4),
+    "stnet": _network("stnet", 5e-4),
+    "bleep": {
+        "options": {"model": "bleep", "preset": "small"} | FIXED,
+        "tries": [{"epochs": e, "retrieval_k": k} for e, k in product((15, 45), (25, 50, 100))],
+    },
+    "histogene": _network("histogene", 1e-4),
+    "triplex": _network("triplex", 1e-4),
+    "deepspot": _network("deepspot", 5e-4),
+    "merge": _network("merge", 1e-3),
+    "stpath": _network("stpath", 5e-4),
+    "stflow": _network("stflow", 5e-4),
+    "stem": _network("stem", 1e-3, epochs=(30, 100, 200)),
+    "histoprism": _network("histoprism", 5e-4),
+    "bpbooster": _network("bpbooster", 1e-3, epochs=(2, 5, 15)),
+}
+# HistoPrism's cross-attention has four matrices of D x D weights, which 7,680 numbers do not allow.
+LEFT_OUT = {("best", "histoprism")}
