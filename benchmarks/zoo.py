@@ -72,7 +72,7 @@ def main(cfg: Options) -> None:
 
 def extract(cfg: Options) -> None:
     """Features of all sections; what is there is kept."""
-    best = {"pool": "stages", "views": 8, "scales": "112,224,448"}
+    best = {"pool": "stages", "scales": "112,224,448"}
     for source in (cfg.source, cfg.third):
         for features in cfg.features:
             run_extract.main(

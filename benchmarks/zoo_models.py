@@ -7,7 +7,7 @@ from itertools import product
 NET = "efficientnet-lite0"
 FEATURES = {
     "plain": NET,  # patches of 112 um
-    "best": f"{NET}-stages-8views-112-224-448um",
+    "best": f"{NET}-stages-112-224-448um",  # early stages too, patches of three sizes
 }
 # Every network is trained for a number of epochs on all training slides: with one slide of another
 # patient to choose by, early stopping would see the slide that settings are chosen on.

@@ -90,7 +90,8 @@ def parser(cls: type, doc: str) -> argparse.ArgumentParser:
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     hints, groups = typing.get_type_hints(cls), {}
-    for field in dataclasses.fields(cls):
+    inherited = {f.name for base in cls.__mro__[1:] for f in _fields_of(base)}
+    for field in sorted(dataclasses.fields(cls), key=lambda field: field.name in inherited):
         meta = field.metadata
         if meta["group"] not in groups:
             groups[meta["group"]] = result.add_argument_group(meta["group"])
@@ -117,6 +118,10 @@ def parser(cls: type, doc: str) -> argparse.ArgumentParser:
             keywords["default"] = default
         groups[meta["group"]].add_argument("--" + field.name.replace("_", "-"), **keywords)
     return result
+
+
+def _fields_of(cls: type) -> tuple[dataclasses.Field, ...]:
+    return dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
 
 
 def parse(cls: type, doc: str, arguments: list[str] | None = None):

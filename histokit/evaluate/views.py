@@ -279,7 +279,7 @@ def _some(slide: Slide, rows: np.ndarray) -> Slide:
 
 
 def _size(model: Model) -> int:
-    return sum(p.numel() * p.element_size() for p in model.parameters())
+    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
 
 def score_run(

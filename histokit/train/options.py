@@ -6,17 +6,17 @@ import dataclasses
 import functools
 
 from histokit.core.errors import InputError
-from histokit.core.options import Checked, option, required
+from histokit.core.options import option, required
 from histokit.models.registry import OFFERED, PRESET_NAMES, resolve
+from histokit.train.model_options import ModelOptions
 
 hyper = functools.partial(option, None, group="network", shown="the preset's")
-boost = functools.partial(option, None, group="BP-Booster", shown="the preset's")
 FREE = ("machine", "checks")  # groups of options that may differ when a training goes on
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Checked):
-    """Options of a training."""
+class Options(ModelOptions):
+    """Options of a training; those of single models are in ``ModelOptions``."""
 
     data: str = required("folder that run_extract.py wrote")
     model: str = required("model to train", choices=OFFERED)
@@ -95,8 +95,8 @@ class Options(Checked):
     )
     preset: str = option(
         "paper",
-        "defaults for the hyper-parameters below; the paper-<cancer> presets apply only to "
-        "bpbooster",
+        "defaults for the hyper-parameters below; paper and small are there for all, the others "
+        "for some models",
         PRESET_NAMES,
     )
     lr: float | None = hyper("peak learning rate", above=0)
@@ -106,11 +106,11 @@ class Options(Checked):
         choices=("train", "slide", "none"),
     )
     epochs: int | None = hyper("epochs at most; the learning-rate schedule spans them", least=1)
-    patience: int | None = hyper("epochs without a better validation MSE before stopping", least=1)
+    patience: int | None = hyper("epochs without a better validation loss before stopping", least=1)
     dropout: float | None = hyper("dropout rate", least=0, below=1)
-    hidden_dim: int | None = hyper("width of the transformer of histoprism or stpath", least=1)
-    feedforward_dim: int | None = hyper("width inside the transformer's layers", least=1)
-    num_layers: int | None = hyper("layers of the transformer", least=1)
+    hidden_dim: int | None = hyper("width of a network that has one", least=1)
+    feedforward_dim: int | None = hyper("width inside the layers of a transformer", least=1)
+    num_layers: int | None = hyper("layers of a transformer, blocks of a network", least=1)
     refit: bool | None = hyper(
         "after early stopping, train again on training and validation slides for as many epochs"
     )
@@ -124,187 +124,11 @@ class Options(Checked):
         group="network",
         least=1,
     )
-    max_patches: int | None = option(
-        None,
-        "patches that attend to each other at most, for slides too large for all pairs; a larger "
-        "one is taken apart into groups spread over it, which is an approximation",
-        shown="all of a slide",
-        group="network",
-        least=1,
-    )
-    conditioning: str | None = hyper(
-        "whether histoprism's patches attend to the slide's cancer code", choices=("on", "off")
-    )
-    positions: str | None = hyper(
-        "what histoprism's patches are told of their place: nothing, or sines and cosines of their "
-        "column and row",
-        choices=("none", "sinusoidal"),
-    )
-    ablate_encoder: str | None = option(
-        None, "with --ablate, a second encoder for histoprism's ablation", group="network"
-    )
-    ablate_seeds: int | None = option(
-        None,
-        "with --ablate, seeds of each of histoprism's trainings, counted from --seed",
-        shown="3",
-        group="network",
-        least=1,
-    )
-    stnet_literal: bool | None = hyper(
-        "train stnet as its authors do: SGD with momentum at a constant rate, without --clip, on "
-        "squared errors summed over a slide's spots"
-    )
-    samples: int | None = hyper("draws of stflow or stem whose mean is the prediction", least=1)
-    sample_seed: int | None = hyper(
-        "seed of the noise of those draws, whatever --seed is", least=0, most=2**32 - 1
-    )
-    stflow_prior: str | None = hyper(
-        "expression that stflow starts from: zero-inflated counts as published, N(0, 1), or zero",
-        choices=("zinb", "gaussian", "zero"),
-    )
-    stflow_steps: int | None = hyper(
-        "network calls of a draw of stflow; 1 is trained on the prior alone", least=1
-    )
-    stflow_crops: int | None = hyper(
-        "random crops of a slide in one step of stflow, as published; 0: the whole slide", least=0
-    )
-    stflow_unit: str | None = hyper(
-        "unit of distances in stflow: pixels as published, or each slide's spot pitch",
-        choices=("pixels", "pitch"),
-    )
-    stflow_output_dropout: bool | None = hyper(
-        "in training, also drop genes of stflow's predictions, as published"
-    )
-    stflow_project_over: int | None = hyper(
-        "panels of more genes enter stflow's attention as 50 learned sums of genes", least=1
-    )
-    stem_steps: int | None = hyper("network calls of a draw of stem", least=2, most=1000)
-    stem_batch: int | None = hyper("spots of a slide in one step of stem", least=1)
-    stem_max_genes: int | None = hyper(
-        "largest panel of stem, whose genes attend to each other: G x G for each spot", least=1
-    )
-    stem_ema: float | None = hyper(
-        "share of the running mean of stem's weights that each step keeps", least=0, below=1
-    )
-    stem_ema_warm_up: bool | None = hyper(
-        "let that mean follow faster at the start; without, it needs over 10,000 steps"
-    )
-    deepspot_members: int | None = hyper("copies of deepspot's layers, whose mean counts", least=1)
-    deepspot_scales: int | None = hyper(
-        "sizes of patch in deepspot's features, as many as --scales had when they were extracted; "
-        "those after the first are summed",
-        least=1,
-    )
-    deepspot_output_dropout: float | None = hyper(
-        "dropout rate of deepspot's outputs", least=0, below=1
-    )
-    merge_widths: str | None = hyper(
-        "widths of a head in each layer of merge but the last, such as 448,384,256"
-    )
-    merge_heads: int | None = hyper("heads in each layer of merge but the last", least=1)
-    merge_clusters: int | None = hyper(
-        "clusters of a slide's spots by place, and as many by features, that merge gives a hub; "
-        "0: neighbors alone",
-        least=0,
-    )
-    histogene_heads: int | None = hyper("heads of histogene's attention", least=1)
-    histogene_tables: int | None = hyper(
-        "columns, and rows, of the array for which histogene learns a vector each; spots farther "
-        "out share the last",
-        least=1,
-    )
-    histogene_start: str | None = hyper(
-        "those vectors start random, as published, so that one that no training slide has stays "
-        "so; or zero",
-        choices=("random", "zero"),
-    )
-    triplex_config: str | None = hyper(
-        "depths, heads, widths and, without --dropout, dropout rates of triplex's encoders",
-        choices=("default", "andersson", "bryan", "andrew", "small"),
-    )
-    triplex_project: bool | None = hyper(
-        "a linear layer before triplex's neighbor and global encoders; published without, for "
-        "features of --hidden-dim dimensions"
-    )
-    triplex_clamp: bool | None = hyper(
-        "cut triplex's predictions at zero from below, as published; genes that stay there learn "
-        "nothing"
-    )
-    triplex_neighbors: str | None = hyper(
-        "triplex's neighbors: the 5 x 5 array around a spot, or the 24 nearest spots where there "
-        "is no array",
-        choices=("array", "nearest"),
-    )
-    triplex_ablation: str | None = hyper(
-        "train triplex without the losses of its branches (fusion-only), or without a branch",
-        choices=("none", "fusion-only", "no-neighbor", "no-global"),
-    )
-    triplex_spots: int | None = hyper(
-        "spots of a slide that a step of triplex is taught at most, drawn anew each time; the "
-        "paper's presets: all",
-        least=1,
-    )
-    retrieval_k: int | None = hyper(
-        "training spots that a prediction of knn, bleep or mclstexp is the mean of", least=1
-    )
-    retrieval_weights: str | None = hyper(
-        "how those count: alike, by their distance to the patch (softmax, l1), or loki: all "
-        "training spots by their cosine",
-        choices=("mean", "softmax", "l1", "loki"),
-    )
-    bleep_temperature: float | None = hyper("temperature of bleep's or mclstexp's loss", above=0)
-    bleep_batch: int | None = hyper(
-        "patches of a slide that bleep or mclstexp contrasts at a time", least=2
-    )
-    bleep_normalize: bool | None = hyper(
-        "contrast embeddings of length one in that loss; published without"
-    )
     autocast: str = option(
         "none",
         "type of the network's matrix products; the loss stays float32",
         choices=("none", "bfloat16", "float16"),
         group="network",
-    )
-    init: str | None = boost(
-        "what prototypes start as: N(0, 1), or pathways of spatially variable genes",
-        choices=("random", "programs"),
-    )
-    programs: str | None = option(
-        None, "pathways for that: a GMT file or a library's name for gseapy", group="BP-Booster"
-    )
-    standardize_programs: bool | None = boost(
-        "standardize genes and programs first, without which the programs' profiles hardly differ"
-    )
-    num_svgs: int | None = boost("spatially variable genes that make programs", least=1)
-    num_prototypes: int | None = boost("random prototypes", least=1)
-    latent_dim: int | None = boost("dimensions of prototypes and refined embedding", least=1)
-    num_hvgs: int | None = boost("highly variable genes that guide the training", least=1)
-    batch_size: int | None = boost("patches in one step", least=1)
-    attention: str | None = boost(
-        "who attends: patches to prototypes, or the paper's equations to the letter, in which "
-        "prototypes hardly matter",
-        choices=("prototypes", "literal"),
-    )
-    gates: str | None = boost("which gates to use", choices=("both", "prototype", "latent", "none"))
-    losses: str | None = boost(
-        "which losses to train with", choices=("both", "reconstruction", "regression")
-    )
-    loss_scale: str | None = boost(
-        "mean of squares over all entries, or their sum over the dimensions of a patch as the "
-        "paper prints it, by which reconstruction weighs D / num_hvgs times as much",
-        choices=("mean", "sum"),
-    )
-    readout: str | None = boost(
-        "regression on the refined embedding: alpha by cross-validation for all genes or each, or "
-        "HEST-Bench's",
-        choices=("ridge", "ridge-by-gene", "ridge-hest"),
-    )
-    ablate: bool = option(
-        False,
-        "run the ablations of the model's paper, one subfolder of RUN each: bpbooster's Table 4, "
-        "which requires --programs, or histoprism's Tables 3 and 4 (cross-attention, positions, "
-        "--ablate-encoder, --ablate-seeds)",
-        group="BP-Booster",
     )
     allow_leakage: bool = option(
         False,
