@@ -23,6 +23,7 @@ def main(cfg: Options) -> None:
     from histokit.evaluate.views import Views
 
     distributed.check_device(cfg.device)
+    cfg = report.without_comparisons(cfg)
     team = distributed.start(cfg.device)
     questions, jobs = report.prepare(cfg)
     team.wait()  # nothing is written before every rank has found the runs in order

@@ -21,6 +21,12 @@ def official_sentence(run: Run) -> str:
     unless = "; on slides that were, the figures say nothing about new ones."
     if not about["split"]:
         return f"{said}, and nothing says whether the test slides here were among those{unless}"
+    if len(run.folds) > 1:
+        return (
+            f"{said}. By the splits {about['split']} each slide is scored by weights that it did "
+            "not train; that they are the splits of these weights is taken on trust"
+            f"{unless}"
+        )
     split = run.folds[0].split
     used = sorted(split.loc[split["split"] != "test", "slide_id"])
     seen = f"{plural(len(used), 'slide')} of the cohort trained or validated them"

@@ -95,6 +95,12 @@ class Questions:
         return team.gather(self.gene_lists(job, protocol) if team.first else None)[0]
 
 
+def without_comparisons(cfg: Options) -> Options:
+    """The options without folders that compare runs, which ``--run RUNS/*`` names too."""
+    runs = [r for r in cfg.run if not (Path(r) / "comparison.csv").is_file()]
+    return dataclasses.replace(cfg, run=runs or cfg.run)
+
+
 def prepare(cfg: Options) -> tuple[Questions, list[Job]]:
     """Open every run and refuse what cannot be scored or compared before any work is done.
 

@@ -5,7 +5,8 @@
     python run_eval.py --run runs/stpath-official --protocol stpath
 
 Nothing is trained. Every slide of DATA is a test slide, or, with --split, the test slides of the
-split that the weights were trained on.
+split that the weights were trained on; several splits take as many files of weights, in their
+order. With --test, one file is scored on the test slides of splits that say nothing about it.
 """
 
 from __future__ import annotations
@@ -45,15 +46,22 @@ class Options(Checked):
     """Options of an import."""
 
     model: str = required("whose weights they are", choices=tuple(PUBLISHED))
-    weights: str = required("the published checkpoint, read without running code of its own")
+    weights: list[str] = required(
+        "the published checkpoint, read without running code of its own; one for each of --split"
+    )
     genes: str = required("the authors' list of its outputs (docs/prediction.md)")
     data: str = required("folder that run_extract.py wrote")
     run: str = required("folder of the run to make")
     split: str | None = option(
         None,
-        "the split that these very weights were trained on, a folder of HistoPrism's or a CSV "
-        "slide_id,split: only its test slides are scored",
+        "the split that these very weights were trained on, a folder of HistoPrism's, one that "
+        "holds several, or a CSV slide_id,split[,fold]: only test slides are scored",
         shown="every slide is scored, whatever the weights have seen",
+    )
+    test: str | None = option(
+        None,
+        "splits whose test slides are scored, whatever the weights have seen",
+        shown="every slide",
     )
     encoder: str | None = option(
         None, "encoder whose features are used, as extraction named it", shown="the model's own"
@@ -78,52 +86,71 @@ def main(cfg: Options) -> None:
     cohort = Cohort(cfg.data, encoder).with_counts()
     if cfg.gene_map:
         cohort = cohort.with_gene_map(read_gene_map(cfg.gene_map, cfg.same_id))
-    split = make_split(cohort, cfg)
-    model, arguments = load_published(cfg.model, Path(cfg.weights))
-    check_features(cohort, split.test, about, model.input_dim)
-    genes = read_outputs(Path(cfg.genes), model.head.out_features, Path(cfg.weights))
-    place = make_folder(folder / "folds" / FOLD)
-    _write(split.table(cohort.with_cancers(split.cancers).slides), place / "split.csv")
-    blank = dict.fromkeys(("hvg_rank", "train_mean", "train_variance"))
-    columns = ["gene", "gene_id", "symbol", *blank]
-    _write(genes.reset_index().assign(**blank)[columns], place / "genes.csv")
-    models.save(model, cfg.model, arguments, place)
+    splits = make_splits(cohort, cfg)
+    weights = [Path(file) for file in cfg.weights]
+    weights *= len(splits) if len(weights) == 1 else 1
+    for split, file in zip(splits, weights, strict=True):
+        model, arguments = load_published(cfg.model, file)
+        check_features(cohort, split.test, about, model.input_dim)
+        genes = read_outputs(Path(cfg.genes), model.head.out_features, file)
+        place = make_folder(folder / "folds" / split.id)
+        _write(split.table(cohort.with_cancers(split.cancers).slides), place / "split.csv")
+        blank = dict.fromkeys(("hvg_rank", "train_mean", "train_variance"))
+        columns = ["gene", "gene_id", "symbol", *blank]
+        _write(genes.reset_index().assign(**blank)[columns], place / "genes.csv")
+        models.save(model, cfg.model, arguments, place)
     if cohort.gene_map:
         cohort.gene_map.write(folder / GENE_MAP)
-    write_json(folder / "config.json", describe(cfg, encoder, cohort, split))
-    print(f"wrote the published {about.title} for {len(split.test)} test slides to {folder}")
+    write_json(folder / "config.json", describe(cfg, encoder, cohort, splits))
+    tested = len({s for split in splits for s in split.test})
+    print(f"wrote the published {about.title} for {tested} test slides to {folder}")
 
 
-def make_split(cohort: Cohort, cfg: Options) -> Split:
-    """The only fold: all slides are tested, or those that the weights' own split tests.
+def make_splits(cohort: Cohort, cfg: Options) -> list[Split]:
+    """The folds: all slides are tested, or those of the splits that are given.
 
-    Slides of the split that the cohort lacks are left out; oncotree codes that the model knows by
+    Slides of a split that the cohort lacks are left out; oncotree codes that the model knows by
     another name are renamed, and what is done is printed.
 
     Raises:
-        InputError: a file of several splits, a slide of two roles, or no test slide in the cohort.
+        InputError: ``--split`` with ``--test``, another number of weights than of splits, a slide
+            of two roles, or no test slide in the cohort.
     """
-    roles, codes = {"test": list(cohort.slides.index)}, {}
-    if cfg.split:
-        named = read_splits(cfg.split)
-        if len(named) > 1:
-            raise InputError(
-                f"{cfg.split} holds {len(named)} splits ({', '.join(name for name, _ in named)}); "
-                "give the one that these weights were trained on"
-            )
-        ((_, roles),) = named
-        codes = {s: c for p in published_splits(cfg.split) for s, c in read_cancers(p).items()}
-        listed = pd.Index([s for role in ROLES for s in roles.get(role, [])])
-        if listed.has_duplicates:
-            twice = listed[listed.duplicated()][0]
-            raise InputError(f"{cfg.split} lists slide {twice} twice; a slide has one role")
-        lacking = [s for s in listed if s not in cohort.slides.index]
-        if lacking:
-            print(f"{len(lacking)} slides of the split are not extracted, such as {lacking[0]}")
+    if cfg.split and cfg.test:
+        raise InputError("--split says what trained the weights, --test does not; give one of them")
+    given = cfg.split or cfg.test
+    named = read_splits(given) if given else [(FOLD, {"test": list(cohort.slides.index)})]
+    if cfg.test:
+        named = [(name, {"test": roles.get("test", [])}) for name, roles in named]
+    count = len(named) if cfg.split else 1
+    if len(cfg.weights) != count:
+        raise InputError(
+            f"{given or cfg.data} holds {len(named)} splits and --weights names "
+            f"{len(cfg.weights)} files; give {count}, each trained on the split at its place"
+        )
+    published = [read_cancers(p) for p in published_splits(given)] if given else []
+    codes = published or [{}] * len(named)
+    names = [name for name, _ in named] if len(named) > 1 else [FOLD]
+    return [
+        _split(name, roles, own, cohort, cfg)
+        for name, (_, roles), own in zip(names, named, codes, strict=True)
+    ]
+
+
+def _split(name: str, roles: dict, codes: dict, cohort: Cohort, cfg: Options) -> Split:
+    """One fold, of slides that the cohort has."""
+    given = cfg.split or cfg.test
+    listed = pd.Index([s for role in ROLES for s in roles.get(role, [])])
+    if listed.has_duplicates:
+        twice = listed[listed.duplicated()][0]
+        raise InputError(f"{given} lists slide {twice} twice; a slide has one role")
+    lacking = [s for s in listed if s not in cohort.slides.index]
+    if lacking:
+        print(f"{len(lacking)} slides of the split are not extracted, such as {lacking[0]}")
     there = [[s for s in roles.get(role, []) if s in cohort.slides.index] for role in ROLES]
     if not there[-1]:
         raise InputError(
-            f"no test slide of {cfg.split} is in {cohort.folder}; extract them, or leave --split "
+            f"no test slide of {given} is in {cohort.folder}; extract them, or leave --split "
             "out to score every slide, whatever the weights have seen"
         )
     own = {s: codes.get(s, cohort.slides["cancer"][s]) for part in there for s in part}
@@ -131,7 +158,7 @@ def make_split(cohort: Cohort, cfg: Options) -> Split:
         for code in sorted(set(own.values()) & set(ALIASES)):
             print(f"slides of {code} are called {ALIASES[code]}, as HistoPrism's authors do")
         own = {s: ALIASES.get(code, code) for s, code in own.items()}
-    return Split(FOLD, *there, own)
+    return Split(name, *there, own)
 
 
 def check_features(cohort: Cohort, slides: list[str], about: Published, dimension: int) -> None:
@@ -154,11 +181,13 @@ def check_features(cohort: Cohort, slides: list[str], about: Published, dimensio
             )
 
 
-def describe(cfg: Options, encoder: str, cohort: Cohort, split: Split) -> dict:
+def describe(cfg: Options, encoder: str, cohort: Cohort, splits: list[Split]) -> dict:
     """What config.json says of the run; ``official`` tells it from a training."""
     about = PUBLISHED[cfg.model]
-    with reading(Path(cfg.weights), "file of weights"), open(cfg.weights, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digests = []
+    for path in cfg.weights:
+        with reading(Path(path), "file of weights"), open(path, "rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
     options = {
         "data": str(Path(cfg.data).resolve()),
         "model": cfg.model,
@@ -166,14 +195,14 @@ def describe(cfg: Options, encoder: str, cohort: Cohort, split: Split) -> dict:
         "neighbors": "none",
         "target": TARGET,
         "panel": cfg.genes,
-        "folds": cfg.split or FOLD,
+        "folds": cfg.split or cfg.test or FOLD,
         "gene_map": cfg.gene_map,
         "same_id": cfg.same_id,
     }
     official = {
         "title": about.title,
-        "weights": Path(cfg.weights).name,
-        "weights_sha256": digest,
+        "weights": ", ".join(Path(path).name for path in cfg.weights),
+        "weights_sha256": ", ".join(digests),
         "genes": Path(cfg.genes).name,
         "split": cfg.split or "",
     }
@@ -181,8 +210,8 @@ def describe(cfg: Options, encoder: str, cohort: Cohort, split: Split) -> dict:
     return {
         "options": options,
         "official": official,
-        **describe_folds([split]),
-        "features": feature_identity(cohort.provenance(split.test[0])),
+        **describe_folds(splits),
+        "features": feature_identity(cohort.provenance(splits[0].test[0])),
         "environment": {name: version(name) for name in names}
         | {"python": platform.python_version(), "histokit": __version__},
     }

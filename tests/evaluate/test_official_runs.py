@@ -51,7 +51,7 @@ def load(place, run, model="histoprism", **options):
     files = {"histoprism": ("best_model.pt", "uni"), "stpath": ("stfm.pth", "gigapath")}
     weights, encoder = files[model]
     options = {
-        "weights": str(place / weights),
+        "weights": [str(place / weights)],
         "genes": str(place / "genes.json"),
         "data": str(place / encoder),
     } | options
@@ -143,6 +143,45 @@ def test_a_split_says_which_slides_trained_and_they_are_not_scored(place, tmp_pa
     assert "taken on trust" in page
 
 
+def two_splits(folder):
+    """Each slide is tested by one split and trains the other."""
+    for split, train, test in (
+        ("split_0", "A1,IDC\n", "C1,IDC\n"),
+        ("split_1", "C1,IDC\n", "A1,IDC\n"),
+    ):
+        (folder / split).mkdir(parents=True)
+        for role, rows in (("train", train), ("val", "B1,UCEC\n"), ("test", test)):
+            text = "sample_id,oncotree_code_filled\n" + rows
+            (folder / split / f"{role}_split.csv").write_text(text)
+    return str(folder)
+
+
+def test_each_split_is_scored_by_its_own_weights(place, tmp_path):
+    splits = two_splits(tmp_path / "splits")
+    other = HistoPrism(D, 30, OFFICIAL_CANCERS, 16, feedforward_dim=8)
+    torch.save({"model_state": other.state_dict()}, tmp_path / "second.pt")
+    weights = [str(place / "best_model.pt"), str(tmp_path / "second.pt")]
+    run = load(place, tmp_path / "run", weights=weights, split=splits)
+    first, second = Run(run).folds
+    assert (first.name, second.name) == ("split_0", "split_1")
+    x = torch.rand(4, D)
+    expected = HistoPrism.from_official(weights[0]).predict(x, "IDC")
+    torch.testing.assert_close(first.load_model().predict(x, "IDC"), expected)
+    torch.testing.assert_close(second.load_model().predict(x, "IDC"), other.predict(x, "IDC"))
+    evaluate(place, run, predictions=False)
+    slides = pd.read_csv(run / "eval" / "slides.csv").set_index("slide_id")
+    assert dict(slides["fold"]) == {"C1": "split_0", "A1": "split_1"}
+    assert "by weights that it did not train" in (run / "eval" / "report.html").read_text()
+
+
+def test_one_file_of_weights_is_scored_on_the_test_slides_of_several_splits(place, tmp_path):
+    run = load(place, tmp_path / "run", "stpath", test=two_splits(tmp_path / "splits"))
+    assert [fold.split["slide_id"].tolist() for fold in Run(run).folds] == [["C1"], ["A1"]]
+    evaluate(place, run, predictions=False)
+    page = (run / "eval" / "report.html").read_text()
+    assert "nothing says whether the test slides here were among those" in page
+
+
 def test_comparisons_say_which_run_was_not_trained_here(place, histoprism, tmp_path):
     folds = tmp_path / "folds.csv"
     rows = "\n".join(f"{s},{'test' if s == t else 'train'},{t}" for t in SLIDES for s in SLIDES)
@@ -188,11 +227,15 @@ def test_nothing_is_made_of_what_does_not_fit(place, tmp_path):
     (tmp_path / "few.json").write_text(json.dumps(dict(list(IDS.items())[:4])))
     narrow = write_cohort(tmp_path / "narrow", {"A1": ("IDC", "A", 9)}, dim=8, encoder="uni")
     for options, match in (
-        ({"split": str(tmp_path / "two.csv")}, r"holds 2 splits \(a, b\)"),
+        (
+            {"split": str(tmp_path / "two.csv")},
+            "holds 2 splits and --weights names 1 files; give 2",
+        ),
+        ({"split": str(tmp_path / "twice.csv"), "test": str(tmp_path / "two.csv")}, "one of them"),
         ({"split": str(tmp_path / "none.csv")}, "no test slide of"),
         ({"split": str(tmp_path / "twice.csv")}, "lists slide A1 twice"),
         ({"genes": str(tmp_path / "few.json")}, "names 4 genes"),
-        ({"weights": str(place / "stfm.pth")}, "not a HistoPrism checkpoint"),
+        ({"weights": [str(place / "stfm.pth")]}, "not a HistoPrism checkpoint"),
         ({"data": str(narrow)}, "features of dimension 16 and those of slide A1 have 8"),
         ({"data": str(place / "gigapath"), "encoder": "gigapath"}, "of encoder uni"),
     ):
