@@ -161,6 +161,7 @@ def make_cohort(cfg: Options, data: Path) -> None:
         upsert_row(data / "slides.csv", row | sizes)
         attributes = {"encoder": ENCODER, "weights_sha256": "drawn", "transform": "drawn"}
         attributes |= {"pooling": "drawn", "precision": "float32", "mpp": 0.5, "patch_um": 112.0}
+        attributes |= {"patch_size_level0": 224}
         corners = (centers - 112).astype(np.int64)
         write_features(features / f"{slide}.h5", x, corners, barcodes, attributes)
 
