@@ -93,6 +93,20 @@ class Target:
     values: torch.Tensor
     measured: torch.Tensor
 
+    def rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """Values of some patches (M,), by their positions: (M, G) of the same layout."""
+        if self.values.layout == torch.strided:
+            return self.values[rows]
+        offsets = self.values.crow_indices()
+        lengths = offsets.diff()[rows]
+        ends = lengths.cumsum(0)
+        shift = torch.repeat_interleave(offsets[:-1][rows] - ends + lengths, lengths)
+        entries = torch.arange(len(shift), device=shift.device) + shift
+        columns, values = self.values.col_indices()[entries], self.values.values()[entries]
+        size = (len(rows), self.values.shape[1])
+        offsets = torch.cat([ends.new_zeros(1), ends])
+        return torch.sparse_csr_tensor(offsets, columns, values, size, check_invariants=False)
+
 
 class Model(nn.Module):
     """Predicts as ``head(hidden(batch))``; evaluation may use the two halves apart.

@@ -136,11 +136,11 @@ class STPathModel(Model):
             rows = self._crop(coords)
             masked = self._masked(len(rows), rows.device)
             genes = self._genes(target.measured)
-            known = self._known(_rows(target.values, rows), masked, genes)
+            known = self._known(target.rows(rows), masked, genes)
             kind = batch.features.device.type
             with torch.autocast(kind, autocast, enabled=autocast is not None):
                 hidden = self._encode(features[rows], coords[rows], code, known)
-            values = _rows(target.values, rows[masked])
+            values = target.rows(rows[masked])
             head = self.head
             losses.append(
                 ops.linear_mse(hidden[masked].float(), head.weight, head.bias, values, genes)
@@ -259,16 +259,3 @@ def _tokens(values: torch.Tensor, whole: torch.Tensor, shown: torch.Tensor) -> t
     size = (len(values), values.shape[1] + 2)
     entries = torch.stack([owner, column])
     return torch.sparse_coo_tensor(entries, data, size, check_invariants=False).to_sparse_csr()
-
-
-def _rows(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Some rows of a CSR matrix, as CSR."""
-    offsets = values.crow_indices()
-    lengths = offsets.diff()[rows]
-    ends = lengths.cumsum(0)
-    shift = torch.repeat_interleave(offsets[:-1][rows] - ends + lengths, lengths)
-    entries = torch.arange(len(shift), device=shift.device) + shift
-    return torch.sparse_csr_tensor(
-        torch.cat([ends.new_zeros(1), ends]), values.col_indices()[entries],
-        values.values()[entries], size=(len(rows), values.shape[1]), check_invariants=False,
-    )  # fmt: skip

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from histokit import ops
@@ -143,7 +142,7 @@ class TRIPLEX(Model):
             with torch.autocast(features.device.type, autocast, enabled=autocast is not None):
                 views = self._views(features, coords, rows)
             views = {name: view.float() for name, view in views.items()}
-            values = target.values if rows is None else _taken(target.values, rows)
+            values = target.values if rows is None else target.rows(rows)
             losses.append(self._slide_loss(views, Target(values, target.measured)))
         return torch.stack(losses).mean()
 
@@ -254,19 +253,6 @@ def _check(option: str, value: str, known: tuple[str, ...]) -> None:
 def _slides(batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
     """Features and coordinates of each slide."""
     return zip(*(part.split(batch.sizes()) for part in (batch.features, batch.coords)), strict=True)
-
-
-def _taken(values: Tensor, rows: Tensor) -> Tensor:
-    """Some rows of a dense or CSR matrix, in its layout."""
-    if values.layout == torch.strided:
-        return values[rows]
-    offsets = values.crow_indices()
-    sizes = offsets.diff()[rows]
-    ends = sizes.cumsum(0)
-    entries = torch.arange(int(ends[-1]), device=rows.device)
-    entries = entries + torch.repeat_interleave(offsets[rows] - ends + sizes, sizes)
-    parts = values.col_indices()[entries], values.values()[entries]
-    return ops.Csr(F.pad(ends, (1, 0)), *parts, values.shape[1]).to_sparse()
 
 
 def _linear_mse(hidden: Tensor, head: nn.Linear, target: Target, other=None) -> Tensor:

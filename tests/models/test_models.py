@@ -8,7 +8,7 @@ from torch import nn
 from histokit import models
 from histokit.core.errors import InputError
 from histokit.models import HistoPrism
-from histokit.models.base import Batch, Standardizer
+from histokit.models.base import Batch, Standardizer, Target
 from histokit.models.histoprism import OFFICIAL_CANCERS
 from histokit.models.registry import MODELS
 
@@ -212,3 +212,15 @@ def test_standardization_by_training_and_by_slide():
     assert torch.equal(Standardizer.fit("none", x)(y), y)
     constant = torch.ones(4, 8)
     assert torch.equal(Standardizer.fit("train", constant)(constant), torch.zeros(4, 8))
+
+
+def test_rows_of_a_target_are_those_of_the_dense_one():
+    dense = torch.rand(7, 5) * (torch.rand(7, 5) < 0.5)
+    dense[3] = 0
+    rows = torch.tensor([6, 3, 0, 0])
+    for values in (dense, dense.to_sparse_csr()):
+        found = Target(values, torch.ones(5, dtype=torch.bool)).rows(rows)
+        assert found.layout == values.layout
+        assert torch.equal(found.to_dense(), dense[rows])
+    none = Target(dense.to_sparse_csr(), None).rows(rows[:0])
+    assert none.shape == (0, 5)
