@@ -3,13 +3,14 @@
 # make test            the test suite
 # make lint            ruff and clang-format
 # make results         RESULTS.md's table from HER2ST=DIR (hours on a laptop)
+# make zoo             RESULTS.md's table of every model, from HER2ST=DIR and its DIR_A1 (two hours)
 
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint results clean
+.PHONY: demo test lint results zoo clean
 
 $(READY): requirements.txt pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*)
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -47,6 +48,9 @@ HER2ST ?= ../shared/data/her2st
 
 results: $(READY)
 	$(PY) benchmarks/her2st.py --source $(HER2ST)
+
+zoo: $(READY)
+	$(PY) benchmarks/zoo.py --source $(HER2ST) --third $(HER2ST)_A1
 
 clean:
 	rm -rf $(VENV) build work *.egg-info histokit/*.so
