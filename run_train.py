@@ -53,8 +53,9 @@ def train(cfg: Options, team) -> None:
     folds = runs.choose_folds(cohort, cfg)
     if team.first:
         runs.say_folds(cohort, folds)
+    runs.refuse_seen(cohort, folds, cfg.controls)
     check_alike(cohort, folds)
-    leaks = audit.training_leaks(cohort, folds)
+    leaks = audit.training_leaks(cohort, runs.with_tuners(cohort, folds))
     if not cfg.allow_leakage:
         audit.refuse_leakage(leaks)
     folder = make_folder(cfg.run)
@@ -62,7 +63,10 @@ def train(cfg: Options, team) -> None:
         if team.first:
             remove_leftovers(folder)
             runs.claim(folder, cfg, cohort, folds)
-            audit.audit_training(cohort, folds, cfg.panel, folder / "audit", leaks)
+            # where each fold has features of its own, those of the first are looked at
+            seen = folds[:1] if cohort.by_fold else folds
+            own = cohort.of_fold(folds[0].id)
+            audit.audit_training(own, seen, cfg.panel, folder / "audit", leaks)
         team.wait()
         key = runs.join_genes(cohort, folds, folder, team)
         train_folds(folder, cfg, cohort, folds, team, key)
@@ -96,7 +100,7 @@ def train_folds(folder: Path, cfg: Options, cohort, folds: list, team, key, taug
             if helpers.first:
                 print(f"fold {split.name}: already trained")
             continue
-        own = cohort.with_cancers(split.cancers)
+        own = cohort.of_fold(split.id).with_cancers(split.cancers)
         learnt = taught(split).with_cancers(split.cancers) if taught else own
         slides = steps.FoldSlides(own, learnt, split)
         panel = steps.choose_panel(slides, cfg, key)
@@ -105,6 +109,8 @@ def train_folds(folder: Path, cfg: Options, cohort, folds: list, team, key, taug
         standardizer = steps.fit_standardizer(slides, moments, cfg)
         task = steps.FoldTask(slides, panel, standardizer, cfg, place, helpers)
         steps.write_tables(task)
+        if cohort.by_fold and helpers.first:
+            steps.write_features(own.provenance(split.train[0]), place)
         trained = steps.fit(task, kept, seen)
         steps.save(task, trained)
     team.wait()

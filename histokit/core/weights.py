@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
@@ -80,6 +81,20 @@ def read_state_dict(path: str | Path, inside: Sequence[str] = INSIDE) -> dict[st
                 "and tensors are expected"
             )
     return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def weights_note(path: str | Path, key: str) -> str:
+    """A note in the metadata of a safetensors file; empty where there is none, or another format.
+
+    Raises:
+        InputError: as ``read_state_dict``.
+    """
+    path = Path(path)
+    with reading(path, "file of weights"):
+        if not _is_safetensors(path):
+            return ""
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get(key, "")
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -18,7 +18,7 @@ from histokit.core.errors import InputError
 from histokit.core.files import file_id, open_hdf5, read_json, safe_name
 from histokit.core.tables import read_table
 from histokit.data.counts_hdf5 import read_matrix, row_names
-from histokit.data.features import difference
+from histokit.data.features import TUNED, difference, tuned_slides
 from histokit.data.gene_keys import as_panel, positions
 from histokit.data.gene_map import GeneMap
 from histokit.data.graph import with_neighbors
@@ -89,6 +89,8 @@ class Cohort:
                     f"{self.folder} holds no features of {name} "
                     f"(there: {', '.join(there) or 'none'}); run run_extract.py --encoder {name}"
                 )
+        # whether an encoder has features of its own for each fold, which ``of_fold`` takes
+        self.by_fold = any((place / TUNED).is_file() for place in self.feature_folders)
 
     def missing(self) -> dict[str, list[str]]:
         """Slides that were to be extracted and are not there, by source."""
@@ -119,6 +121,40 @@ class Cohort:
         other = copy.copy(self)
         other.slides = self.slides.loc[list(slide_ids)]
         return other
+
+    def of_fold(self, fold: str) -> Cohort:
+        """The same cohort with the features of a fold, by its id, where they are one set a fold.
+
+        Raises:
+            InputError: no encoder was tuned for this fold.
+        """
+        if not self.by_fold:
+            return self
+        other = copy.copy(self)
+        tuned = [(place / TUNED).is_file() for place in self.feature_folders]
+        other.feature_folders = [
+            place / fold if own else place
+            for place, own in zip(self.feature_folders, tuned, strict=True)
+        ]
+        other.by_fold = False
+        for place in other.feature_folders:
+            if not place.is_dir():
+                there = ", ".join(sorted(p.name for p in place.parent.iterdir() if p.is_dir()))
+                raise InputError(
+                    f"{place.parent} holds no features tuned for fold {fold} (there: "
+                    f"{there or 'none'}); give run_finetune.py and run_train.py the same --folds"
+                )
+        return other
+
+    def tuned_on(
+        self, slide_ids: Sequence[str], roles: Sequence[str] = ("train", "val")
+    ) -> set[str]:
+        """Slides that tuned the encoders of some slides' features, in these roles."""
+        found = set()
+        for path in (path for slide_id in slide_ids for path in self.feature_files(slide_id)):
+            with open_hdf5(path, *FEATURES) as file:
+                found |= tuned_slides(file.attrs, roles)
+        return found
 
     def zero_filled(self) -> Cohort:
         """The same cohort, in which a gene that a slide did not measure is zero in all its spots.
@@ -213,8 +249,9 @@ class Cohort:
         Raises:
             InputError: a file is missing or damaged, or features are not finite.
         """
-        paths = self.feature_files(slide_id)
-        parts = [_read_features(path) for path in paths] if features else []
+        self._check_listed(slide_id)
+        paths = self.feature_files(slide_id) if features else []
+        parts = [_read_features(path) for path in paths]
         matrix, obs_names, centers, var = self._expression(slide_id, counts)
         path, barcodes = (paths[0], parts[0][1]) if parts else ("", list(obs_names))
         rows = pd.Index(obs_names).get_indexer(barcodes)
@@ -284,10 +321,22 @@ class Cohort:
             return counts, pd.Index(names), centers, var
 
     def feature_files(self, slide_id: str) -> list[Path]:
-        """Where each encoder's features of a slide lie; raises InputError for an unknown slide."""
+        """Where each encoder's features of a slide lie.
+
+        Raises:
+            InputError: an unknown slide, or features of which each fold has its own.
+        """
+        self._check_listed(slide_id)
+        if self.by_fold:
+            raise InputError(
+                f"the features of {self.encoder} were tuned for each fold, so that none serves a "
+                "slide in all; they are for run_train.py and run_eval.py alone"
+            )
+        return [folder / f"{slide_id}.h5" for folder in self.feature_folders]
+
+    def _check_listed(self, slide_id: str) -> None:
         if slide_id not in self.slides.index:
             raise InputError(f"slide {slide_id} is not in {self.folder / 'slides.csv'}")
-        return [folder / f"{slide_id}.h5" for folder in self.feature_folders]
 
     def _expression_file(self, slide_id: str) -> Path:
         return self.folder / "expression" / f"{slide_id}.h5ad"
@@ -314,12 +363,16 @@ def check_alike(cohort: Cohort, folds: Sequence) -> None:
     """Refuse a training on features of two kinds; reads attributes alone.
 
     Args:
-        cohort: whose features train.
+        cohort: whose features train; where each fold has its own, they are alike in a fold.
         folds: the folds, as ``histokit.data.splits.make_folds`` returns them.
 
     Raises:
         InputError: names two slides and what differs.
     """
+    if cohort.by_fold:
+        for fold in folds:
+            check_alike(cohort.of_fold(fold.id), [fold])
+        return
     members = list(dict.fromkeys(s for f in folds for s in (*f.train, *f.val, *f.test)))
     first = cohort.provenance(members[0])
     for slide_id in members[1:]:
@@ -328,6 +381,25 @@ def check_alike(cohort: Cohort, folds: Sequence) -> None:
                 f"the features of {members[0]} have {found[0]} {found[1]} and those of {slide_id} "
                 f"{found[2]}; extract both the same way"
             )
+
+
+def refuse_tuned(encoder: str, tuned_on: set[str], fold: str, tests: Sequence[str]) -> None:
+    """Refuse features of an encoder that was tuned on slides it would be tested on.
+
+    Args:
+        encoder: its name.
+        tuned_on: slides that tuned it.
+        fold: the name of the fold.
+        tests: the fold's test slides.
+
+    Raises:
+        InputError: names such a slide. No option allows it: the score would be of seen slides.
+    """
+    if seen := sorted(tuned_on & set(tests)):
+        raise InputError(
+            f"the encoder {encoder} was tuned on slide {seen[0]}, which fold {fold} tests; tune it "
+            "with the same folds (run_finetune.py), or use another encoder"
+        )
 
 
 FEATURES = "feature file", "delete it and extract the slide again"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 
 from histokit.core.errors import InputError
 
@@ -19,6 +20,16 @@ FEATURE_IDENTITY = (
     "patch_px",
     "dimension",
 )
+
+# In the folder of an encoder that was tuned for each fold: its features lie in FOLDER/FOLD.
+TUNED = "tuned.json"
+FOLD_FEATURES = "features.json"  # in a fold's folder: the identity of features of its own
+
+
+def tuned_slides(attributes: Mapping, roles: Sequence[str] = ("train", "val")) -> set[str]:
+    """Slides that trained an encoder, or chose its epoch, by the attribute of a feature file."""
+    known = json.loads(attributes.get("tuned_on", "{}"))
+    return {slide for role in roles for slide in known.get(role, [])}
 
 
 def feature_identity(attributes: Mapping) -> dict:

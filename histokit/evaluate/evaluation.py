@@ -37,6 +37,11 @@ class Job:
     controls: tuple[str, ...] = ()
     control: str = ""
 
+    def features(self) -> dict:
+        """How the features of the first test slide were made."""
+        fold = next(f for f in self.run.folds if (f.split["split"] == "test").any())
+        return self.cohort.of_fold(fold.id).provenance(self.tests[0])
+
 
 @dataclasses.dataclass
 class Evaluation:

@@ -291,7 +291,7 @@ def write(report: Report, topics: Sequence[Topic], scores: Sequence[SlideScore])
         {
             "evaluation": dataclasses.asdict(cfg),
             "training": job.run.config,
-            "features": job.cohort.provenance(job.tests[0]),
+            "features": job.features(),
             "versions": versions(),
         },
         GLOSSARY,

@@ -10,6 +10,7 @@ import pandas as pd
 from histokit.core.errors import InputError
 from histokit.core.files import file_id, read_json, reading
 from histokit.core.tables import read_table
+from histokit.data.features import FOLD_FEATURES
 from histokit.data.splits import ROLES
 
 
@@ -28,6 +29,12 @@ class Fold:
     def is_finished(self) -> bool:
         """Whether the fold was trained to its end."""
         return (self.folder / "model.safetensors").is_file()
+
+    @property
+    def features(self) -> dict:
+        """The identity of features that are this fold's own; empty where all folds share theirs."""
+        path = self.folder / FOLD_FEATURES
+        return read_json(path) if path.is_file() else {}
 
     @cached_property
     def split(self) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import torch
 
 from histokit.core.distributed import ALONE, Team
 from histokit.core.errors import InputError
-from histokit.data.cohort import Cohort, Slide
+from histokit.data.cohort import Cohort, Slide, refuse_tuned
 from histokit.data.features import difference
 from histokit.data.genes import normalize
 from histokit.data.sparse import csr_tensor
@@ -51,7 +51,8 @@ def check_run(run: Run, cohort: Cohort) -> list[tuple[Fold, list[str]]]:
                     f"{cohort.folder / 'slides.csv'}; extract it or give the folder the run was "
                     "trained on with --data"
                 )
-            check_features(run, cohort, slide_id)
+            check_features(run, cohort.of_fold(fold.id), slide_id, fold)
+        refuse_tuned(cohort.encoder, cohort.of_fold(fold.id).tuned_on(test), fold.name, test)
         work.append((fold, test))
     if not any(test for _, test in work):
         raise InputError(
@@ -60,9 +61,14 @@ def check_run(run: Run, cohort: Cohort) -> list[tuple[Fold, list[str]]]:
     return work
 
 
-def check_features(run: Run, cohort: Cohort, slide_id: str) -> None:
-    """Compare a slide's features with those the run was trained on; raises InputError."""
-    if found := difference(run.config["features"], cohort.provenance(slide_id)):
+def check_features(run: Run, cohort: Cohort, slide_id: str, fold: Fold | None = None) -> None:
+    """Compare a slide's features with those the run, or a fold, was trained on.
+
+    Raises:
+        InputError: says what differs.
+    """
+    known = run.config["features"] | (fold.features if fold else {})
+    if found := difference(known, cohort.provenance(slide_id)):
         key, trained, here = found
         raise InputError(
             f"the features of slide {slide_id} have {key} {here}, but {run.folder} was trained on "
@@ -82,7 +88,8 @@ def load_held_out(
         InputError: as ``Cohort.load``.
     """
     fold.check_held_out(slide_id)
-    return dataclasses.replace(cohort.load(slide_id, genes), cancer=fold.cancer(slide_id))
+    slide = cohort.of_fold(fold.id).load(slide_id, genes)
+    return dataclasses.replace(slide, cancer=fold.cancer(slide_id))
 
 
 def embed(
@@ -251,7 +258,8 @@ class Views:
     def _slide(self, fold: Fold, slide_id: str) -> Slide:
         """A slide with the genes of a fold, the last one read or a new one."""
         genes = fold.genes[["gene", "gene_id", "symbol"]]
-        if self._read and self._read[0] == slide_id and self._read[1].equals(genes):
+        same = self._read and self._read[0] == slide_id and self._read[1].equals(genes)
+        if same and not self.cohort.by_fold:
             fold.check_held_out(slide_id)
             return dataclasses.replace(self._read[2], cancer=fold.cancer(slide_id))
         slide = load_held_out(fold, self.cohort, slide_id, fold.genes)

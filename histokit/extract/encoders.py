@@ -23,13 +23,14 @@ import torch
 from torch import nn
 
 from histokit.core.errors import InputError
-from histokit.core.weights import misfit, read_state_dict
+from histokit.core.weights import misfit, read_state_dict, weights_note
 from histokit.extract.base import DEFAULT, Encoder, How, versions
 from histokit.extract.hub import find_weights, in_folder
 from histokit.extract.registry import REGISTRY, Foundation, on_meta, page_of
 from histokit.extract.timm_import import import_timm
 
 STAGES = 4
+TUNED_ON = "tuned_on"  # slides by role, of weights that run_finetune.py made
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 RANDOM_SEED = 0
 
@@ -73,6 +74,7 @@ class NetworkEncoder(Encoder):
             for key in ("mean", "std")
         )
         self.weights_sha256 = weights_sha256
+        self.tuned_on = ""  # JSON of ``TUNED_ON``
         self.pooling = pooling or _pooling(model)
         self._pooled = pooled or model
         if how.pool == "stages":
@@ -93,6 +95,13 @@ class NetworkEncoder(Encoder):
         patches = patches if isinstance(patches, np.ndarray) else np.stack(patches)
         pixels = torch.from_numpy(np.ascontiguousarray(patches)).to(self.how.device)
         return pixels.permute(0, 3, 1, 2).float().div_(255).sub_(self.mean).div_(self.std)
+
+    def embed(self, patches: np.ndarray | Sequence[np.ndarray]) -> torch.Tensor:
+        """Patches uint8 (B, size, size, 3) -> (B, dim) float32, with gradients where they are on.
+
+        In float32 and of one view, in the mode that the network is in.
+        """
+        return self._pooled(self.transform(patches)).float()
 
     @torch.inference_mode()
     def encode(self, patches: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
@@ -125,7 +134,7 @@ class NetworkEncoder(Encoder):
             "pooling": self.pooling,
             "precision": self.how.precision,
             "versions": versions("torch", "timm"),
-        }
+        } | ({TUNED_ON: self.tuned_on} if self.tuned_on else {})
 
 
 def _stages(model: nn.Module) -> list[int]:
@@ -197,9 +206,11 @@ def _from_registry(name: str, weights: str | os.PathLike | None, how: How) -> En
     network = load_network(entry, path)
     mean, std = entry.normalization
     data = {"input_size": (3, entry.size, entry.size), "mean": mean, "std": std}
-    return NetworkEncoder(
+    encoder = NetworkEncoder(
         name, network, data, digest, how, partial(entry.pool, network), entry.pool.__doc__
     )
+    encoder.tuned_on = weights_note(path, TUNED_ON)
+    return encoder
 
 
 def load_network(entry: Foundation, path: Path, **smaller) -> nn.Module:
@@ -316,7 +327,9 @@ def _from_timm(name: str, weights: str | os.PathLike | None, how: How) -> Encode
     else:
         digest = _state_sha256(model)
     data = timm.data.resolve_data_config({}, model=model)
-    return NetworkEncoder(name, model, data, digest, how)
+    encoder = NetworkEncoder(name, model, data, digest, how)
+    encoder.tuned_on = weights_note(path, TUNED_ON) if weights is not None else ""
+    return encoder
 
 
 _SOURCES = ("hf-hub", "hf_hub", "local-dir")  # words that timm itself takes before a name and a ":"

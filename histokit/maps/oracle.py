@@ -39,9 +39,15 @@ def consult(
         device: where networks run.
 
     Raises:
-        InputError: a fold that is not there or not trained, or a file that is not what it should
-            be. Training features that are not at hand are no error: the map then says so.
+        InputError: a fold that is not there or not trained, a run whose folds have encoders of
+            their own, or a file that is not what it should be. Training features that are not at
+            hand are no error: the map then says so.
     """
+    if any(fold.features for fold in run.folds):
+        raise InputError(
+            f"{run.folder} was trained on an encoder that was tuned for each fold, and a new slide "
+            "is predicted by one encoder alone; use a run on a published encoder"
+        )
     collections = read_collections(gene_sets, curate=False)
     scored = read_signatures(signatures)
     ensemble = Ensemble(run, choose_folds(run, fold), device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ import scipy.sparse as sp
 from histokit import models
 from histokit.core.distributed import ALONE, Team
 from histokit.core.errors import InputError
-from histokit.core.files import atomic_path
+from histokit.core.files import atomic_path, write_json
 from histokit.core.progress import progress_bar
 from histokit.data.cohort import Slide
+from histokit.data.features import FOLD_FEATURES, feature_identity
 from histokit.data.gene_keys import GeneKey
 from histokit.data.genes import dispersion, rank_hvgs, select_panel
 from histokit.models.base import Standardizer
@@ -56,6 +58,16 @@ def write_tables(task: FoldTask) -> None:
     if task.team.first:
         _write_table(task.split.table(task.slides.cohort.slides), task.folder / "split.csv")
         _write_table(task.panel, task.folder / "genes.csv")
+
+
+def write_features(about: Mapping, folder: Path) -> None:
+    """Write features.json, the identity of features that are a fold's own, into its folder.
+
+    Args:
+        about: the provenance of a slide of the fold.
+        folder: the folder of the fold.
+    """
+    write_json(folder / FOLD_FEATURES, feature_identity(about))
 
 
 def fit(task: FoldTask, slides: list[Slide], seen: np.ndarray) -> Trained:

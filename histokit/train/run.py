@@ -11,7 +11,7 @@ from histokit import __version__
 from histokit.core.distributed import Team
 from histokit.core.errors import InputError
 from histokit.core.files import atomic_path, read_json, write_json
-from histokit.data.cohort import Cohort
+from histokit.data.cohort import Cohort, refuse_tuned
 from histokit.data.features import difference, feature_identity
 from histokit.data.gene_keys import GeneKey, gene_key
 from histokit.data.gene_map import GENE_MAP
@@ -26,6 +26,52 @@ def choose_folds(cohort: Cohort, cfg: Options) -> list[Split]:
     return make_folds(
         cohort.slides, cfg.folds, fraction, cfg.seed, cfg.allow_missing, cfg.cancer_codes
     )
+
+
+def refuse_seen(cohort: Cohort, folds: list[Split], controls: bool = False) -> None:
+    """Refuse an encoder that was tuned on test slides of a fold.
+
+    Args:
+        cohort: the cohort.
+        folds: the folds.
+        controls: whether controls are trained too.
+
+    Raises:
+        InputError: as ``refuse_tuned``; or controls, for an encoder that was tuned on the true
+            expression knows what shuffled spots are to hide.
+    """
+    tuned_on = set()
+    if not cohort.by_fold:  # each file is read once, however many folds there are
+        tuned_on = cohort.tuned_on(dict.fromkeys(s for fold in folds for s in _members(fold)))
+    for fold in folds:
+        if cohort.by_fold:
+            tuned_on = cohort.of_fold(fold.id).tuned_on(_members(fold))
+        refuse_tuned(cohort.encoder, tuned_on, fold.name, fold.test)
+    if controls and tuned_on:
+        raise InputError(
+            f"--controls shuffles the spots that a model learns from, and the encoder "
+            f"{cohort.encoder} was tuned on them unshuffled; leave the option out"
+        )
+
+
+def with_tuners(cohort: Cohort, folds: list[Split]) -> list[Split]:
+    """Folds whose training slides are also those that tuned the encoder, for the audit of leaks.
+
+    A validation slide that only chose the encoder's epoch is no training slide.
+    """
+    found = []
+    for fold in folds:
+        own = cohort.of_fold(fold.id)
+        others = own.tuned_on(fold.train[:1]) - set(fold.val)
+        others |= own.tuned_on(fold.train[:1], ("train",))
+        found.append(
+            dataclasses.replace(fold, train=[*fold.train, *sorted(others - set(fold.train))])
+        )
+    return found
+
+
+def _members(fold: Split) -> list[str]:
+    return [*fold.train, *fold.val, *fold.test]
 
 
 def join_genes(cohort: Cohort, folds: list[Split], folder: Path, team: Team) -> GeneKey:
@@ -54,16 +100,44 @@ def say_folds(cohort: Cohort, folds: list[Split]) -> None:
             )
 
 
+def features_of(cohort: Cohort, folds: list[Split]) -> dict:
+    """The identity of the features of a training."""
+    about = cohort.of_fold(folds[0].id).provenance(folds[0].train[0])
+    return shared_identity(about) if cohort.by_fold else feature_identity(about)
+
+
+def shared_identity(about: dict) -> dict:
+    """What the features of all folds share where each has its own encoder: all but its weights."""
+    return {k: v for k, v in feature_identity(about).items() if k != "weights_sha256"}
+
+
 def claim(
-    folder: Path, cfg: Options, cohort: Cohort, folds: list[Split], control: dict | None = None
+    folder: Path,
+    cfg: Options,
+    cohort: Cohort,
+    folds: list[Split],
+    control: dict | None = None,
+    features: dict | None = None,
 ) -> None:
-    """Write config.json, or check that the run in the folder is this one."""
+    """Write config.json, or check that the run in the folder is this one.
+
+    Args:
+        folder: the folder of the run.
+        cfg: the options, resolved.
+        cohort: the cohort.
+        folds: the folds.
+        control: what the run is a control of.
+        features: the identity of the features; read from the cohort by default.
+
+    Raises:
+        InputError: the folder holds another run.
+    """
     free = {f.name for f in dataclasses.fields(cfg) if f.metadata["group"] in FREE} | {"run"}
     options = dataclasses.asdict(cfg) | {"data": str(Path(cfg.data).resolve())}
     config = {
         "options": options,
         **describe_folds(folds),
-        "features": feature_identity(cohort.provenance(folds[0].train[0])),
+        "features": features or features_of(cohort, folds),
         "environment": {name: version(name) for name in ("torch", "numpy", "scikit-learn")}
         | {"python": platform.python_version(), "histokit": __version__},
     }

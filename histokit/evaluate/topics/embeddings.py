@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -113,19 +114,23 @@ class EmbeddingTopic(Topic):
     def _clustered(self, view: SlideView) -> tuple[Slide, dict[str, Clustering], np.ndarray]:
         """Some spots of a slide, their clusters in each embedding, and their expression."""
         fold = view.fold
+        if self.cohort.by_fold:
+            self._features.clear()  # those of another fold may be there
         self._keep(view.slide.slide_id, view.slide.features)
         if fold.id not in self._pca:
-            self._pca[fold.id] = training_pca(view.model, self._read, fold)
+            own = self.cohort.of_fold(fold.id)
+            read = partial(self._read, own)
+            self._pca[fold.id] = training_pca(view.model, read, fold)
         slide = sample_spots(only_genes(view.slide, view.score.hvg))
         expression = varying_expression(slide, self.target)
         embeddings = embeddings_of(view.model, self._pca[fold.id], slide, expression)
         return slide, cluster_all(embeddings), expression
 
-    def _read(self, slide_id: str) -> torch.Tensor:
+    def _read(self, cohort: Cohort, slide_id: str) -> torch.Tensor:
         """Features of a training slide; folds share slides, so they are kept where they fit."""
         if slide_id in self._features:
             return self._features[slide_id]
-        return self._keep(slide_id, self.cohort.load(slide_id, counts=False).features)
+        return self._keep(slide_id, cohort.load(slide_id, counts=False).features)
 
     def _keep(self, slide_id: str, features: torch.Tensor) -> torch.Tensor:
         held = sum(x.nbytes for x in self._features.values())
