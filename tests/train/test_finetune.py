@@ -18,6 +18,7 @@ import run_train
 from histokit.core.errors import InputError
 from histokit.data.cohort import Cohort
 from histokit.evaluate.runs import Run
+from histokit.evaluate.views import load_held_out
 from histokit.extract.encoders import make_encoder
 from histokit.extract.finetune import Patches
 from histokit.extract.timm_import import import_timm
@@ -118,6 +119,32 @@ def test_the_run_predicts_what_the_tuned_network_does(world):
     torch.testing.assert_close(
         whole, fold.load_model().predict(slide.features, "IDC"), rtol=1e-3, atol=1e-4
     )
+
+
+def test_the_weights_are_those_of_the_best_epoch_on_the_validation_slides(world):
+    cohort, bests = Cohort(world / "data", ENCODER), []
+    patches = Patches(cohort, make_encoder(ENCODER, world / "weights.safetensors"))
+    for fold, slide in zip(Run(world / "run").folds, "cd", strict=True):
+        history = pd.read_csv(fold.folder / "metrics.csv")
+        encoder = make_encoder(ENCODER, fold.folder / "encoder.safetensors")
+        whole = Tuned(encoder.model, encoder.embed, fold.load_model())
+        read = PatchSource(cohort, fold.genes[["gene", "gene_id", "symbol"]], "counts10k-log1p",
+                           patches).read(slide)  # fmt: skip
+        target = torch.from_numpy(read.target.toarray())
+        batch = PatchBatch(read.patches, target, torch.ones(target.shape, dtype=torch.bool))
+        error = squared_error(whole(read.patches), batch).item()
+        assert error == pytest.approx(history["val_loss"].min(), rel=1e-4)
+        bests.append(int(history["val_loss"].argmin()))
+    assert min(bests) < len(history) - 1  # or the last epoch would do as well
+
+
+def test_a_test_slide_has_the_features_of_the_fold_that_tests_it(world):
+    run, cohort = Run(world / "run"), Cohort(world / "data", TUNED)
+    for fold, slide in zip(run.folds, "da", strict=True):
+        with h5py.File(features(world, fold.id, slide)) as file:
+            expected = file["features"][:]
+        found = load_held_out(fold, cohort, slide, fold.genes).features
+        np.testing.assert_array_equal(found.numpy(), expected)
 
 
 def test_eight_views_average_the_predictions_as_the_authors_do(world):
