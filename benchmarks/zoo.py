@@ -209,7 +209,8 @@ def train_and_score(task: Task, cfg: Options) -> None:
     spec = ZOO[task.row]
     with open(folder / "log.txt", "a") as log, redirect_stdout(log), redirect_stderr(log):
         begin = time.perf_counter()
-        run_train.main(run_train.Options(**given, **spec["options"], **spec["tries"][task.setting]))
+        options = given | spec["options"] | spec["tries"][task.setting]
+        run_train.main(run_train.Options(**options))
         seconds = (time.perf_counter() - begin) / len(task.folds)
         write_json(folder / "scores.json", score(folder) | {"train_seconds": round(seconds, 2)})
 

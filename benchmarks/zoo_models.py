@@ -12,7 +12,7 @@ FEATURES = {
 # Every network is trained for a number of epochs on all training slides: with one slide of another
 # patient to choose by, early stopping would see the slide that settings are chosen on.
 FIXED = {"val_fraction": 0.0, "refit": False}
-EPOCHS, RATES = (5, 15, 45), (1.0, 0.3)  # of the learning rate of the small preset
+EPOCHS, RATES = (5, 15), (1.0, 0.3, 0.1)  # of the learning rate of the small preset
 
 
 def _network(model: str, lr: float, epochs=EPOCHS, rates=RATES, **more) -> dict:
@@ -48,9 +48,10 @@ ZOO = {
     "merge": _network("merge", 1e-3),
     "stpath": _network("stpath", 5e-4),
     "stflow": _network("stflow", 5e-4),
-    "stem": _network("stem", 1e-3, epochs=(30, 100, 200)),
+    # 50 genes, for they attend to each other
+    "stem, 50 genes": _network("stem", 1e-3, epochs=(15, 45), top_genes=50),
     "histoprism": _network("histoprism", 5e-4),
-    "bpbooster": _network("bpbooster", 1e-3, epochs=(2, 5, 15)),
+    "bpbooster": _network("bpbooster", 1e-3, epochs=(2, 5, 15), rates=(1.0, 0.3)),
 }
 # HistoPrism's cross-attention has four matrices of D x D weights, which 7,680 numbers do not allow.
 LEFT_OUT = {("best", "histoprism")}
