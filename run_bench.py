@@ -22,7 +22,7 @@ from histokit.core.errors import InputError
 from histokit.core.files import atomic_path, make_folder
 from histokit.core.options import Checked, option, required, run
 from histokit.models.presets import BOOSTER_LR
-from histokit.models.registry import MODELS, OFFERED
+from histokit.models.registry import MODELS, OFFERED, PRESET_NAMES
 
 RECIPE, NORMALIZED = "log1p", "counts10k-log1p"
 SOUND = "ridge"
@@ -45,7 +45,11 @@ class Options(Checked):
         "models on the benchmark's targets; ridge is always there beside them",
         choices=OFFERED,
     )
-    preset: str = option("paper", "preset of networks; bpbooster takes its own of the task")
+    preset: str = option(
+        "paper",
+        "preset of networks; bpbooster takes its own of the task, and one without it paper",
+        choices=PRESET_NAMES,
+    )
     batch_size: str = option("auto", "patches encoded at a time", group="machine")
     device: str = option("cpu", "torch device", group="machine")
     workers: int = option(1, "threads that read patches ahead", group="machine", least=1, most=256)

@@ -20,7 +20,7 @@ import run_train
 from histokit.core.errors import InputError
 from histokit.core.files import atomic_path, make_folder
 from histokit.core.options import Checked, option, required, run
-from histokit.models.registry import MODELS, OFFERED
+from histokit.models.registry import MODELS, OFFERED, PRESET_NAMES
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,11 @@ class Options(Checked):
     weights: str | None = option(None, "weights of the encoder", shown="from the hub or its cache")
     features_from: str | None = option(None, "embeddings made elsewhere, as of run_extract.py")
     models: list[str] = option(["histoprism"], "models to train", choices=OFFERED)
-    preset: str = option("paper", "preset of the models; release has the checkpoints' settings")
+    preset: str = option(
+        "paper",
+        "preset of the models; release has the checkpoints' settings; one without it takes paper",
+        choices=PRESET_NAMES,
+    )
     epochs: int | None = option(None, "epochs at most", shown="the preset's", least=1)
     gene_map: str | None = option(None, "symbols to Ensembl ids, as of run_train.py")
     same_id: str = option(
@@ -70,7 +74,7 @@ class Options(Checked):
 
 def main(cfg: Options) -> None:
     """Extract, train each model on all splits, score them together, print the tables."""
-    from histokit.evaluate import pan_cancer
+    from histokit.evaluate import pan_cancer, report
     from histokit.evaluate.runs import Run
     from histokit.evaluate.tables import text_table
 
@@ -91,7 +95,11 @@ def main(cfg: Options) -> None:
             device=cfg.device,
         )
     )
-    tables = {Path(r).name: pan_cancer.table_of(Run(r), Path(r) / "eval") for r in runs}
+    names = report.short_names(runs)
+    tables = {
+        name: pan_cancer.table_of(Run(r), Path(r) / "eval")
+        for name, r in zip(names, runs, strict=True)
+    }
     whole = pan_cancer.joined(tables)
     with atomic_path(out / "histoprism.csv") as temporary:
         whole.to_csv(temporary, index=False)
@@ -113,6 +121,8 @@ def extract(data: Path, cfg: Options) -> str:
     )
     there = hest_ids(Path(cfg.source))
     absent = [s for s in named if s not in there]
+    if len(absent) == len(named):
+        raise InputError(f"no slide of {cfg.splits} is in {cfg.source}; give HEST-1k's folder")
     if absent:
         said = f"{len(absent)} of {len(named)} slides of the splits are not in {cfg.source}"
         shown = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")

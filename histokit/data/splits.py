@@ -312,4 +312,7 @@ def describe_folds(folds: list[Split]) -> dict:
         "fold_slides": {
             fold.id: {role: len(getattr(fold, role)) for role in ROLES} for fold in folds
         },
+        "fold_members": {
+            fold.id: {role: sorted(getattr(fold, role)) for role in ROLES} for fold in folds
+        },
     }

@@ -119,7 +119,7 @@ def prepare(cfg: Options) -> tuple[Questions, list[Job]]:
     if context:
         refuse_context([Run(folder) for folder in cfg.run], cfg.published)
     jobs = []
-    for name, folder in zip(_short_names(cfg.run), cfg.run, strict=True):
+    for name, folder in zip(short_names(cfg.run), cfg.run, strict=True):
         run, controls = Run(folder), []
         check_protocol(run, PROTOCOLS[cfg.protocol])
         check_genes(run, listed is not None, cfg.protocol)
@@ -169,7 +169,7 @@ def _tests(run: Run, cohort: Cohort) -> list[str]:
     return [slide for _, members in check_run(run, cohort) for slide in members]
 
 
-def _short_names(folders: list[str]) -> list[str]:
+def short_names(folders: list[str]) -> list[str]:
     """The last part of each path, or the whole path where that is not enough."""
     paths = [os.path.normpath(folder) for folder in folders]
     if len(set(paths)) < len(paths):

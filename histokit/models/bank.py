@@ -141,6 +141,9 @@ class Bank(nn.Module):
         out = torch.empty(len(index), len(self.mean))
         for rows in torch.arange(len(index)).split(QUERIES):
             at, w = index[rows.to(index.device)].cpu(), weight[rows.to(index.device)].cpu().float()
+            # the same spots sum to the same bits, whichever is nearest
+            at, order = at.sort(dim=1)
+            w = w.gather(1, order)
             ends = np.arange(len(at) + 1) * at.shape[1]
             shape = (len(at), len(self))
             chosen = sp.csr_matrix((w.numpy().ravel(), at.numpy().ravel(), ends), shape=shape)

@@ -94,5 +94,6 @@ class MclSTExp(BLEEP):
         y = torch.where(target.measured, target.values.to_dense(), self.bank.mean)
         places = array_positions(coords).to(y)
         width = y.shape[1]
-        waves = sinusoid(places, width + width % 2)[..., :width]  # (N, 2, G)
-        return self.spot_projection(self.spot_encoder(y + waves.sum(dim=1)))
+        half = -(-width // 4) * 2  # even, and at least half of the genes: columns, then rows
+        waves = sinusoid(places, half).flatten(1)[:, :width]
+        return self.spot_projection(self.spot_encoder(y + waves))

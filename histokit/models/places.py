@@ -33,8 +33,9 @@ def nearest_spots(coords: torch.Tensor, k: int) -> torch.Tensor:
 def array_positions(coords: torch.Tensor) -> torch.Tensor:
     """Column and row of each spot on the array that its slide was printed on.
 
-    Each axis by itself: centers that lie less than half the usual distance to the nearest spot
-    apart share a column, or a row; gaps without a spot do not count.
+    The array is turned upright first, from up to 15 degrees. Then each axis by itself: centers that
+    lie less than a quarter of the usual distance to the nearest spot apart share a column, or a
+    row; gaps without a spot do not count.
 
     Args:
         coords: (N, 2) centers x, y in one unit.
@@ -46,6 +47,7 @@ def array_positions(coords: torch.Tensor) -> torch.Tensor:
     if len(points) < 2:
         return torch.zeros((len(points), 2), dtype=torch.int64, device=coords.device)
     pitch = np.median(cKDTree(points).query(points, k=2)[0][:, 1])
+    points = _upright(points)
     found = np.empty(points.shape, dtype=np.int64)
     for axis in (0, 1):
         order = np.argsort(points[:, axis], kind="stable")
@@ -53,3 +55,16 @@ def array_positions(coords: torch.Tensor) -> torch.Tensor:
         # on a hexagonal array columns are half a pitch apart
         found[order, axis] = np.cumsum(steps > 0.25 * pitch)
     return torch.from_numpy(found).to(coords.device)
+
+
+def _upright(points: np.ndarray) -> np.ndarray:
+    """Turned so that rows lie along an axis; both kinds of array look alike every 30 degrees."""
+    distance, index = cKDTree(points).query(points, k=2)
+    steps = (points[index[:, 1]] - points)[distance[:, 1] > 0] @ np.array([1, 1j])
+    if not len(steps):
+        return points
+    wave = ((steps / np.abs(steps)) ** 12).mean()
+    if np.abs(wave) < 0.5:  # no array to speak of
+        return points
+    cos, sin = np.cos(np.angle(wave) / 12), np.sin(np.angle(wave) / 12)
+    return points @ np.array([[cos, -sin], [sin, cos]])

@@ -68,6 +68,8 @@ class STPathModel(Model):
             mlp_dim=feedforward_dim, dropout=dropout,
         )  # fmt: skip
         self.network.gene_exp_head[1] = Linear(hidden_dim, num_genes)
+        # a cancer that no training slide has adds nothing, not what it was drawn as
+        torch.nn.init.zeros_(self.network.input_encoder.organ_embed.weight[-1])
         chosen = torch.ones(num_genes, dtype=torch.bool)
         if hvgs:
             chosen = torch.zeros(num_genes, dtype=torch.bool).index_fill(

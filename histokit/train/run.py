@@ -165,7 +165,7 @@ def claim(
         # what a run in the folder does not record, because it is older, is not compared
         other = [
             name
-            for name in ("folds", "fold_names", "fold_slides")
+            for name in ("folds", "fold_names", "fold_slides", "fold_members")
             if there.get(name, config[name]) != config[name]
         ]
         if other or difference(there["features"], config["features"]):

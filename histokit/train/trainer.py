@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import signal
 import sys
 import time
@@ -170,7 +171,13 @@ def train_network(
                     "a validation slide cannot be read, without which epochs no longer compare; "
                     "extract it again"
                 )
-            yield step_loss(model, [slide], settings.autocast).item(), 1
+            loss = step_loss(model, [slide], settings.autocast).item()
+            if not math.isfinite(loss):
+                raise InputError(
+                    f"the loss of validation slide {slide.slide_id} is {loss}; it may measure no "
+                    "gene of the panel: leave it out, or lower --lr"
+                )
+            yield loss, 1
 
     return run_epochs(
         parts, train_steps, val_steps if val else None, settings, checkpoint, on_epoch, team

@@ -47,3 +47,18 @@ def test_positions_on_a_hexagonal_array():
 
 def test_positions_of_one_spot():
     assert array_positions(torch.tensor([[7.0, 9.0]])).tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("degrees", [-12, -1, 0.3, 2, 9])
+@pytest.mark.parametrize("shape", ["square", "hexagonal"])
+def test_a_turned_array_is_turned_upright(degrees, shape):
+    rows, columns = torch.meshgrid(torch.arange(30), torch.arange(25), indexing="ij")
+    if shape == "square":
+        x, y, expected = columns * 200.0, rows * 200.0, columns
+    else:
+        x, y, expected = (columns + 0.5 * (rows % 2)) * 100.0, rows * 86.6, 2 * columns + rows % 2
+    angle = torch.tensor(degrees * torch.pi / 180)
+    turned = torch.stack([x * angle.cos() - y * angle.sin(), x * angle.sin() + y * angle.cos()], -1)
+    found = array_positions(turned.view(-1, 2) + 4000)
+    assert torch.equal(found[:, 0], expected.reshape(-1))
+    assert torch.equal(found[:, 1], rows.reshape(-1))
