@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import scale
-from her2st import replace_between
+from her2st import markdown, replace_between
 
 from histokit.core.options import option, required, run
 from histokit.data.splits import read_splits
@@ -97,12 +97,6 @@ def drawn_slide() -> tuple[float, float]:
             for pattern in ("expression/*.h5ad", "features/*/*.h5")
         ]
     return sizes[0] / SPOTS, sizes[1] / SPOTS
-
-
-def markdown(rows: pd.DataFrame) -> str:
-    """A table of text."""
-    lines = ["| " + " | ".join(rows.columns) + " |", "|" + "---|" * len(rows.columns)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows.to_numpy()])
 
 
 if __name__ == "__main__":

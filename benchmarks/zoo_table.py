@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from her2st import replace_between
+from her2st import markdown, replace_between
 from zoo_models import REFERENCE, ZOO
 
 from histokit.evaluate.intervals import mean_interval, units_of
@@ -105,9 +105,3 @@ def with_interval(gain: pd.Series) -> str:
     units = units_of([f"{name}" for name in gain.index])
     found = mean_interval(gain.to_numpy(), units)
     return f"{gain.mean():+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-
-
-def markdown(rows: pd.DataFrame) -> str:
-    """A table of text."""
-    lines = ["| " + " | ".join(rows.columns) + " |", "|" + "---|" * len(rows.columns)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows.to_numpy()])
