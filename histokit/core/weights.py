@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -95,6 +97,15 @@ def weights_note(path: str | Path, key: str) -> str:
             return ""
         with safe_open(path, "pt") as file:
             return (file.metadata() or {}).get(key, "")
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file; raises InputError when it is missing."""
+    try:
+        with open(path, "rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot read the weights {path} ({error.strerror})") from error
 
 
 def _is_safetensors(path: Path) -> bool:

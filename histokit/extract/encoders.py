@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from histokit.core.errors import InputError
-from histokit.core.weights import misfit, read_state_dict, weights_note
+from histokit.core.weights import file_sha256, misfit, read_state_dict, weights_note
 from histokit.extract.base import DEFAULT, Encoder, How, versions
 from histokit.extract.hub import find_weights, in_folder
 from histokit.extract.registry import REGISTRY, Foundation, on_meta, page_of
@@ -371,15 +371,6 @@ def _load_strictly(model: nn.Module, path: Path, name: str) -> None:
         hint = f"; they have layer scale: give --encoder {name}{more}init_values=1e-5" * scaled
         raise InputError(f"{path} does not fit {name}: {found}{hint}")
     model.load_state_dict(state)
-
-
-def file_sha256(path: str | os.PathLike) -> str:
-    """SHA-256 of a file; raises InputError when it is missing."""
-    try:
-        with open(path, "rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"cannot read the weights {path} ({error.strerror})") from error
 
 
 def _state_sha256(model: nn.Module) -> str:

@@ -14,10 +14,11 @@ from torch import nn
 
 from histokit.core.errors import InputError
 from histokit.core.files import atomic_path, open_hdf5
+from histokit.core.weights import file_sha256
 from histokit.data.cohort import Cohort
 from histokit.data.features import difference
 from histokit.extract import writer
-from histokit.extract.encoders import TUNED_ON, NetworkEncoder, file_sha256
+from histokit.extract.encoders import TUNED_ON, NetworkEncoder
 from histokit.extract.encoding import Encoding
 from histokit.extract.patches import stored_microns
 

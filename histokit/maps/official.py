@@ -10,13 +10,13 @@ import pandas as pd
 import torch
 
 from histokit.core.errors import InputError
+from histokit.core.weights import file_sha256
 from histokit.data.cohort import Slide
 from histokit.data.official_genes import read_outputs
 from histokit.data.technologies import technology_kind
 from histokit.evaluate.runs import Fold
 from histokit.evaluate.topics.pathways import Collection
 from histokit.evaluate.topics.signatures import Signature
-from histokit.extract.encoders import file_sha256
 from histokit.maps.ensemble import EnsembleMap
 from histokit.maps.slide import Oracle
 from histokit.maps.trust import Trust

@@ -12,7 +12,6 @@ order. With --test, one file is scored on the test slides of splits that say not
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -21,8 +20,9 @@ import pandas as pd
 
 from histokit import __version__, models
 from histokit.core.errors import InputError
-from histokit.core.files import atomic_path, make_folder, reading, write_json
+from histokit.core.files import atomic_path, make_folder, write_json
 from histokit.core.options import Checked, option, required, run
+from histokit.core.weights import file_sha256
 from histokit.data.cohort import Cohort
 from histokit.data.features import difference, feature_identity
 from histokit.data.gene_map import GENE_MAP, read_gene_map
@@ -184,10 +184,6 @@ def check_features(cohort: Cohort, slides: list[str], about: Published, dimensio
 def describe(cfg: Options, encoder: str, cohort: Cohort, splits: list[Split]) -> dict:
     """What config.json says of the run; ``official`` tells it from a training."""
     about = PUBLISHED[cfg.model]
-    digests = []
-    for path in cfg.weights:
-        with reading(Path(path), "file of weights"), open(path, "rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
     options = {
         "data": str(Path(cfg.data).resolve()),
         "model": cfg.model,
@@ -202,7 +198,7 @@ def describe(cfg: Options, encoder: str, cohort: Cohort, splits: list[Split]) ->
     official = {
         "title": about.title,
         "weights": ", ".join(Path(path).name for path in cfg.weights),
-        "weights_sha256": ", ".join(digests),
+        "weights_sha256": ", ".join(map(file_sha256, cfg.weights)),
         "genes": Path(cfg.genes).name,
         "split": cfg.split or "",
     }
