@@ -16,10 +16,8 @@ import dataclasses
 import multiprocessing
 import os
 import sys
-import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -28,17 +26,14 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from zoo_models import FEATURES, LEFT_OUT, ZOO
+from zoo_models import FEATURES, LEFT_OUT, REFERENCE, ZOO
+from zoo_run import PATIENTS, Task, train_and_score
 
 import run_extract
-import run_train
-from histokit.core.files import make_folder, read_json, write_json
 from histokit.core.options import option, required, run
 from histokit.core.progress import progress_bar
 
-PATIENTS = {"A": ["A1"], "B": ["B4"], "C": ["C2", "C3", "C4", "C5"]}
 SCORES = ROOT / "benchmarks" / "results" / "zoo.csv"
-GENES, LISTED = 200, 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +45,7 @@ class Options:
     out: str = option("work/zoo", "folder for features and runs")
     features: list[str] = option(["plain", "best"], "features to measure", choices=tuple(FEATURES))
     target: str = option("counts10k-log1p", "scale of the targets")
-    models: list[str] = option([], "rows of the table to measure; an empty list means all")
+    models: list[str] = option([], "rows of the table; all if empty", choices=tuple(ZOO))
     seeds: int = option(3, "seeds of each network", least=1)
     jobs: int = option(2, "trainings at a time, each on one core", least=1)
     measure: bool = option(True, "train what is missing; without it, only write the table")
@@ -59,12 +54,13 @@ class Options:
 
 def main(cfg: Options) -> None:
     """Extract, choose settings, train, score; then the table."""
-    from zoo_table import write_table
+    from zoo_table import check, write_table
 
+    check(ROOT / cfg.results)
     if cfg.measure:
         extract(cfg)
-        measure(cfg)
-        scores = collect(Path(cfg.out))
+        rows = [row for row in ZOO if not cfg.models or row in (*cfg.models, REFERENCE)]
+        scores = with_others(measure(cfg, rows), cfg)
         scores.to_csv(SCORES, index=False, float_format="%.6g")
         print(f"wrote {SCORES}")
     write_table(pd.read_csv(SCORES), ROOT / cfg.results)
@@ -86,87 +82,45 @@ def extract(cfg: Options) -> None:
             )
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """One run and its scores: some folds at one setting and seed.
-
-    Attributes:
-        row: of the zoo.
-        features: of ``FEATURES``.
-        setting: position of its options among the row's tries.
-        seed: of the training.
-        folds: test slides by the fold's name; ``B>A`` is trained on B and scored on A, ``A`` on the
-            other two patients, and ``C3`` on the other sections of C.
-    """
-
-    row: str
-    features: str
-    setting: int
-    seed: int
-    folds: tuple[str, ...]
-
-    def folder(self, out: Path, target: str) -> Path:
-        """Where its run lies."""
-        name = self.row.replace(", ", "-")
-        kind = "choice" if ">" in self.folds[0] else "final"
-        place = out / "runs" / target / self.features / name
-        return place / f"{kind}-{self.setting}-seed{self.seed}"
-
-    def split(self) -> pd.DataFrame:
-        """slide_id, split, fold."""
-        rows = []
-        for fold in self.folds:
-            train, test = slides_of(fold)
-            rows += [(s, "train", fold) for s in train] + [(s, "test", fold) for s in test]
-        return pd.DataFrame(rows, columns=["slide_id", "split", "fold"])
-
-
-def slides_of(fold: str) -> tuple[list[str], list[str]]:
-    """Training and test slides of a fold, by its name."""
-    if ">" in fold:
-        x, y = fold.split(">")
-        return PATIENTS[x], PATIENTS[y]
-    if fold in PATIENTS:
-        return [s for x, own in PATIENTS.items() if x != fold for s in own], PATIENTS[fold]
-    return [s for s in PATIENTS["C"] if s != fold], [fold]
-
-
-def choices(row: str) -> list[Task]:
+def choices(cfg: Options, row: str) -> list[Task]:
     """Every setting, trained on each patient and scored on each other one; on plain features."""
     folds = tuple(f"{x}>{y}" for x in PATIENTS for y in PATIENTS if x != y)
     count = len(ZOO[row]["tries"])
-    return [Task(row, "plain", k, 0, folds) for k in range(count) if count > 1]
+    return [Task(cfg.out, cfg.target, row, "plain", k, 0, folds) for k in range(count) if count > 1]
 
 
-def finals(row: str, features: str, chosen: dict[str, int], seeds: int) -> list[Task]:
+def finals(cfg: Options, row: str, features: str) -> list[Task]:
     """The runs that are reported; each fold at the setting chosen without its test patient."""
     closed = ZOO[row]["options"].get("preset") is None  # a closed form has no seed
+    chosen = {y: choose(cfg, row, y) for y in PATIENTS}
     folds = {fold: chosen.get(fold, chosen["C"]) for fold in (*PATIENTS, *PATIENTS["C"])}
+    groups = {k: tuple(f for f, own in folds.items() if own == k) for k in folds.values()}
     return [
-        Task(row, features, setting, seed, tuple(f for f, k in folds.items() if k == setting))
-        for seed in range(1 if closed else seeds)
-        for setting in sorted(set(folds.values()))
+        Task(cfg.out, cfg.target, row, features, setting, seed, own)
+        for seed in range(1 if closed else cfg.seeds)
+        for setting, own in sorted(groups.items())
     ]
 
 
-def measure(cfg: Options) -> None:
-    """Settings first, then what is reported."""
-    out, rows = Path(cfg.out), cfg.models or list(ZOO)
-    perform(cfg, [task for row in rows for task in choices(row)], "choosing")
-    tasks = []
-    for row in rows:
-        chosen = {y: choose(out, cfg.target, row, y) for y in PATIENTS}
-        for features in cfg.features:
-            if (features, row) not in LEFT_OUT:
-                tasks += finals(row, features, chosen, cfg.seeds)
-    perform(cfg, tasks, "training")
+def measure(cfg: Options, rows: Sequence[str]) -> pd.DataFrame:
+    """Settings first, then what is reported, of which this is the table."""
+    perform(cfg, [task for row in rows for task in choices(cfg, row)], "choosing")
+    reported = [
+        task
+        for row in rows
+        for features in cfg.features
+        if (features, row) not in LEFT_OUT
+        for task in finals(cfg, row, features)
+    ]
+    perform(cfg, reported, "training")
+    return collect(reported)
 
 
-def choose(out: Path, target: str, row: str, patient: str) -> int:
+def choose(cfg: Options, row: str, patient: str) -> int:
     """The setting with the best PCC over the two patients that are not tested."""
     values = {}
-    for task in choices(row):
-        folds = read_json(task.folder(out, target) / "scores.json")["folds"]
+    for task in choices(cfg, row):
+        folds = task.scores()["folds"]
         others = [found for name, found in folds.items() if patient not in name.split(">")]
         values[task.setting] = np.mean([_mean_pcc(found) for found in others])
     return max(values, key=values.get) if values else 0
@@ -178,112 +132,38 @@ def _mean_pcc(fold: dict) -> float:
 
 def perform(cfg: Options, tasks: Sequence[Task], what: str) -> None:
     """Train and score what is missing, several at a time."""
-    out = Path(cfg.out)
-    missing = [t for t in tasks if not (t.folder(out, cfg.target) / "scores.json").is_file()]
-    context = multiprocessing.get_context("spawn")
+    missing = [task for task in tasks if task.scores() is None]
     os.environ |= {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(cfg.jobs, mp_context=context) as pool:
-        waiting = [pool.submit(train_and_score, task, cfg) for task in missing]
+        waiting = [pool.submit(train_and_score, task) for task in missing]
         for done in progress_bar(as_completed(waiting), total=len(waiting), desc=what):
             done.result()
 
 
-def train_and_score(task: Task, cfg: Options) -> None:
-    """One run in this process, its scores written last."""
-    out = Path(cfg.out)
-    folder = make_folder(task.folder(out, cfg.target))
-    split = folder / "split.csv"
-    task.split().to_csv(split, index=False)
-    given = {
-        "data": str(out / "data"),
-        "run": str(folder),
-        "encoder": FEATURES[task.features],
-        "target": cfg.target,
-        "panel": "detected",
-        "top_genes": GENES,
-        "standardize": "slide",
-        "folds": str(split),
-        "seed": task.seed,
-        "allow_leakage": True,  # sections of patient C test one another within C
-    }
-    spec = ZOO[task.row]
-    with open(folder / "log.txt", "a") as log, redirect_stdout(log), redirect_stderr(log):
-        begin = time.perf_counter()
-        options = given | spec["options"] | spec["tries"][task.setting]
-        run_train.main(run_train.Options(**options))
-        seconds = (time.perf_counter() - begin) / len(task.folds)
-        write_json(folder / "scores.json", score(folder) | {"train_seconds": round(seconds, 2)})
-
-
-def score(folder: Path) -> dict:
-    """Every figure of the test slides of a run, by fold, from its predictions."""
-    from histokit.evaluate.controls import open_cohort
-    from histokit.evaluate.runs import Run
-    from histokit.evaluate.views import Views
-
-    trained = Run(folder)
-    folds, pools = {}, {}
-    begin = time.perf_counter()
-    for view in Views(trained, open_cohort(trained)).of():
-        listed = (view.fold.genes["hvg_rank"] <= LISTED).to_numpy()
-        own = folds.setdefault(view.fold.name, {"slides": []})
-        own["slides"].append(figures(view, listed))
-        own["parameters"] = sum(p.numel() for p in view.model.parameters())
-        predicted = view.prediction[:, :].double().numpy()[:, listed]
-        target = view.target[:, np.flatnonzero(listed)].toarray()
-        pools.setdefault(view.fold.name, []).append((predicted, target))
-    seconds = (time.perf_counter() - begin) / sum(map(len, pools.values()))
-    for name, parts in pools.items():
-        predicted, target = (np.concatenate(part) for part in zip(*parts, strict=True))
-        folds[name]["pcc_pooled"] = float(np.mean(np.nan_to_num(pearson(predicted, target))))
-    return {"folds": folds, "predict_seconds": round(seconds, 3)}
-
-
-def figures(view, listed: np.ndarray) -> dict:
-    """A slide's figures over the 50 genes most variable in training; constant ones counted."""
-    pcc, measured = view.score.pcc[listed], view.score.measured[listed]
-    varies = measured & ~view.score.constant_target[listed]
-    constant = view.score.constant_pred[listed] & varies
-    zero = np.where(constant, 0.0, pcc)[varies]
-    return {
-        "slide_id": view.slide.slide_id,
-        "spots": len(view.slide.barcodes),
-        "pcc": float(np.mean(pcc[varies & ~constant])) if (varies & ~constant).any() else None,
-        "pcc_zero": float(np.mean(zero)),
-        "constant": int(constant.sum()),
-        "above_zero": float(np.mean(zero > 0)),
-        "mse": float(np.mean(view.score.mse[listed][measured])),
-        "variance": float(np.mean(view.score.variance[listed][measured])),
-    }
-
-
-def pearson(predicted: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """(G,) correlation of the columns, NaN where one is constant."""
-    a, b = (x - x.mean(axis=0) for x in (predicted, target.astype(float)))
-    scale = np.sqrt((a * a).sum(axis=0) * (b * b).sum(axis=0))
-    constant = (a.std(axis=0) < 1e-6) | (b.std(axis=0) < 1e-6)
-    return np.where(constant, np.nan, (a * b).sum(axis=0) / np.where(constant, 1, scale))
-
-
-def collect(out: Path) -> pd.DataFrame:
+def collect(tasks: Sequence[Task]) -> pd.DataFrame:
     """One row a test slide of every reported training."""
     rows = []
-    for path in sorted(out.glob("runs/*/*/*/final-*/scores.json")):
-        target, features, row, name = path.parts[-5:-1]
-        _, setting, seed = name.split("-")
-        row = next(known for known in ZOO if known.replace(", ", "-") == row)
-        found = read_json(path)
-        common = {"target": target, "features": features, "model": row}
-        common |= {"seed": int(seed.removeprefix("seed"))}
-        common |= {"setting": str(ZOO[row]["tries"][int(setting)])}
-        common |= {key: value for key, value in found.items() if key != "folds"}
+    for task in tasks:
+        found = task.scores()
+        common = {"target": task.target, "features": task.features, "model": task.row}
+        common |= {"seed": task.seed, "setting": str(ZOO[task.row]["tries"][task.setting])}
+        common |= {k: v for k, v in found.items() if k not in ("folds", "stamp")}
         for fold, own in found["folds"].items():
             common |= {"fold": fold, "protocol": "patients" if fold in PATIENTS else "within C"}
-            common |= {"parameters": own["parameters"], "pcc_pooled": own["pcc_pooled"]}
+            common |= {k: v for k, v in own.items() if k != "slides"}
             rows += [common | slide for slide in own["slides"]]
     first = ["target", "features", "protocol", "model", "fold", "seed", "slide_id", "setting"]
     table = pd.DataFrame(rows)
     return table[[*first, *(c for c in table if c not in first)]].sort_values(first[:7])
+
+
+def with_others(scores: pd.DataFrame, cfg: Options) -> pd.DataFrame:
+    """The rows just measured, and those of other targets that were measured before."""
+    if not SCORES.is_file():
+        return scores
+    known = pd.read_csv(SCORES)
+    return pd.concat([scores, known[known["target"] != cfg.target]], ignore_index=True)
 
 
 if __name__ == "__main__":

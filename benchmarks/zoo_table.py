@@ -9,9 +9,23 @@ import pandas as pd
 from her2st import markdown, replace_between
 from zoo_models import REFERENCE, ZOO
 
+from histokit.core.errors import InputError
 from histokit.evaluate.intervals import mean_interval, units_of
 
 WORDS = {"patients": "a new patient", "within C": "a new section of patient C"}
+
+
+def check(results: Path) -> None:
+    """See that the document has a place for the tables, before hours are spent on them.
+
+    Raises:
+        InputError: it has none.
+    """
+    if not all(f"<!-- zoo:{end} -->" in results.read_text() for end in ("begin", "end")):
+        raise InputError(
+            f"{results} has no place for the tables: write <!-- zoo:begin --> and <!-- zoo:end --> "
+            "on lines of their own"
+        )
 
 
 def write_table(scores: pd.DataFrame, results: Path) -> None:
@@ -87,13 +101,16 @@ def costs(scores: pd.DataFrame) -> pd.DataFrame:
         own = scores[(scores["model"] == model) & (scores["protocol"] == "patients")]
         if own.empty:
             continue
+        epoch = (own["train_seconds"] / own["slide_epochs"]).median()
         chosen = own.groupby("fold")["setting"].first().str.replace(r"[{}']", "", regex=True)
         rows.append(
             {
                 "model": model,
                 "parameters": f"{own['parameters'].max():,}",
-                "seconds of a training": f"{own['train_seconds'].median():.1f}",
-                "seconds a slide": f"{own['predict_seconds'].median():.2f}",
+                "ms a slide and epoch": f"{1000 * epoch:.0f}",
+                "seconds to predict a slide": f"{own['predict_seconds'].median():.2f}",
+                "network calls": f"{own['network_calls'].max()}",
+                "peak MiB": f"{own['peak_mib'].median():,.0f}",
                 "setting chosen for A; B; C": "; ".join(chosen),
             }
         )
