@@ -15,6 +15,7 @@ from histokit import ops
 from histokit.core.errors import InputError
 from histokit.core.weights import load_weights, misfit, read_state_dict
 from histokit.models.base import Standardizer
+from histokit.ops.dispatch import full_precision
 from histokit.ops.gemm import Linear
 
 TECHNOLOGIES = ("<pad>", "Spatial Transcriptomics", "Visium", "Xenium", "Visium HD")
@@ -47,12 +48,13 @@ def frame_bias(coords: torch.Tensor, edge_bias: nn.Module) -> torch.Tensor:
     signs of the axes. ``edge_bias`` maps a patch's two coordinates in a frame and its distance to
     a bias for each head; the four frames are averaged, and with that the coordinates cancel.
     """
-    relative = coords - coords[:, None]  # (N, N, 2): row n looks from patch n
-    distance = relative.square().sum(-1).sqrt()
-    centered = relative - relative.mean(1, keepdim=True)
-    axes = torch.linalg.eigh(centered.mT @ centered).eigenvectors  # (N, 2, 2)
-    frames = axes[:, None] * axes.new_tensor(SIGNS)[None, :, None, :]  # (N, 4, 2, 2)
-    local = torch.einsum("nmc,nfck->nfmk", centered, frames)
+    with full_precision(coords):  # a lower one rounds places, and has no eigenvectors
+        relative = coords - coords[:, None]  # (N, N, 2): row n looks from patch n
+        distance = relative.square().sum(-1).sqrt()
+        centered = relative - relative.mean(1, keepdim=True)
+        axes = torch.linalg.eigh(centered.mT @ centered).eigenvectors  # (N, 2, 2)
+        frames = axes[:, None] * axes.new_tensor(SIGNS)[None, :, None, :]  # (N, 4, 2, 2)
+        local = torch.einsum("nmc,nfck->nfmk", centered, frames)
     distance = distance[:, None, :, None].expand(*local.shape[:3], 1)
     bias = edge_bias(torch.cat([local, distance], dim=-1))  # (N, 4, N, h)
     return bias.mean(1).permute(2, 0, 1)
@@ -220,10 +222,7 @@ class STPath(nn.Module):
         if expression is None:
             h = encoder.image_embed(features) + (slide + encoder.gene_embed.weight[:, MASK_TOKEN])
         else:
-            weight = encoder.gene_embed.weight
-            known = (
-                expression @ weight.T if expression.is_sparse_csr else F.linear(expression, weight)
-            )
+            known = _product(expression, encoder.gene_embed.weight)
             h = encoder.image_embed(features) + known + slide
         for block in self.model.blks:
             h = block(h, coords)
@@ -250,6 +249,17 @@ class STPath(nn.Module):
         model = cls(**sizes, attention=attention)
         load_weights(model, state, Path(path))
         return model.eval()
+
+
+def _product(expression: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """(N, G) dense or CSR by (width, G) to (N, width), in the type of the weights.
+
+    torch has sparse products of float32 and float64 alone, which autocast would not leave them.
+    """
+    if not expression.is_sparse_csr:
+        return F.linear(expression, weight)
+    with full_precision(weight):
+        return expression.to(weight.dtype) @ weight.T
 
 
 def _sizes(state: dict[str, torch.Tensor]) -> dict[str, int]:

@@ -240,3 +240,17 @@ def test_crops_are_the_nearest_patches_in_order():
 def test_place_is_needed():
     with pytest.raises(InputError, match="give its coordinates"):
         STPathModel(**OWN).predict(torch.randn(4, 12), "IDC")
+
+
+@pytest.mark.parametrize("attention", ["fused", "as_published"])
+@pytest.mark.parametrize("lower", [torch.bfloat16, torch.float16])
+def test_known_expression_under_autocast(attention, lower):
+    network = STPath(attention=attention, **SMALL).eval()
+    features, coords = slide(20)
+    known = network.masked_expression(20)
+    known[::2] = torch.rand(10, 30)
+    for given in (known, known.to_sparse_csr()):
+        expected = network(features, coords, 1, 2, given)
+        with torch.autocast("cpu", lower):
+            found = network(features, coords, 1, 2, given)
+        torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
