@@ -109,6 +109,7 @@ def main(cfg: Options) -> None:
     from histokit.core import distributed
     from histokit.core.distributed import ALONE
     from histokit.core.files import folder_lock, make_folder, remove_leftovers
+    from histokit.core.progress import within
     from histokit.data.cohort import Cohort, check_alike, refuse_missing
     from histokit.extract.finetune import Patches
     from histokit.train import run as runs
@@ -137,8 +138,9 @@ def main(cfg: Options) -> None:
         runs.claim(folder, training, cohort, folds, features=runs.shared_identity(about))
         audit.audit_training(cohort, folds, cfg.panel, folder / "audit", leaks)
         key = runs.join_genes(cohort, folds, folder, ALONE)
-        for split in folds:
-            finetune_fold(cfg, training, cohort, split, key, patches)
+        for number, split in enumerate(folds, 1):
+            with within(f"fold {number} of {len(folds)}"):
+                finetune_fold(cfg, training, cohort, split, key, patches)
     print(f"wrote {len(folds)} tuned encoders to {folder} and their features to {place}")
 
 

@@ -89,31 +89,39 @@ def train_folds(folder: Path, cfg: Options, cohort, folds: list, team, key, taug
     """
     from histokit.core.distributed import ALONE
     from histokit.core.files import make_folder
+    from histokit.core.progress import within
     from histokit.models.registry import MODELS, NETWORK
     from histokit.train import fold as steps
 
     together = MODELS[cfg.model].trained_by == NETWORK
-    helpers = team if together else ALONE
-    for split in folds if together else team.share(folds):
+    helpers, own = (team, folds) if together else (ALONE, team.share(folds))
+    for number, split in enumerate(own, 1):
         place = make_folder(folder / "folds" / split.id)
-        if steps.is_trained(place):
-            if helpers.first:
-                print(f"fold {split.name}: already trained")
-            continue
-        own = cohort.of_fold(split.id).with_cancers(split.cancers)
-        learnt = taught(split).with_cancers(split.cancers) if taught else own
-        slides = steps.FoldSlides(own, learnt, split)
-        panel = steps.choose_panel(slides, cfg, key)
-        moments, kept = steps.read_slides(slides, panel, cfg, helpers)
-        panel, seen = steps.rank_genes(panel, moments, kept, cfg, split.name)
-        standardizer = steps.fit_standardizer(slides, moments, cfg)
-        task = steps.FoldTask(slides, panel, standardizer, cfg, place, helpers)
-        steps.write_tables(task)
-        if cohort.by_fold and helpers.first:
-            steps.write_features(own.provenance(split.train[0]), place)
-        trained = steps.fit(task, kept, seen)
-        steps.save(task, trained)
+        if not steps.is_trained(place):
+            with within(f"fold {number} of {len(own)}"):
+                train_fold(place, cfg, cohort, split, helpers, key, taught)
+        elif helpers.first:
+            print(f"fold {split.name}: already trained")
     team.wait()
+
+
+def train_fold(place: Path, cfg: Options, cohort, split, team, key, taught=None) -> None:
+    """Train one fold into its folder; arguments as of ``train_folds``."""
+    from histokit.train import fold as steps
+    from histokit.train.auto import fit
+
+    own = cohort.of_fold(split.id).with_cancers(split.cancers)
+    learnt = taught(split).with_cancers(split.cancers) if taught else own
+    slides = steps.FoldSlides(own, learnt, split)
+    panel = steps.choose_panel(slides, cfg, key)
+    moments, kept = steps.read_slides(slides, panel, cfg, team)
+    panel, seen = steps.rank_genes(panel, moments, kept, cfg, split.name)
+    standardizer = steps.fit_standardizer(slides, moments, cfg)
+    task = steps.FoldTask(slides, panel, standardizer, cfg, place, team)
+    steps.write_tables(task)
+    if cohort.by_fold and team.first:
+        steps.write_features(own.provenance(split.train[0]), place)
+    steps.save(task, fit(task, kept, seen))
 
 
 if __name__ == "__main__":

@@ -288,15 +288,25 @@ def _checked(name: str, roles: dict, slides: pd.DataFrame, val_fraction: float, 
             "extract them, or leave them out with --allow-missing"
         )
     if not val:
-        val = _validation(slides.loc[train], val_fraction, seed)
+        val = choose_validation(slides.loc[train], val_fraction, seed)
     return Split(name, [s for s in train if s not in val], val, test)
 
 
-def _validation(train: pd.DataFrame, fraction: float, seed: int) -> list[str]:
-    """Validation slides: whole patients, or slides of the only patient; none of a single slide."""
-    groups = train["patient"]
-    if groups.nunique() == 1:
-        groups = pd.Series(train.index, index=train.index)
+def groups_of(slides: pd.DataFrame) -> pd.Series:
+    """What is held out together, by slide: whole patients, or slides where there is one patient."""
+    groups = slides["patient"]
+    return groups if groups.nunique() > 1 else pd.Series(slides.index, index=slides.index)
+
+
+def choose_validation(train: pd.DataFrame, fraction: float, seed: int) -> list[str]:
+    """Validation slides: whole patients, or slides of the only patient; none of a single slide.
+
+    Args:
+        train: index slide_id, column patient.
+        fraction: share of the patients, or slides; at least one, none for 0.
+        seed: the seed of the choice.
+    """
+    groups = groups_of(train)
     names = np.array(sorted(groups.unique()))
     if len(names) == 1 or fraction == 0:
         return []

@@ -6,6 +6,7 @@ Names are imported when they are asked for, so that the table of models needs no
 import importlib
 
 _PLACES = {
+    "Average": "average",
     "BLEEP": "bleep",
     "BPBooster": "bpbooster",
     "Batch": "base",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -14,15 +15,25 @@ from histokit.models.registry import MODELS
 MOMENTS = ("feature_mean", "feature_scale")
 
 
-def save(model: Model, name: str, arguments: dict, folder: Path) -> None:
-    """Write a model; ``arguments`` rebuild it. The weights come last: they mark a whole model."""
-    description = {
+def describe(model: Model, name: str, arguments: Mapping) -> dict:
+    """What model.json says of a model: its name, the arguments that rebuild it, its standardizer.
+
+    Args:
+        model: the model.
+        name: its row of the table of models.
+        arguments: those of its class.
+    """
+    return {
         "model": name,
-        "arguments": arguments,
+        "arguments": dict(arguments),
         "standardize": model.standardizer.how,
         "blocks": list(model.standardizer.blocks),
     }
-    write_json(folder / "model.json", description)
+
+
+def save(model: Model, name: str, arguments: dict, folder: Path) -> None:
+    """Write a model; ``arguments`` rebuild it. The weights come last: they mark a whole model."""
+    write_json(folder / "model.json", describe(model, name, arguments))
     state = model.state_dict()
     if model.standardizer.how == "train":
         state |= dict(

@@ -16,6 +16,7 @@ from histokit.models.presets import (
     BOOSTER_FOR_FEW,
     BOOSTER_LR,
     BOOSTER_SIZES,
+    COMPOSED,
     DEEPSPOT,
     DEEPSPOT_SMALL,
     HISTOGENE,
@@ -39,6 +40,10 @@ from histokit.models.presets import (
 )
 
 CLOSED_FORM, NETWORK, BOOSTED = "closed form", "network", "bpbooster"
+AVERAGED, CHOSEN = "average", "choice"  # of members, among candidates
+AVERAGE = "average"  # the name of the row
+MEMBERS = ("ridge-by-gene", "mlp", "bpbooster", "histoprism")  # from simple to not
+CANDIDATES = (*MEMBERS, AVERAGE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +53,8 @@ class ModelSpec:
     Attributes:
         name: as on the command line.
         place: module and class, ``histokit.models.baselines:LinearMap``.
-        trained_by: ``closed form``, ``network`` or ``bpbooster``; see ``histokit.train.fold``.
+        trained_by: ``closed form``, ``network`` or ``bpbooster``; see ``histokit.train.fold``; or
+            ``average`` or ``choice`` of other models; see ``histokit.train.auto``.
         presets: hyper-parameters by the preset's name.
         own: options that few other models have; refused for those that do not list them.
         settings: what tells closed forms of one class apart.
@@ -91,6 +97,7 @@ _HISTOGENE = tuple(f"histogene_{name}" for name in ("heads", "tables", "start"))
 _TRIPLEX = tuple(
     f"triplex_{name}" for name in ("config", "project", "clamp", "neighbors", "ablation", "spots")
 )
+_AVERAGE = "histokit.models.average:Average"
 _BY_FOLDS = "by grouped cross-validation"
 _RETRIEVAL = ("retrieval_k", "retrieval_weights")
 _BLEEP = ("bleep_temperature", "bleep_batch", "bleep_normalize")
@@ -246,6 +253,20 @@ MODELS: Mapping[str, ModelSpec] = {
             BOOSTED,
             presets={name: BOOSTER | {"lr": lr["random"]} for name, lr in BOOSTER_LR.items()},
             own=(*(name for name in BOOSTER if name not in PAPER), "programs"),
+        ),
+        ModelSpec(
+            AVERAGE,
+            _AVERAGE,
+            AVERAGED,
+            presets={"paper": COMPOSED, "small": COMPOSED},
+            regressor=f"the mean of the predictions of {', '.join(MEMBERS)}",
+        ),
+        ModelSpec(
+            "auto",
+            _AVERAGE,
+            CHOSEN,
+            presets={"paper": COMPOSED, "small": COMPOSED},
+            regressor="chosen on held-out training patients, in each fold by itself",
         ),
         ModelSpec(
             "library-size",

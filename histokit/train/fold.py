@@ -15,7 +15,7 @@ from histokit import models
 from histokit.core.distributed import ALONE, Team
 from histokit.core.errors import InputError
 from histokit.core.files import atomic_path, write_json
-from histokit.core.progress import progress_bar
+from histokit.core.progress import placed, progress_bar
 from histokit.data.cohort import Slide
 from histokit.data.features import FOLD_FEATURES, feature_identity
 from histokit.data.gene_keys import GeneKey
@@ -50,7 +50,8 @@ def choose_panel(slides: FoldSlides, cfg: Options, key: GeneKey | None = None) -
 def fit_standardizer(slides: FoldSlides, moments: TrainingMoments, cfg: Options) -> Standardizer:
     """What is done to features before a model sees them."""
     blocks = slides.cohort.provenance(slides.split.train[0]).get("blocks", ())
-    return Standardizer.from_moments(cfg.standardize, *moments.feature_moments(), blocks)
+    how = cfg.standardize or "none"  # a model made of others leaves it to them
+    return Standardizer.from_moments(how, *moments.feature_moments(), blocks)
 
 
 def write_tables(task: FoldTask) -> None:
@@ -87,7 +88,8 @@ def fit(task: FoldTask, slides: list[Slide], seen: np.ndarray) -> Trained:
 def save(task: FoldTask, trained: Trained) -> None:
     """Write model.json and, last, model.safetensors; checkpoints go."""
     if task.team.first:
-        models.save(trained.model, task.spec.name, trained.arguments, task.folder)
+        name = trained.name or task.spec.name
+        models.save(trained.model, name, trained.arguments, task.folder)
         shutil.rmtree(task.folder / "checkpoints", ignore_errors=True)
         print(f"fold {task.split.name}: {trained.said}")
     task.team.wait()
@@ -107,10 +109,11 @@ def read_slides(
     cohort, taught, split = slides.cohort, slides.taught, slides.split
     bar = progress_bar(
         slides.members if stacked else team.share(slides.members),
-        desc=f"fold {split.name}: reading",
+        desc="reading",
         unit="slide",
     )
     for slide_id in bar:
+        bar.set_description(placed(f"reading {slide_id}"), refresh=False)
         try:
             slide = cohort.load(slide_id, genes)
         except InputError as error:

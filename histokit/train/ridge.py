@@ -13,6 +13,7 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import GroupKFold
 from sklearn.preprocessing import StandardScaler
 
+from histokit.core.progress import progress_bar
 from histokit.data.genes import moments
 from histokit.data.sparse import csr_tensor
 from histokit.models.baselines import LinearMap, Mean
@@ -145,6 +146,7 @@ def fit_ridge(
     """
     folds = min(5, len(np.unique(spots.group)))
     splits = GroupKFold(folds).split(spots.x, groups=spots.group)
+    splits = progress_bar(splits, total=folds, desc="choosing the penalty", unit="part")
     alpha = choose_alpha(spots, splits, rescale, components, by_gene)
     return ridge_at(spots, alpha, rescale, components), alpha
 

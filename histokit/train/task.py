@@ -68,8 +68,16 @@ class FoldTask:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A trained model, the arguments that rebuild it, and a line on what was done."""
+    """A trained model.
+
+    Attributes:
+        model: the model.
+        arguments: those of its class, which rebuild it.
+        said: a line on what was done.
+        name: its row of the table of models, where that is not the task's.
+    """
 
     model: Model
     arguments: dict
     said: str
+    name: str = ""

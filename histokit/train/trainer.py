@@ -17,7 +17,7 @@ import torch
 from histokit.core.distributed import ALONE, Team
 from histokit.core.errors import InputError
 from histokit.core.files import FULL, atomic_path, unreadable
-from histokit.core.progress import progress_bar
+from histokit.core.progress import placed, progress_bar
 from histokit.core.stopping import Stopped, noted_signals
 from histokit.models.base import Batch, Model, Target
 from histokit.train.loader import SlideReader, TrainingSlide
@@ -281,7 +281,9 @@ def run_epochs(
             epoch, steps = len(state.history) + 1, state.epoch["steps"]
             raise Stopped(f"saved in epoch {epoch} after {steps} steps", signum or signal.SIGTERM)
 
-    progress = progress_bar(total=last, initial=len(state.history), desc="epochs", unit="epoch")
+    # where validation may end the training sooner, a share of the epochs would claim too little
+    total = None if val_steps and settings.patience < last else last
+    progress = progress_bar(total=total, initial=len(state.history), desc="epochs", unit="epoch")
     with progress, noted_signals() as signal_number:
         while not _finished(state, last, settings.patience, val_steps is not None):
             epoch = state.epoch
@@ -307,10 +309,18 @@ def run_epochs(
                 state.best = copy.deepcopy(model.state_dict()) if val_steps else None
             if on_epoch and team.first:
                 on_epoch(row)
-            progress.update()
+            if val_steps:
+                progress.set_description(placed(_standing(state, settings.patience)), refresh=False)
             progress.set_postfix(train=row["train_loss"], val=row["val_loss"], refresh=False)
+            progress.update()
     _save(checkpoint, parts, state, team, settings.on_error)
     return Result(state.best or model.state_dict(), state.best_epoch, state.history)
+
+
+def _standing(state: Progress, patience: int) -> str:
+    """``epoch 12, best 8 (patience 4/10)``."""
+    done = len(state.history)
+    return f"epoch {done}, best {state.best_epoch} (patience {done - state.best_epoch}/{patience})"
 
 
 def _begun(optimizer) -> dict:
