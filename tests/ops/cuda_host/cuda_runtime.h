@@ -16,6 +16,7 @@
 #include <cstdio>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -42,11 +43,11 @@ enum cudaError_t { cudaSuccess = 0, cudaErrorLaunchFailure = 719 };
 
 namespace cuda_host {
 
-constexpr unsigned kMaxValueBytes = 8;
+constexpr unsigned kMaxValueBytes = 24;  // of a shuffle, or of a product's operands
 constexpr size_t kStackBytes = 256 << 10;
 
 struct Slot {
-  alignas(kMaxValueBytes) unsigned char bytes[kMaxValueBytes];
+  alignas(8) unsigned char bytes[kMaxValueBytes];
   unsigned line;
 };
 
@@ -211,6 +212,31 @@ void poison(T& shared, uint64_t& seen) {
 
 using Here = std::source_location;
 
+// Dynamic shared memory: as long as the launch asked for, which may be more than 48 KB only after
+// the kernel was allowed to.
+inline int max_shared_bytes = 227 << 10;  // tests change it
+inline std::map<const void*, int> allowed_shared_bytes;
+inline std::unique_ptr<unsigned char[]> shared_bytes;
+inline size_t num_shared_bytes;
+inline uint64_t shared_bytes_met_in_block;
+
+inline unsigned char* dynamic_shared() {
+  if (std::exchange(shared_bytes_met_in_block, block_number) != block_number)
+    std::memset(shared_bytes.get(), 0xff, num_shared_bytes);
+  return shared_bytes.get();
+}
+
+template <class... Parameters, class... Arguments>
+void launch_shared(void (*kernel)(Parameters...), dim3 grid, dim3 shape, size_t bytes,
+                   Arguments... arguments) {
+  const auto found = allowed_shared_bytes.find(reinterpret_cast<const void*>(kernel));
+  const int allowed = found == allowed_shared_bytes.end() ? 48 << 10 : found->second;
+  if (bytes > static_cast<size_t>(allowed)) return fail("more shared memory than is allowed", 0);
+  shared_bytes.reset(new unsigned char[bytes]);
+  num_shared_bytes = bytes;
+  launch(kernel, grid, shape, arguments...);
+}
+
 }  // namespace cuda_host
 
 #define HK_LAUNCH(kernel, grid, block, stream, ...) \
@@ -256,6 +282,26 @@ template <class T>
 T min(T a, T b) {
   if constexpr (std::is_floating_point_v<T>) return std::fmin(a, b);
   return b < a ? b : a;
+}
+
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+enum cudaDeviceAttr {
+  cudaDevAttrComputeCapabilityMajor,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin,
+};
+template <class... Parameters>
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute, int bytes) {
+  if (bytes > cuda_host::max_shared_bytes) return cudaErrorLaunchFailure;
+  cuda_host::allowed_shared_bytes[reinterpret_cast<const void*>(kernel)] = bytes;
+  return cudaSuccess;
+}
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
+  *value = which == cudaDevAttrComputeCapabilityMajor ? 9 : cuda_host::max_shared_bytes;
+  return cudaSuccess;
 }
 
 inline cudaError_t cudaGetLastError() {
