@@ -221,7 +221,7 @@ class ProtocolScores:
             moments = StreamingPearson(len(columns))
             self.pools[key] = Pool(moments, missing, flags, slide.cancer)
         pool = self.pools[key]
-        pool.missing |= ~slide.measured[columns]
+        pool.missing |= ~(slide.measured & fold.learned)[columns]
         target = view.target[:, columns]
         prediction = view.prediction[:, torch.from_numpy(columns)]
         for start in range(0, len(prediction), _SPOTS):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from histokit.core.errors import InputError
@@ -49,7 +50,11 @@ class Fold:
 
     @cached_property
     def genes(self) -> pd.DataFrame:
-        """gene, gene_id, symbol, hvg_rank, train_mean, train_variance; rows are model outputs."""
+        """Rows are the model's outputs.
+
+        gene, gene_id, symbol, hvg_rank, train_mean, train_variance, train_spots (how many spots
+        that measured the gene the model was fitted on).
+        """
         path = self.folder / "genes.csv"
         table = self._table("genes.csv", ("gene", "gene_id", "symbol"), "table of a fold's genes")
         if self.is_finished() and len(table) != self._outputs():
@@ -58,6 +63,20 @@ class Fold:
             for column in table.columns.difference(["gene", "gene_id", "symbol"]):
                 table[column] = table[column].replace("", "nan").astype(float)
         return table
+
+    @cached_property
+    def learned(self) -> np.ndarray:
+        """(G,) bool, outputs that a training slide measured; the others are whatever they began as.
+
+        All of them where published weights do not say. Runs of before ``train_spots`` was counted
+        cannot tell them from genes without a single count, which nothing was learned about either.
+        """
+        genes = self.genes
+        if "train_spots" in genes:
+            return (genes["train_spots"] != 0).to_numpy()
+        if "train_mean" not in genes or "train_variance" not in genes:
+            return np.ones(len(genes), bool)
+        return ((genes["train_mean"] != 0) | (genes["train_variance"] != 0)).to_numpy()
 
     def _table(self, name: str, columns: tuple[str, ...], what: str) -> pd.DataFrame:
         """A table that the training wrote: it ends every line, so one without that end was cut."""

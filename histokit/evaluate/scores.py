@@ -30,14 +30,15 @@ class SlideScore:
             ``no``, or ``unknown`` where the slide names no patient.
         cancer_known: whether the model was trained on the slide's cancer, where it is told one.
         genes: the fold's gene table.
+        learned: whether a training slide measured the gene; no other gene has a prediction.
         hvg: the genes of the headline PCC.
         measured: whether the slide measured the gene.
         constant_target: measured, but the same in every spot.
-        constant_pred: predicted the same in every spot.
+        constant_pred: measured, and predicted the same in every spot, or not learned.
         pcc: Pearson correlation over the slide's spots, NaN where it does not exist.
-        mse: mean squared error, NaN where not measured.
-        variance: the variance of the target, NaN where not measured.
-        target_mean: mean of the target, NaN where not measured.
+        mse: mean squared error, NaN where not measured or not learned.
+        variance: the variance of the target, NaN where ``mse`` is.
+        target_mean: mean of the target, NaN where ``mse`` is.
     """
 
     fold: str
@@ -49,6 +50,7 @@ class SlideScore:
     cancer_known: bool
     genes: pd.DataFrame
     hvg: np.ndarray
+    learned: np.ndarray
     measured: np.ndarray
     constant_target: np.ndarray
     constant_pred: np.ndarray
@@ -64,7 +66,8 @@ def choose_hvgs(fold: Fold, num_hvg: int, listed: list[str] | None = None) -> np
     Args:
         fold: its gene table ranks genes by training slides only.
         num_hvg: how many; fewer where fewer genes have a rank.
-        listed: gene names, Ensembl ids or symbols that replace the ranking.
+        listed: gene names, Ensembl ids or symbols that replace the ranking; those that no training
+            slide measured are left out.
 
     Returns:
         (G,) bool in the order of the model's outputs.
@@ -75,6 +78,7 @@ def choose_hvgs(fold: Fold, num_hvg: int, listed: list[str] | None = None) -> np
         fix = "name the genes with --hvg-file"
     else:
         chosen = genes[["gene", "gene_id", "symbol"]].isin(listed).any(axis=1).to_numpy()
+        chosen &= fold.learned
         fix = "the list and the panel must use the same kind of name"
         print(f"fold {fold.name}: {chosen.sum()} of the {len(listed)} listed genes are predicted")
     if not chosen.any():
@@ -103,10 +107,10 @@ def score_slide(
     mean, variance = moments(target, np.ones((1, target.shape[1])), np.zeros(spots, int))
     squares, center = torch.from_numpy(variance * spots), torch.from_numpy(mean)
     constant = is_constant(squares, center, spots, torch.finfo(torch.float32).eps).numpy()
-    pcc = np.where(slide.measured & ~constant, pcc.double().numpy(), np.nan)
+    known = slide.measured & fold.learned
+    pcc = np.where(known & ~constant, pcc.double().numpy(), np.nan)
     mse, variance, mean = (
-        np.where(slide.measured, values, np.nan)
-        for values in (mse.double().numpy(), variance, mean)
+        np.where(known, values, np.nan) for values in (mse.double().numpy(), variance, mean)
     )
     return SlideScore(
         fold=fold.name,
@@ -118,6 +122,7 @@ def score_slide(
         cancer_known=True,
         genes=fold.genes,
         hvg=hvg,
+        learned=fold.learned,
         measured=slide.measured,
         constant_target=slide.measured & constant,
         constant_pred=slide.measured & ~constant & np.isnan(pcc),
@@ -150,10 +155,21 @@ class Prediction:
     """A slide's predictions, computed from the hidden layer where they are asked for.
 
     ``prediction[:, genes]`` computes those columns, float32.
+
+    Args:
+        hidden: (N, d).
+        head: from it to the genes.
+        learned: (G,) bool, genes that a training slide measured; the others are zero in every
+            spot. All of them by default.
     """
 
-    def __init__(self, hidden: torch.Tensor, head: torch.nn.Module):
-        self.hidden, self.outputs = hidden, Outputs.of(head)
+    def __init__(
+        self, hidden: torch.Tensor, head: torch.nn.Module, learned: np.ndarray | None = None
+    ):
+        self.hidden = hidden
+        self.outputs = Outputs.of(head)
+        if learned is not None:
+            self.outputs = self.outputs.silencing(torch.from_numpy(learned))
         self.shape = (len(hidden), len(self.outputs))
 
     def __getitem__(self, key: tuple[slice, object]) -> torch.Tensor:

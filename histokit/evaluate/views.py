@@ -141,7 +141,7 @@ def predict(
         InputError: the prediction is not finite.
     """
     fold.check_held_out(slide.slide_id)
-    prediction = Prediction(embed(model, slide, device, known), model.head)
+    prediction = Prediction(embed(model, slide, device, known), model.head, fold.learned)
     if not (prediction.hidden.isfinite().all() and prediction.outputs.is_finite()):
         raise InputError(
             f"the model of fold {fold.name} of {run.folder} predicts values that are not finite "
@@ -233,7 +233,8 @@ class Views:
         context = tuple(np.array(slide.barcodes)[shown].tolist())
         if context:
             slide, target = _some(slide, ~shown), target[~shown]
-            prediction = Prediction(prediction.hidden[torch.from_numpy(~shown)], model.head)
+            rest = prediction.hidden[torch.from_numpy(~shown)]
+            prediction = Prediction(rest, model.head, fold.learned)
         score = score_slide(fold, self._hvg(fold, slide.cancer), slide, prediction, target)
         score = dataclasses.replace(score, cancer_known=model.knows_cancer(slide.cancer))
         if self.run.official and score.patient_seen == "no":  # nobody knows what trained it

@@ -13,6 +13,7 @@ from histokit.data.cohort import Slide
 from histokit.evaluate.runs import Fold, Run
 from histokit.evaluate.views import embed
 from histokit.models.outputs import Outputs
+from histokit.report.page import plural
 
 
 def choose_folds(run: Run, name: str) -> list[Fold]:
@@ -37,9 +38,10 @@ def choose_folds(run: Run, name: str) -> list[Fold]:
 def common_genes(folds: Sequence[Fold]) -> pd.DataFrame:
     """gene, gene_id, symbol, train_mean, train_sd of the genes that all folds predict.
 
+    A gene that no training slide of a fold measured is an output of its model but no prediction.
     The moments of the training targets are means over the folds.
     """
-    tables = [fold.genes.set_index("gene") for fold in folds]
+    tables = [fold.genes[fold.learned].set_index("gene") for fold in folds]
     genes = [gene for gene in tables[0].index if all(gene in table.index for table in tables)]
     means = np.mean([table.loc[genes, "train_mean"] for table in tables], axis=0)
     variances = np.mean([table.loc[genes, "train_variance"] for table in tables], axis=0)
@@ -64,6 +66,8 @@ class Ensemble:
         self.genes = common_genes(folds)
         if self.genes.empty:
             raise InputError(f"the folds of {run.folder} predict no gene in common; choose one")
+        everywhere = set.intersection(*(set(fold.genes["gene"]) for fold in folds))
+        self._unlearned = len(everywhere) - len(self.genes)
         self.models = [fold.load_model() for fold in folds]
         self._columns = [
             torch.from_numpy(pd.Index(fold.genes["gene"]).get_indexer(self.genes.index))
@@ -81,6 +85,11 @@ class Ensemble:
     def said(self, slide: Slide) -> list[str]:
         """Sentences on what the models knew of a slide before, and what they are not told."""
         said = self._seen(slide)
+        if self._unlearned:
+            said.append(
+                f"{plural(self._unlearned, 'gene')} of the panel are not predicted: no training "
+                "slide measured them."
+            )
         if not self.knows_cancer(slide.cancer):
             said.append(
                 f"The model was not trained on the cancer code {slide.cancer} (it knows "

@@ -29,7 +29,8 @@ class Outputs:
     Attributes:
         weight: (G, d) of a linear head; None for ``Direct``.
         bias: (G,) of a linear head; None for ``Direct``.
-        columns: (G,) int64, which of the hidden columns they are; None for a linear head.
+        columns: (G,) int64, which of the hidden columns they are, -1 for a gene that is zero in
+            every spot; None for a linear head.
     """
 
     weight: torch.Tensor | None
@@ -42,6 +43,15 @@ class Outputs:
         if isinstance(head, Direct):
             return cls(None, None, torch.arange(head.out_features))
         return cls(head.weight.detach(), head.bias.detach())
+
+    def silencing(self, learned: torch.Tensor) -> Outputs:
+        """The same genes, of which those not in ``learned``, (G,) bool, are zero in every spot."""
+        if learned.all():
+            return self
+        if self.columns is not None:
+            return Outputs(None, None, self.columns.where(learned, -1))
+        weight = self.weight.masked_fill(~learned[:, None], 0)
+        return Outputs(weight, self.bias.masked_fill(~learned, 0))
 
     def __getitem__(self, genes) -> Outputs:
         """Some of the genes, by an index, a slice or positions."""
@@ -62,7 +72,7 @@ class Outputs:
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """(N, d) to (N, G), or to (N,) of a single gene."""
         if self.columns is not None:
-            return hidden[:, self.columns]
+            return hidden[:, self.columns].where(self.columns >= 0, 0)
         if self.bias.ndim == 0:
             return hidden @ self.weight + self.bias
         return linear(hidden.to(self.weight), self.weight, self.bias)

@@ -107,6 +107,7 @@ def read_slides(
     moments, kept = TrainingMoments(len(panel), cfg.target), []
     genes = panel[["gene", "gene_id", "symbol"]]
     cohort, taught, split = slides.cohort, slides.taught, slides.split
+    fitted = slides.members if cfg.refit else split.train
     bar = progress_bar(
         slides.members if stacked else team.share(slides.members),
         desc="reading",
@@ -121,7 +122,7 @@ def read_slides(
                 raise
             print(f"slide {slide_id} is left out: {error}", file=sys.stderr)
             continue
-        moments.add(slide)
+        moments.add(slide, slide_id in fitted)
         if stacked:
             kept.append(slide if taught is cohort else taught.load(slide_id, genes))
     if not stacked:
@@ -136,6 +137,12 @@ def rank_genes(
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """The panel's final genes with rank and moments, and which of all they are, (G,) bool."""
     panel["train_mean"], panel["train_variance"] = moments.moments()
+    panel["train_spots"] = moments.train_spots
+    if unlearned := int((moments.train_spots == 0).sum()):
+        print(
+            f"fold {fold}: {unlearned:,} of {len(panel):,} genes get no prediction: no training "
+            "slide measures them"
+        )
     seen = np.ones(len(panel), bool)
     if cfg.panel == "detected":
         seen = moments.detected

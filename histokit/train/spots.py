@@ -24,21 +24,28 @@ class TrainingMoments:
 
     Attributes:
         detected: (G,) bool, genes seen in at least 10 % of the spots of every slide.
-        groups: slides by patient.
+        train_spots: (G,) int, spots that measured a gene and fit a model's weights.
     """
 
     def __init__(self, num_genes: int, target: str):
         self.target = target
         self.detected = np.ones(num_genes, bool)
+        self.train_spots = np.zeros(num_genes, int)
         self._counted = np.zeros(num_genes)  # spots that measured a gene
         self._sums = np.zeros((2, num_genes))  # of the targets and of their squares
         self._spots = 0
         self._scaled = np.zeros((2, num_genes))  # the same of counts10k-log1p, for HVGs
         self._features = None  # mean and sum of squared deviations, each (D,) float64
 
-    def add(self, slide: Slide) -> None:
-        """Take one slide into account."""
+    def add(self, slide: Slide, fits: bool = True) -> None:
+        """Take one slide into account.
+
+        Args:
+            slide: the slide.
+            fits: whether weights are fitted on it, and not only when to stop is chosen by it.
+        """
         self.detected &= detected(slide.counts)
+        self.train_spots += fits * len(slide.barcodes) * slide.measured
         self._counted += len(slide.barcodes) * slide.measured
         y = normalize(slide.counts, slide.library_size, self.target)
         self._sums += power_sums(y)
@@ -51,6 +58,7 @@ class TrainingMoments:
     def merge(self, other: TrainingMoments) -> None:
         """Take what another one has seen into account."""
         self.detected &= other.detected
+        self.train_spots += other.train_spots
         self._counted += other._counted
         self._sums += other._sums
         self._scaled += other._scaled

@@ -41,7 +41,8 @@ class FoldTask:
 
     Attributes:
         slides: the slides of the fold.
-        panel: gene, gene_id, symbol, hvg_rank, train_mean, train_variance of the G outputs.
+        panel: gene, gene_id, symbol, hvg_rank, train_mean, train_variance and train_spots (as of
+            ``histokit.evaluate.runs.Fold.genes``) of the G outputs.
         standardizer: the standardizer of the features, fitted on the training and validation spots.
         options: resolved.
         folder: the folder of the fold.

@@ -94,7 +94,8 @@ def score(slide_id, y, fold="f"):
     nothing = np.zeros(y.shape[1], bool)
     return SlideScore(
         fold=fold, slide_id=slide_id, cancer="IDC", patient="", patient_seen="no",
-        num_spots=len(y), cancer_known=True, genes=names, hvg=nothing, measured=~np.isnan(y).any(0),
+        num_spots=len(y), cancer_known=True, genes=names, hvg=nothing, learned=~nothing,
+        measured=~np.isnan(y).any(0),
         constant_target=nothing, constant_pred=nothing, pcc=y[0], mse=y[0],
         variance=y.var(axis=0), target_mean=y.mean(axis=0),
     )  # fmt: skip

@@ -95,6 +95,7 @@ class ClusterTopic(Topic):
             fold = folds[one.fold]
             columns = torch.from_numpy(pd.Index(fold.genes["gene"]).get_indexer(shared))
             outputs = Outputs.of(self.views.model(fold).head)[columns]
+            outputs = outputs.silencing(torch.from_numpy(fold.learned)[columns])
             for part in torch.from_numpy(one.hidden).split(ROWS):
                 yield Block(one.slide_id, one.cancer, outputs(part).float().numpy())
 

@@ -10,11 +10,12 @@ import pandas as pd
 
 from histokit.core.files import make_folder
 from histokit.data.cohort import Cohort
+from histokit.data.gene_names import full_name
 from histokit.evaluate.evaluation import Evaluation
 from histokit.evaluate.metrics import mean_or_nan
 from histokit.evaluate.runs import Fold
 from histokit.evaluate.scores import SlideScore
-from histokit.evaluate.tables import SEEN_GROUPS, detail_sections, map_sections
+from histokit.evaluate.tables import SEEN_GROUPS, detail_sections, map_sections, patient_table
 from histokit.evaluate.topics.base import Part, Topic
 from histokit.evaluate.topics.predictions import read_tissue
 from histokit.evaluate.verdict import UNITS
@@ -53,7 +54,8 @@ def telling_genes(score: SlideScore, mean_pcc: pd.Series) -> dict[str, int]:
     scored = np.flatnonzero(score.hvg & ~np.isnan(score.pcc))
     if not len(scored):
         rank = score.genes["hvg_rank"].to_numpy(dtype=float)
-        scored = np.flatnonzero(score.hvg & score.measured & ~score.constant_target)
+        known = score.hvg & score.learned & score.measured
+        scored = np.flatnonzero(known & ~score.constant_target)
         scored = scored[np.argsort(rank[scored], kind="stable")][:3]
         return {f"variable gene {i + 1}": index for i, index in enumerate(scored)}
     order = np.argsort(-mean_pcc[score.genes["gene"].iloc[scored]].to_numpy(), kind="stable")
@@ -89,11 +91,14 @@ class MapTopic(Topic):
 
 
 class DetailTopic(Topic):
-    """Every test slide, and the best and the worst genes."""
+    """Every test patient and slide, and the best and the worst genes."""
 
     def finish(self, evaluation: Evaluation) -> Part:
-        """Their tables."""
-        return Part(sections=detail_sections(evaluation.slides, evaluation.genes))
+        """Their tables; that of patients also in patients.csv."""
+        patients = patient_table(evaluation.slides, evaluation.summary)
+        patients.to_csv(evaluation.folder / "patients.csv", index=False)
+        sections = detail_sections(evaluation.slides, patients, evaluation.genes)
+        return Part(sections=sections)
 
 
 def draw_map(
@@ -114,7 +119,7 @@ def draw_map(
         return None
     measured, maps = view.target.tocsc(), []
     for label, index in chosen.items():
-        name = score.genes["symbol"].iloc[index] or score.genes["gene"].iloc[index]
+        name = full_name(*score.genes.iloc[index][["gene", "symbol", "gene_id"]])
         title = f"{name}  ·  {label}  ·  PCC {number(float(score.pcc[index]))}"
         own = measured[:, [index]].toarray().ravel()
         maps.append(plots.GeneMap(title, own, view.prediction[:, index].numpy()))
@@ -150,5 +155,5 @@ def draw_overview(slides: pd.DataFrame, genes: pd.DataFrame, folder: Path) -> li
     plots.save(plots.pcc_histogram(genes), histogram)
     return [
         Picture(bars, "Each test slide: mean PCC of its highly variable genes.", 75),
-        Picture(histogram, "Each gene: PCC, mean over the test slides that could be scored.", 75),
+        Picture(histogram, "Each gene: PCC, mean over the test patients that could be scored.", 75),
     ]

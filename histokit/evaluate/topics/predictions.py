@@ -67,8 +67,9 @@ def write_prediction(
     """Write one slide's prediction.
 
     ``X`` is the prediction, ``layers["target"]`` the measured expression, both float32 on the
-    target scale; NaN where a gene was not measured. ``obsm["spatial"]`` holds spot centers in
-    pixels of level 0, ``uns["spatial"]`` the tissue in Space Ranger's form.
+    target scale; NaN where a gene was not measured, in ``X`` where no training slide measured it.
+    ``obsm["spatial"]`` holds spot centers in pixels of level 0, ``uns["spatial"]`` the tissue in
+    Space Ranger's form.
     Of a retrieval model also what ``add_retrieved`` adds; of one that draws, ``add_draws``.
 
     Args:
@@ -83,8 +84,10 @@ def write_prediction(
     var = var.assign(hvg=score.hvg, measured=score.measured, pcc=score.pcc, mse=score.mse)
     measured = target[:, np.flatnonzero(chosen)].toarray()
     measured[:, ~score.measured[chosen]] = np.nan
+    predicted = prediction[:, np.flatnonzero(chosen)].numpy()
+    predicted[:, ~score.learned[chosen]] = np.nan
     data = anndata.AnnData(
-        prediction[:, np.flatnonzero(chosen)].numpy(),
+        predicted,
         obs=pd.DataFrame(index=pd.Index(slide.barcodes, name="barcode")),
         var=var[chosen],
         layers={"target": measured},
@@ -121,7 +124,9 @@ def add_draws(data: anndata.AnnData, view: SlideView, chosen: np.ndarray) -> Non
     """
     model = view.model
     spread = model.behind(view.prediction.hidden).spread
-    data.layers["spread"] = spread[:, np.flatnonzero(chosen)].numpy()
+    spread = spread[:, np.flatnonzero(chosen)].numpy()
+    spread[:, ~view.score.learned[chosen]] = np.nan
+    data.layers["spread"] = spread
     data.uns["samples"], data.uns["seed"] = model.samples, model.sample_seed
     data.uns["network_calls"] = model.network_calls
 

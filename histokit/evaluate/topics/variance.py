@@ -10,9 +10,12 @@ import torch
 
 from histokit.core.distributed import Team
 from histokit.evaluate.evaluation import Evaluation
+from histokit.evaluate.intervals import mean_interval, units_of
 from histokit.evaluate.metrics import mean_or_nan
 from histokit.evaluate.scores import SlideScore
+from histokit.evaluate.summary import averaged, one_row_a_slide
 from histokit.evaluate.topics.base import Part, Topic, gather_rows
+from histokit.evaluate.verdict import averaging
 from histokit.evaluate.views import SlideView
 from histokit.models.sampling import Generative
 from histokit.ops import StreamingPearson
@@ -49,7 +52,9 @@ class VarianceTopic(Topic):
 
     def add(self, view: SlideView) -> None:
         """Compare the variances of a slide."""
-        genes = np.flatnonzero(view.score.hvg & view.score.measured & ~view.score.constant_target)
+        score = view.score
+        known = score.hvg & score.learned & score.measured
+        genes = np.flatnonzero(known & ~score.constant_target)
         prediction, measured = view.prediction[:, genes], view.score.variance[genes]
         row = {"fold": view.fold.name, "slide_id": view.slide.slide_id, "genes": len(genes)}
         row["rvd_hvg"] = relative_variance_distance(_variance(prediction), measured)
@@ -66,17 +71,21 @@ class VarianceTopic(Topic):
         self.rows = gather_rows(team, self.rows, scores)
 
     def finish(self, evaluation: Evaluation) -> Part:
-        """The distances, in variance.csv and their mean over slides in a section."""
+        """The distances, in variance.csv and their mean over patients in a section."""
         table = pd.DataFrame(self.rows)
         table.to_csv(evaluation.folder / "variance.csv", index=False)
-        cells = ["the prediction", mean_or_nan(evaluation.slides["pcc_hvg"].to_numpy(float))]
-        rows = [[*cells, mean_or_nan(table["rvd_hvg"].to_numpy())]]
+        slides = evaluation.slides[["fold", "slide_id", "patient", "below_floor", "pcc_hvg"]]
+        slides = one_row_a_slide(averaged(slides.merge(table, on=["fold", "slide_id"])))
+        units = units_of(slides["patient"])
+
+        def mean(name: str) -> float:
+            return mean_interval(slides[name].to_numpy(float), units).value
+
+        rows = [["the prediction", mean("pcc_hvg"), mean("rvd_hvg")]]
         if "rvd_hvg_one_draw" in table:
-            draw = [
-                mean_or_nan(table[f"{name}_hvg_one_draw"].to_numpy()) for name in ("pcc", "rvd")
-            ]
-            rows.append(["one draw", *draw])
-        shown = Table("", ["", "PCC", "RVD"], rows, "Means over test slides, headline genes.")
+            rows.append(["one draw", mean("pcc_hvg_one_draw"), mean("rvd_hvg_one_draw")])
+        note = f"{averaging(units.name)} Headline genes."
+        shown = Table("", ["", "PCC", "RVD"], rows, note)
         return Part(sections=[Section("Variance", TEXT, [shown])])
 
 
