@@ -122,7 +122,7 @@ def score(folder: Path) -> None:
 def row_of(path: Path) -> dict:
     """PCC and MSE of a summary.csv with intervals, for the C sections and for B4."""
     summary = pd.read_csv(path, dtype={"group": str})
-    summary = summary[summary["average"] == "micro"].set_index(["by", "group", "metric"])
+    summary = summary[summary["average"] == "mean"].set_index(["by", "group", "metric"])
     summary = summary[["value", "low", "high"]]
     row = {}
     for group, seen in (("C, one section held out [over sections]", "yes"), ("C -> B4", "no")):

@@ -13,7 +13,7 @@ import pandas as pd
 import scipy.sparse as sp
 from scipy.stats import wilcoxon
 
-from histokit.evaluate.intervals import ANYWHERE, row_intervals, units_of
+from histokit.evaluate.intervals import ANYWHERE, row_intervals, unit_mean, units_of
 from histokit.evaluate.scores import SlideScore
 from histokit.evaluate.summary import CORRELATION, pcc_matrix
 
@@ -60,7 +60,9 @@ def coherence(
     variance: pd.Series,
     patients: pd.Series,
 ) -> pd.DataFrame:
-    """Score pathways (Eq. 7 of HistoPrism): mean over slides of the mean r of their genes.
+    """Score pathways: mean r of their genes on each slide, then over patients.
+
+    Eq. 7 of HistoPrism takes the mean over slides; that is ``score_over_slides``.
 
     Args:
         gene_sets: pathway to genes.
@@ -69,9 +71,10 @@ def coherence(
         patients: the patients of each slide, empty where unknown.
 
     Returns:
-        One row a pathway, in the order given: ``score``, its 95 % interval ``low`` and ``high``,
-        ``genes`` of the panel, ``genes_scored`` on at least one slide, ``genes_per_slide`` behind
-        the mean on a slide, ``slides``, ``variance`` and ``variance_level`` as in appendix C,
+        One row a pathway, in the order given: ``score``, the mean over a patient's slides and then
+        over patients, its 95 % interval ``low`` and ``high``, ``score_over_slides``, ``genes`` of
+        the panel, ``genes_scored`` on at least one slide, ``genes_per_slide`` behind the mean on a
+        slide, ``slides``, ``variance`` and ``variance_level`` as in appendix C,
         ``mean_level``, the mean of its genes' levels, and ``expected``, the score with each r
         replaced by the slide's mean over all genes of the same variance level: what any genes as
         variable would reach.
@@ -79,8 +82,9 @@ def coherence(
     by_slide, counts = pathway_by_slide(gene_sets, pcc)
     members = membership(gene_sets, pcc.index)
     table = pd.DataFrame(index=by_slide.index)
-    table["score"] = by_slide.mean(axis=1)
+    table["score"] = slide_means(by_slide, patients)
     table["low"], table["high"] = slide_intervals(by_slide, patients, CORRELATION)
+    table["score_over_slides"] = by_slide.mean(axis=1)
     table["genes"] = members.getnnz(axis=1)
     table["genes_scored"] = (members @ pcc.notna().any(axis=1).to_numpy().astype(float)).astype(int)
     table["genes_per_slide"] = counts.where(counts > 0).mean(axis=1)
@@ -91,7 +95,7 @@ def coherence(
     table["variance_level"] = levels_of(table["variance"].to_numpy(), thresholds)
     gene_levels = levels_of(variance.to_numpy(dtype=float), thresholds)
     alike = pcc.groupby(gene_levels).transform("mean").where(pcc.notna())
-    table["expected"] = pathway_by_slide(gene_sets, alike)[0].mean(axis=1)
+    table["expected"] = slide_means(pathway_by_slide(gene_sets, alike)[0], patients)
     gene_levels = np.where(gene_levels > 0, gene_levels, np.nan)
     table["mean_level"] = _mean_of_members(members, gene_levels)
     return table
@@ -135,10 +139,22 @@ def levels_of(variance: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(variance), 0, np.searchsorted(thresholds, variance) + 1)
 
 
+def slide_means(by_slide: pd.DataFrame, patients: pd.Series) -> pd.Series:
+    """Mean of each row over the slides of a patient, then over patients.
+
+    Args:
+        by_slide: rows x slides, NaN where a slide has no value.
+        patients: the patients of each slide, empty where unknown: then a slide counts as one.
+    """
+    units = units_of(patients.reindex(by_slide.columns).fillna(""))
+    means = unit_mean(by_slide.to_numpy(dtype=float), units.labels)
+    return pd.Series(means, by_slide.index)
+
+
 def slide_intervals(
     by_slide: pd.DataFrame, patients: pd.Series, bounds: tuple[float, float] = ANYWHERE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """95 % intervals of the mean over slides of each row, over patients where they are known.
+    """95 % intervals of ``slide_means``.
 
     Args:
         by_slide: rows x slides, NaN where a slide has no value.
@@ -164,7 +180,7 @@ def scores_by_level(
         table: as ``coherence`` returns it; its ``variance_level`` is used.
         by_slide: pathways x slides, scores or gains.
         patients: the patients of each slide, empty where unknown.
-        bounds: the bounds of a mean over slides.
+        bounds: what no mean can leave.
 
     Returns:
         One row for each level that has pathways: pathways, value, low, high.
@@ -173,7 +189,7 @@ def scores_by_level(
     groups = by_slide[levels > 0].groupby(levels[levels > 0])
     means = groups.mean()
     low, high = slide_intervals(means, patients, bounds)
-    result = pd.DataFrame({"pathways": groups.size(), "value": means.mean(axis=1)})
+    result = pd.DataFrame({"pathways": groups.size(), "value": slide_means(means, patients)})
     return result.assign(low=low, high=high).rename_axis("level")
 
 
@@ -224,7 +240,7 @@ def win_rate(gains: pd.DataFrame, patients: pd.Series) -> WinRate:
     gains = gains.dropna(how="all")
     if gains.empty:
         raise ValueError("win_rate: gains must hold a number for at least one pathway")
-    mean = gains.mean(axis=1).to_numpy()
+    mean = slide_means(gains, patients).to_numpy()
     low, high = slide_intervals(gains, patients)
     rate_ends = (np.nan, np.nan)
     if not np.isnan(low).all():  # a pathway without an interval may be won or not

@@ -13,7 +13,6 @@ from histokit.data.views import LABELS, LIBRARY_SIZE
 from histokit.evaluate.evaluation import Evaluation
 from histokit.evaluate.folders import versions, whole_folder
 from histokit.evaluate.intervals import mean_interval, units_of
-from histokit.evaluate.metrics import mean_or_nan
 from histokit.evaluate.options import Options
 from histokit.evaluate.summary import METRICS, MIN_SPOTS, averaged, one_row_a_slide, pick
 from histokit.evaluate.tables import SEEN_GROUPS, figure_cells, headings
@@ -57,6 +56,7 @@ def compare_runs(
     """
     table = compare(results)
     num_hvg = max(int(result.slides["hvgs"].max()) for result in results.values())
+    notes = comparison_notes(results)
     tables, said, pictures = [], [], []
     with whole_folder(out) as folder:
         for (transform, by, group), rows in table.groupby(["transform", "by", "group"], sort=False):
@@ -68,8 +68,10 @@ def compare_runs(
                 path = folder / f"runs_{transform}.png"
                 label = f"PCC, mean over {num_hvg} highly variable genes ({transform})"
                 plots.save(plots.run_dots(rows, label), path)
-                caption = f"Target {transform}: mean over test slides and its 95 % interval."
+                caption = f"Target {transform}: mean of each run and its 95 % interval."
                 pictures.append(Picture(path, caption, width=75))
+        caveats = {name: " ".join(result.caveats) for name, result in results.items()}
+        table = table.assign(caveats=table["run"].map(caveats))
         table.to_csv(folder / "comparison.csv", index=False)
         order = table[table["by"] == "all"].groupby("transform", sort=False)["run"].agg(list)
         duels = duel_sections(collections, genes, order, folder)
@@ -78,12 +80,13 @@ def compare_runs(
         page = Page(
             "Runs side by side",
             f"{plural(len(results), 'run')} on the same test slides",
-            [*said, *comparison_notes(results)],
+            [*said, *notes],
             [Section("Results", COMPARISON_TEXT, tables, pictures), *duels, *more],
             {"evaluation": dataclasses.asdict(cfg), "versions": versions()},
             GLOSSARY,
         )
         render(folder / "report.html", page)
+    print("\n".join(notes))
     return tables + [table for section in more for table in section.tables]
 
 
@@ -125,8 +128,8 @@ def _block(runs: Mapping[str, Evaluation], by: str, group: str, slides: pd.Index
     units = units_of(_by_slide(next(iter(runs.values())).slides, "patient")[slides])
     for row in block[1:]:
         paired = (values[row["run"]] - values[block[0]["run"]]).to_numpy()
-        row["difference"] = mean_or_nan(paired)
         found = mean_interval(paired, units)
+        row["difference"] = found.value
         row["difference_low"], row["difference_high"] = found.low, found.high
     return block
 
@@ -148,9 +151,10 @@ def _compared(name: str, run: Evaluation, by: str, group: str) -> dict:
 
 
 COMPARISON_TEXT = (
-    "Each figure is a mean over slides with its 95 % interval. “To best” is the difference in the "
-    "PCC of the highly variable genes to the first row, paired by slide, with an interval over the "
-    "same patients: where it holds 0, these slides do not tell the two runs apart."
+    "Each figure is a mean over the slides of a patient, then over patients (over slides where "
+    "none is known, or all are of one patient), with its 95 % interval. “To best” is the "
+    "difference in the PCC of the highly variable genes to the first row, paired by slide, with an "
+    "interval over the same patients: where it holds 0, these slides do not tell the two apart."
 )
 
 
@@ -210,6 +214,9 @@ def comparison_notes(runs: Mapping[str, Evaluation]) -> list[str]:
             "same everywhere is left out of its mean, which flatters it; see slides.csv of each."
         )
     notes += _caveats(runs)
+    spots = [_spots(run.slides) for run in runs.values()]
+    if any(other != spots[0] for other in spots):
+        notes.append("The runs score different spots of the same slides, so read them with care.")
     first = next(iter(runs.values()))
     for key, sentence in (
         (
@@ -228,11 +235,16 @@ def comparison_notes(runs: Mapping[str, Evaluation]) -> list[str]:
     return notes
 
 
+def _spots(slides: pd.DataFrame) -> dict[str, int]:
+    """How many spots of each slide were scored."""
+    return slides.groupby("slide_id")["spots"].max().to_dict()
+
+
 def _caveats(runs: Mapping[str, Evaluation]) -> list[str]:
     """What the report of each run warns of, once where several runs share it."""
     said: dict[str, list[str]] = {}
     for name, run in runs.items():
-        for sentence in filter(None, run.caveats):
+        for sentence in run.caveats:
             said.setdefault(sentence, []).append(name)
     return [
         sentence if len(names) == len(runs) else f"{', '.join(names)}: {sentence}"

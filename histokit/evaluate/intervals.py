@@ -1,7 +1,8 @@
-"""95 % intervals of means over slides that cover about as often as they say.
+"""Means over patients, and 95 % intervals of them that cover about as often as they say.
 
-Slides of one patient are alike, so patients are what is counted wherever they are known. How often
-they cover is measured by ``benchmarks/interval_coverage.py`` and stated in ``docs/statistics.md``.
+Slides of one patient are alike, so patients are what is averaged and counted wherever they are
+known: a patient of many slides has no more say than one of a single slide. How often the intervals
+cover is measured by ``benchmarks/interval_coverage.py`` and stated in ``docs/statistics.md``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ ANYWHERE = (-np.inf, np.inf)
 
 @dataclasses.dataclass(frozen=True)
 class Units:
-    """What intervals are over.
+    """What means and their intervals are over.
 
     Attributes:
         labels: (S,) int from 0, the unit of each slide.
@@ -35,13 +36,15 @@ class Units:
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """Two ends, NaN where there are too few units, and what the interval is over.
+    """A mean, the ends of its interval (NaN where there are too few units), and what it is over.
 
     Attributes:
+        value: the mean over units of the mean over each unit's slides; NaN without any.
         unit: the name of ``Units``, or ``cancer``.
         units: how many of them have a value.
     """
 
+    value: float
     low: float
     high: float
     unit: str
@@ -60,14 +63,27 @@ def units_of(patients: Sequence[str]) -> Units:
     return Units(np.array([codes[key] for key in keys], dtype=int), name)
 
 
+def unit_mean(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Mean over units of the mean over each unit's slides, row by row.
+
+    Args:
+        values: (M, S), NaN where a slide has no value.
+        labels: (S,) int from 0, the unit of each slide.
+
+    Returns:
+        (M,), NaN where no slide has a value.
+    """
+    return _spread(_unit_means(values, labels))[0]
+
+
 def row_intervals(
     values: np.ndarray, labels: np.ndarray, bounds: tuple[float, float] = ANYWHERE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """95 % interval of the mean of each row, its entries independent between units only.
+    """95 % interval of ``unit_mean`` of each row, its entries independent between units only.
 
-    A t interval: the mean of units' means, each weighted by its slides, and a variance from the
-    residuals of the units. Skewness moves an end outwards as Willink 2005 (after Hall 1992) has it,
-    and the other end half as far inwards; with n units both reach 1 + 12 / n^3 times as far.
+    A t interval over the means of units. Skewness moves an end outwards as Willink 2005 (after Hall
+    1992) has it, and the other end half as far inwards; with n units both reach 1 + 12 / n^3 times
+    as far.
 
     Args:
         values: (M, S), NaN where a slide has no value.
@@ -75,11 +91,9 @@ def row_intervals(
         bounds: what no mean can leave, such as (-1, 1) for correlations.
 
     Returns:
-        Two (M,) arrays, NaN with fewer than three units, or where one unit outweighs the others
-        so far that they count as fewer than two.
+        Two (M,) arrays, NaN with fewer than three units.
     """
-    values = np.asarray(values, dtype=float)
-    return _ends(*_spread(*_unit_means(values, labels)), bounds)
+    return _ends(*_spread(_unit_means(values, labels)), bounds)
 
 
 def mean_interval(
@@ -88,12 +102,12 @@ def mean_interval(
     groups: np.ndarray | None = None,
     bounds: tuple[float, float] = ANYWHERE,
 ) -> Interval:
-    """95 % interval of a mean over slides, or of the mean over groups of their means.
+    """The mean over units of their slides' mean, or the mean over groups of that, and its interval.
 
     Args:
         values: (S,), one number a slide; NaN is left out.
         units: the units of the slides.
-        groups: (S,); with it the interval is of the macro mean. Groups of three units and more
+        groups: (S,); with it the mean is the macro mean. Groups of three units and more
             vary each for itself, and variances add (Welch's degrees of freedom). Where a group is
             smaller, its variance is unknown, and the groups themselves are the units: that is
             wider, because it counts how groups differ.
@@ -105,11 +119,14 @@ def mean_interval(
     found = len(np.unique(labels))
     if groups is None or len(np.unique(np.asarray(groups)[keep])) < 2:
         low, high = row_intervals(values[None], labels, bounds)
-        return Interval(float(low[0]), float(high[0]), units.name, found)
+        value = unit_mean(values[None], labels)
+        return Interval(*(float(x[0]) for x in (value, low, high)), units.name, found)
     groups = np.asarray(groups)[keep]
     names = np.unique(groups)
     parts = [_unit_means(values[None, groups == g], labels[groups == g]) for g in names]
-    spreads = [_spread(*part) for part in parts]
+    spreads = [_spread(part) for part in parts]
+    means = np.array([spread[0][0] for spread in spreads])
+    value = float(means.mean())
     if all(freedom[0] >= 1 for _, _, freedom, _ in spreads):
         center, variance, freedom, third = (np.array(x)[:, 0] for x in zip(*spreads, strict=True))
         variance, third = variance / len(names) ** 2, third / len(names) ** 3
@@ -117,56 +134,40 @@ def mean_interval(
         welch = total**2 / (variance**2 / freedom).sum() if total > 0 else freedom.sum()
         joined = (center.mean(), total, welch, third.sum())
         low, high = _ends(*(np.array([x]) for x in joined), bounds)
-        return Interval(float(low[0]), float(high[0]), units.name, found)
-    means = np.array([spread[0][0] for spread in spreads])
+        return Interval(value, float(low[0]), float(high[0]), units.name, found)
     low, high = row_intervals(means[None], np.arange(len(names)), bounds)
-    return Interval(float(low[0]), float(high[0]), "cancer", len(names))
+    return Interval(value, float(low[0]), float(high[0]), "cancer", len(names))
 
 
-def _unit_means(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of each unit in each row and the slides behind it, both (M, P)."""
-    labels = np.asarray(labels, dtype=int)
+def _unit_means(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Mean of each unit's slides in each row of (M, S): (M, P), NaN where none has a value."""
+    values, labels = np.asarray(values, dtype=float), np.asarray(labels, dtype=int)
     member = np.eye(labels.max(initial=-1) + 1)[labels]
     known = ~np.isnan(values)
     counts = known.astype(float) @ member
     sums = np.where(known, values, 0) @ member
-    return sums / np.maximum(counts, 1), counts
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
-def _spread(means: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Mean over slides, its variance, degrees of freedom and third central moment, each (M,).
+def _spread(means: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Mean over units, its variance, degrees of freedom and third central moment, each (M,).
 
-    A unit's share w of the slides weighs its mean. Were all units' means of one variance, the
-    expectation of a squared residual would be ``expected`` times it; the degrees of freedom are NaN
-    where no interval can be given.
+    Args:
+        means: (M, P) means of units, NaN for a unit without any.
+
+    Returns:
+        As above; the degrees of freedom, n - 1 of n units, are NaN where no interval can be given.
     """
-    units, slides = (counts > 0).sum(axis=1), counts.sum(axis=1)
-    w = counts / np.maximum(slides, 1)[:, None]
-    squares = (w**2).sum(axis=1)
-    center = np.where(units > 0, (w * means).sum(axis=1), np.nan)
-    residual = np.where(counts > 0, means - center[:, None], 0)
-    enough = (units >= FEWEST) & (squares <= 0.5)
-    expected = np.where(enough[:, None], 1 - 2 * w + squares[:, None], 1)
-    variance = ((w * residual) ** 2 / expected).sum(axis=1)
+    known = ~np.isnan(means)
+    units = known.sum(axis=1)
+    center = np.where(
+        units > 0, np.where(known, means, 0).sum(axis=1) / np.maximum(units, 1), np.nan
+    )
+    residual = np.where(known, means - center[:, None], 0)
     n = np.maximum(units, FEWEST)
-    third = ((w * residual) ** 3).sum(axis=1) * n**2 / ((n - 1) * (n - 2))
-    return center, variance, np.where(enough, _freedom(w, squares, expected), np.nan), third
-
-
-def _freedom(w: np.ndarray, squares: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Degrees of freedom of the variance in ``_spread``: (M,); P - 1 for P units of equal size.
-
-    Where sizes differ, those of Satterthwaite are too few and the units that equal sizes would need
-    for the same variance (Kish), less one, are too many: coverage lies between. Taken is their
-    geometric mean.
-    """
-    k = w**2 / expected
-    k0, k1, k2 = ((k * w**power).sum(axis=1) for power in range(3))
-    crossed = squares**2 * k0**2 + 2 * k0 * k2 + 2 * k1**2 - 4 * squares * k0 * k1
-    own = (k**2 * (expected**2 - (squares[:, None] - 2 * w) ** 2)).sum(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):  # rows without an interval
-        satterthwaite = squares**2 / (crossed + own)
-        return np.sqrt(satterthwaite * (1 / squares - 1))
+    variance = (residual**2).sum(axis=1) / (n * (n - 1))
+    third = (residual**3).sum(axis=1) / (n * (n - 1) * (n - 2))
+    return center, variance, np.where(units >= FEWEST, n - 1.0, np.nan), third
 
 
 def _ends(center, variance, freedom, third, bounds) -> tuple[np.ndarray, np.ndarray]:

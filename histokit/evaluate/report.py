@@ -53,7 +53,14 @@ from histokit.evaluate.topics.signatures import (
     read_signatures,
 )
 from histokit.evaluate.topics.variance import VarianceTopic
-from histokit.evaluate.verdict import GLOSSARY, patients_sentence, unknown_cancers, verdict
+from histokit.evaluate.verdict import (
+    GLOSSARY,
+    RAW_COUNTS,
+    cautions,
+    patients_sentence,
+    unknown_cancers,
+    verdict,
+)
 from histokit.evaluate.views import Views, check_run
 from histokit.report.page import Page, plural, render
 
@@ -275,12 +282,10 @@ def write(report: Report, topics: Sequence[Topic], scores: Sequence[SlideScore])
         for topic in topics:
             topic.show(view, found)
     parts = [topic.finish(found) for topic in topics]
-    strange = unknown_cancers(found.slides)
     said = _said(found, cfg, questions) + [s for part in parts for s in part.sentences]
-    audit = parts[-1].sentences
     warnings = _warnings(job, questions)
-    found.caveats = [*audit, *warnings, _patients(found), strange]
-    for sentence in filter(None, (*warnings, strange)):
+    found.caveats = _caveats(found, cfg, questions) + list(parts[-1].sentences)  # the audit's
+    for sentence in filter(None, (*warnings, unknown_cancers(found.slides))):
         print(f"{job.name}: {sentence}")
     page = Page(
         f"How well {found.model} predicts expression from tissue",
@@ -309,7 +314,22 @@ def _said(found: Evaluation, cfg: Options, questions: Questions) -> list[str]:
     said = verdict(found.slides, found.summary, found.target)
     patients = patients_sentence(found.slides, found.summary)
     said = [s for s in said if s != patients or s == _patients(found)]
-    said[1:1] = _warnings(found.job, questions)
+    said[1:1] = [*_warnings(found.job, questions), *_lists(found, cfg, questions)]
+    return said
+
+
+def _caveats(found: Evaluation, cfg: Options, questions: Questions) -> list[str]:
+    """What a comparison repeats of a run's report: all that its figures must be read with."""
+    said = [*_warnings(found.job, questions), *_lists(found, cfg, questions)]
+    said += [*cautions(found.slides, found.summary), _patients(found)]
+    if found.target != "counts10k-log1p":
+        said.append(RAW_COUNTS)
+    return [sentence for sentence in said if sentence]
+
+
+def _lists(found: Evaluation, cfg: Options, questions: Questions) -> list[str]:
+    """A sentence on each given gene list of which the model lacks some."""
+    said = []
     for cancer in dict.fromkeys(found.slides["cancer"]) if questions.listed else ():
         genes, of = questions.listed.of(cancer), ""
         if "" not in questions.listed.by_cancer:
@@ -320,7 +340,7 @@ def _said(found: Evaluation, cfg: Options, questions: Questions) -> list[str]:
             "headline is theirs alone."
         )
         if hvgs < len(genes) and sentence not in said:
-            said.insert(1, sentence)
+            said.append(sentence)
     return said
 
 

@@ -9,13 +9,19 @@ import numpy as np
 import pandas as pd
 
 from histokit.core.errors import InputError
-from histokit.evaluate.intervals import Interval, mean_interval, units_of
-from histokit.evaluate.metrics import macro_mean, mean_or_nan
+from histokit.evaluate.intervals import Interval, mean_interval, unit_mean, units_of
+from histokit.evaluate.metrics import mean_or_nan
 from histokit.evaluate.scores import SlideScore
 
-METRICS = ("pcc_hvg", "pcc_all", "mse")
+METRICS = ("pcc_hvg", "pcc_all", "mse", "target_variance")
 CORRELATION = (-1.0, 1.0)  # what no mean of correlations can leave
-BOUNDS = {"pcc_hvg": CORRELATION, "pcc_all": CORRELATION, "mse": (0.0, np.inf)}
+POSITIVE = (0.0, np.inf)
+BOUNDS = {
+    "pcc_hvg": CORRELATION,
+    "pcc_all": CORRELATION,
+    "mse": POSITIVE,
+    "target_variance": POSITIVE,
+}
 # The correlation of n unrelated pairs of numbers deviates by 1 / sqrt(n - 1): .23 at 20 spots, and
 # 1 at two, where it can only be +1 or -1.
 MIN_SPOTS = 20
@@ -84,8 +90,9 @@ def pcc_matrix(scores: Sequence[SlideScore], values: str = "pcc") -> pd.DataFram
 
 
 def gene_table(scores: Sequence[SlideScore]) -> pd.DataFrame:
-    """One row a gene, best mean PCC first: its averages over slides and what was not scored.
+    """One row a gene, best mean PCC first: its averages over patients and what was not scored.
 
+    ``pcc``, ``mse`` and ``target_variance`` are means over a patient's slides, then over patients.
     Slides of fewer than MIN_SPOTS spots take part in nothing but the list of genes.
     """
     names = pd.concat([s.genes[["gene", "gene_id", "symbol"]] for s in scores])
@@ -93,11 +100,13 @@ def gene_table(scores: Sequence[SlideScore]) -> pd.DataFrame:
     table["hvg_folds"] = _count(scores, table.index, lambda s: s.hvg, per="fold")
     scores = scores_averaged(scores)
     pcc = pcc_matrix(scores).reindex(table.index)
-    table["pcc"] = pcc.mean(axis=1)
+    patients = {score.slide_id: score.patient for score in scores}
+    labels = units_of([patients[slide_id] for slide_id in pcc.columns]).labels
+    table["pcc"] = unit_mean(pcc.to_numpy(), labels)
     table["pcc_lowest"] = pcc.min(axis=1)
     table["pcc_highest"] = pcc.max(axis=1)
-    table["mse"] = pcc_matrix(scores, "mse").mean(axis=1)
-    table["target_variance"] = pcc_matrix(scores, "variance").mean(axis=1)
+    for name, values in (("mse", "mse"), ("target_variance", "variance")):
+        table[name] = unit_mean(pcc_matrix(scores, values).reindex(table.index).to_numpy(), labels)
     table["slides_scored"] = pcc.notna().sum(axis=1)
     table["slides_unmeasured"] = _count(scores, pcc.index, lambda s: ~s.measured)
     table["slides_constant"] = _count(scores, pcc.index, lambda s: s.constant_target)
@@ -128,20 +137,22 @@ def one_row_a_slide(slides: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarize(slides: pd.DataFrame) -> pd.DataFrame:
-    """Averages over slides with 95 % intervals.
+    """Averages over patients with 95 % intervals.
 
     Args:
         slides: as ``slide_table`` returns them.
 
     Returns:
         Rows by (``by``, ``group``, ``average``, ``metric``): all slides, by whether the patient
-        was seen in training, by fold, by cancer. ``micro`` is the mean over slides, ``macro`` the
-        mean over cancers of the mean over their slides. ``slides`` and ``patients`` are averaged;
-        ``slides_below_floor`` are left out for their few spots. ``low`` and ``high`` are over
-        ``units`` of the kind ``unit`` (see ``histokit.evaluate.intervals``), NaN where too few.
+        was seen in training, by cancer, by fold, by patient. ``mean`` is the mean over the slides
+        of each ``unit``, then over ``units`` of them: patients; slides where all are of one patient
+        or none is known. ``macro`` is the mean over cancers of that. ``slides`` and ``patients``
+        are averaged; ``slides_below_floor`` are left out for their few spots. ``low`` and ``high``
+        are over ``units`` of the kind ``unit`` (see ``histokit.evaluate.intervals``), NaN where
+        too few.
     """
     groups = [("all", "all", slides)]
-    for by in ("patient_seen", "cancer", "fold"):
+    for by in ("patient_seen", "cancer", "fold", "patient"):
         groups += [(by, name, rows) for name, rows in slides.groupby(by, sort=False)]
     rows = []
     for by, name, listed in groups:
@@ -152,26 +163,23 @@ def summarize(slides: pd.DataFrame) -> pd.DataFrame:
             "slides_below_floor": listed["slide_id"].nunique() - len(members),
         }
         for metric in METRICS:
-            for average in ("micro", "macro") if by in ("all", "patient_seen") else ("micro",):
-                value, interval = _averaged(members, metric, average)
+            for average in ("mean", "macro") if by in ("all", "patient_seen") else ("mean",):
                 rows.append(
                     {"by": by, "group": name, "average": average, "metric": metric}
                     | counts
-                    | {"value": value}
-                    | dataclasses.asdict(interval)
+                    | dataclasses.asdict(_averaged(members, metric, average))
                 )
     return pd.DataFrame(rows)
 
 
-def _averaged(members: pd.DataFrame, metric: str, average: str) -> tuple[float, Interval]:
-    """A metric over slides, one row each, and its interval."""
+def _averaged(members: pd.DataFrame, metric: str, average: str) -> Interval:
+    """The mean of a metric over slides, one row each, and its interval."""
     values, cancers = members[metric].to_numpy(dtype=float), members["cancer"].to_numpy()
     units, within = units_of(members["patient"]), cancers if average == "macro" else None
-    value = mean_or_nan(values) if within is None else macro_mean(values, cancers)
-    return value, mean_interval(values, units, within, BOUNDS[metric])
+    return mean_interval(values, units, within, BOUNDS[metric])
 
 
-def pick(summary: pd.DataFrame, metric: str, by="all", group="all", average="micro") -> pd.Series:
+def pick(summary: pd.DataFrame, metric: str, by="all", group="all", average="mean") -> pd.Series:
     """The one row of a summary."""
     wanted = {"metric": metric, "by": by, "group": group, "average": average}
     rows = summary.loc[(summary[list(wanted)] == pd.Series(wanted)).all(axis=1)]

@@ -7,7 +7,7 @@ import math
 import pandas as pd
 
 from histokit.evaluate.intervals import FEWEST
-from histokit.evaluate.summary import MIN_SPOTS, averaged, one_row_a_slide, pick
+from histokit.evaluate.summary import MIN_SPOTS, averaged, pick
 from histokit.report.page import number, plural
 
 UNITS = {
@@ -15,6 +15,10 @@ UNITS = {
     "log1p": "log(1 + raw counts)",
     "log2": "log2(1 + raw counts)",
 }
+RAW_COUNTS = (
+    "Targets are raw counts: how many molecules were caught at a spot can reach as much or more "
+    "without any image. Train with --controls to see it, or on counts per 10,000."
+)
 _NAMED = 10  # slides named in a sentence
 
 GLOSSARY = (
@@ -27,9 +31,10 @@ GLOSSARY = (
     (
         "PCC of the highly variable genes",
         "Mean PCC over the genes that vary most on the training slides (test slides have no say), "
-        "then mean over slides. Papers differ here: they choose genes on test slides too, pool "
-        "the spots of several slides, or rank genes by the PCC reached. Such figures must not be "
-        "set beside these.",
+        "then over the slides of a patient, then over patients. Papers differ here: they average "
+        "over slides whoever they are of, choose genes on test slides too, pool the spots of "
+        "several slides, or rank genes by the PCC reached. Such figures must not be set beside "
+        "these.",
     ),
     (
         "PCC of all genes",
@@ -57,10 +62,11 @@ GLOSSARY = (
         "alike, so such scores flatter; only slides of new patients tell what to expect on one.",
     ),
     (
-        "Micro and macro",
-        "Micro is the mean over slides; macro the mean over cancers of the mean over their slides, "
-        "so that a cancer with many slides does not decide. A slide tested in several folds counts "
-        "once.",
+        "Mean over patients, mean of cancers",
+        "A slide's figure is averaged over the slides of its patient, then over patients, so that "
+        "a patient with many slides does not decide; where all slides are of one patient, or none "
+        "names its patient, over slides. The mean of cancers (macro) averages the same figure of "
+        "each cancer. A slide tested in several folds counts once.",
     ),
     (
         "95 % interval",
@@ -101,10 +107,18 @@ def over_units(unit: str, units: int) -> str:
     return plural(units, unit) + (" of unknown patients" if unit == "slide" else "")
 
 
+def averaging(unit: str) -> str:
+    """How a figure over several slides is averaged, in a sentence; unit: as of ``over_units``."""
+    if unit == "section":
+        return "Mean over sections of one patient, which says nothing of other patients."
+    if unit == "slide":
+        return "Mean over slides, whose patients are unknown."
+    said = "Mean over the slides of a patient, then over patients"
+    return said + ("." if unit == "patient" else "; a slide of an unknown patient counts as one.")
+
+
 def no_interval(unit: str, units: int) -> str:
     """Why there is none over so many units."""
-    if units >= FEWEST:
-        return f"one of {over_units(unit, units)} outweighs the others"
     return f"{over_units(unit, units)} cannot show how others vary"
 
 
@@ -173,30 +187,31 @@ def verdict(slides: pd.DataFrame, summary: pd.DataFrame, transform: str) -> list
         ]
         if headline["low"] <= 0 <= headline["high"]:
             said.append("The interval holds 0: these slides do not show that anything is told.")
-    said.append(left_out(slides))
-    slides = averaged(slides)
-    if slides.empty:
-        return [sentence for sentence in said if sentence]
-    said += [patients_sentence(slides, summary), unknown_cancers(slides)]
-    error, variance = (
-        pick(summary, "mse")["value"],
-        one_row_a_slide(slides)["target_variance"].mean(),
-    )
+    said += [*cautions(slides, summary), patients_sentence(slides, summary)]
+    said = [sentence for sentence in said if sentence]
+    if averaged(slides).empty:
+        return said
+    error, variance = (pick(summary, name)["value"] for name in ("mse", "target_variance"))
     said.append(
         f"The mean squared error over all measured genes is {number(error, 3)} on the scale "
         f"{UNITS.get(transform, transform)}; a constant that knew each slide's own means would "
         f"have {number(variance, 3)}."
     )
+    return said
+
+
+def cautions(slides: pd.DataFrame, summary: pd.DataFrame) -> list[str]:
+    """What to know before a figure is believed, in sentences; arguments as of ``verdict``."""
+    headline = pick(summary, "pcc_hvg")
+    mean = averaging(headline["unit"]) if headline["slides"] > 1 else ""
+    said = [left_out(slides), mean, unknown_cancers(slides)]
     return [sentence for sentence in said if sentence]
 
 
 def _share(pcc: float, transform: str) -> str:
     """What the PCC says of the image; of raw counts nothing, for depth may explain more than it."""
     if transform != "counts10k-log1p":
-        return (
-            "Targets are raw counts: how many molecules were caught at a spot can reach as much or "
-            "more without any image. Train with --controls to see it, or on counts per 10,000."
-        )
+        return RAW_COUNTS
     share = f"about {pcc**2:.0%} of" if pcc > 0 else "nothing of"
     return f"The image then explains {share} how such a gene varies from spot to spot."
 
@@ -215,8 +230,15 @@ def unknown_cancers(slides: pd.DataFrame) -> str:
 
 
 def patients_sentence(slides: pd.DataFrame, summary: pd.DataFrame) -> str:
-    """Whether the patients of the test slides were seen in training, in a sentence or two."""
-    seen = set(slides["patient_seen"])
+    """Whether the patients of averaged test slides were seen in training; empty without any."""
+    seen = set(averaged(slides)["patient_seen"])
+    if not seen:
+        return ""
+    if seen == {"no"} and pick(summary, "pcc_hvg")["patients"] == 1:
+        return (
+            "The one test patient was not seen in training; what to expect on others, one patient "
+            "does not show."
+        )
     if seen == {"no"}:
         return "No test patient was seen in training, so this is what to expect on a new patient."
     if seen == {"yes"}:

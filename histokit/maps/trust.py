@@ -19,7 +19,7 @@ import pandas as pd
 from histokit.core.errors import InputError
 from histokit.core.tables import read_table
 from histokit.data.views import SHUFFLED
-from histokit.evaluate.intervals import row_intervals, units_of
+from histokit.evaluate.intervals import row_intervals, unit_mean, units_of
 from histokit.evaluate.runs import Run
 from histokit.evaluate.summary import CORRELATION, MIN_SPOTS
 from histokit.evaluate.verdict import over_units
@@ -71,13 +71,13 @@ def gene_trust(run: Run, genes: pd.Index, folder: Path | None = None) -> Trust:
     margin = 2 / np.sqrt(slides["spots"].to_numpy(float) - 1)
     everywhere = np.where(np.isnan(difference), True, difference > margin).all(axis=1)
     wide = np.isnan(above)  # too few units for an interval
-    scored = pcc.notna().any(axis=1).to_numpy()
+    scored, mean = pcc.notna().any(axis=1).to_numpy(), unit_mean(pcc.to_numpy(), units.labels)
     table = pd.DataFrame(
         {
-            "pcc": pcc.mean(axis=1),
+            "pcc": mean,
             "pcc_low": low,
             "pcc_high": high,
-            "trusted": scored & (pcc.mean(axis=1) > 0) & np.where(wide, everywhere, above > 0),
+            "trusted": scored & (mean > 0) & np.where(wide, everywhere, above > 0),
         },
         index=pcc.index,
     ).reindex(genes)

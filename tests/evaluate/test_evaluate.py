@@ -157,19 +157,48 @@ def test_summary_has_every_average_and_no_nan(ridge):
     assert summary["transform"] == "counts10k-log1p"
     assert summary["config"]["options"]["model"] == "ridge"
     rows = {(r["by"], r["group"], r["average"], r["metric"]): r for r in summary["results"]}
-    micro = rows["all", "all", "micro", "pcc_hvg"]
-    assert micro["value"] == pytest.approx(slides["pcc_hvg"].mean())
-    assert micro["low"] < micro["value"] < micro["high"]
-    assert (micro["slides"], micro["patients"]) == (6, 4)
+    mean, headline = rows["all", "all", "mean", "pcc_hvg"], slides["pcc_hvg"]
+    assert mean["value"] == pytest.approx(headline.groupby(slides["patient"]).mean().mean())
+    assert mean["value"] != pytest.approx(headline.mean())
+    assert mean["low"] < mean["value"] < mean["high"]
+    assert (mean["slides"], mean["patients"]) == (6, 4)
+    assert (mean["unit"], mean["units"]) == ("patient", 4)
     macro = rows["all", "all", "macro", "mse"]["value"]
-    assert macro == pytest.approx(slides.groupby("cancer")["mse"].mean().mean())
+    patients = slides.groupby(["cancer", "patient"])["mse"].mean()
+    assert macro == pytest.approx(patients.groupby("cancer").mean().mean())
     new = slides.loc[slides["patient_seen"] == "no", "pcc_all"]
-    assert rows["patient_seen", "no", "micro", "pcc_all"]["value"] == pytest.approx(new.mean())
-    fold = rows["fold", slides["fold"].iloc[0], "micro", "pcc_hvg"]
-    assert fold["value"] == pytest.approx(slides["pcc_hvg"].iloc[0])
+    assert rows["patient_seen", "no", "mean", "pcc_all"]["value"] == pytest.approx(new.mean())
+    fold = rows["fold", slides["fold"].iloc[0], "mean", "pcc_hvg"]
+    assert fold["value"] == pytest.approx(headline.iloc[0])
     assert fold["low"] is None
+    own = rows["patient", "A", "mean", "target_variance"]
+    expected = slides.loc[slides["patient"] == "A", "target_variance"].mean()
+    assert (own["unit"], own["units"]) == ("section", 2)
+    assert own["value"] == pytest.approx(expected)
     cancers = pd.read_csv(ridge / "eval" / "cancers.csv")
     assert set(cancers["group"]) == {"IDC", "PRAD"}
+
+
+def test_a_row_a_patient_has_the_means_of_its_slides(ridge):
+    slides = pd.read_csv(ridge / "eval" / "slides.csv")
+    patients = pd.read_csv(ridge / "eval" / "patients.csv", index_col="patient")
+    assert patients["slides"].to_dict() == {"A": 2, "B": 2, "C": 1, "D": 1}
+    own = slides.groupby("patient")
+    assert patients["spots"].to_dict() == own["spots"].sum().to_dict()
+    for metric in ("pcc_hvg", "pcc_all", "mse", "target_variance"):
+        assert patients[metric].to_dict() == pytest.approx(own[metric].mean().to_dict())
+    assert patients.loc["D", "genes_constant_most"] == 1
+    assert patients.loc["A", "patient_seen"] == "yes"
+    html = (ridge / "eval" / "report.html").read_text()
+    assert "<h2>Patients</h2>" in html
+
+
+def test_genes_are_averaged_over_patients(ridge):
+    slides = pd.read_csv(ridge / "eval" / "slides.csv", index_col="slide_id")
+    by_slide = pd.read_csv(ridge / "eval" / "pcc_by_slide.csv", index_col="gene")
+    patients = by_slide.T.groupby(slides["patient"]).mean().mean()
+    genes = pd.read_csv(ridge / "eval" / "genes.csv", index_col="gene")
+    assert genes["pcc"].to_dict() == pytest.approx(patients.to_dict(), abs=1e-3)
 
 
 def test_scanpy_and_squidpy_plot_the_predictions(ridge, tmp_path):
@@ -240,12 +269,25 @@ def test_runs_are_compared_by_target_with_paired_differences(runs, capsys):
         for name in (first, second)
     }
     row = everything.iloc[1]
-    assert slides[first].mean() > slides[second].mean()
-    assert row["difference"] == pytest.approx((slides[second] - slides[first]).mean())
+    patient = slides[first].index.str[0]
+    means = {name: own.groupby(patient).mean().mean() for name, own in slides.items()}
+    assert means[first] > means[second]
+    assert row["difference"] == pytest.approx(means[second] - means[first])
     assert row["difference_low"] <= row["difference"] <= row["difference_high"]
     html = (runs / "comparison" / "report.html").read_text()
-    assert "MSE must not be compared across" in html
     printed = capsys.readouterr().out.strip().splitlines()
+    for said in (
+        "MSE must not be compared across",
+        "Only the first tells what to expect on a new patient",
+        "The audit found ",
+        "ridge-raw: Targets are raw counts",
+    ):
+        assert said in html
+        assert any(said in line for line in printed)
+        assert table["caveats"].str.contains(said.removeprefix("ridge-raw: ")).any() or (
+            said.startswith("MSE")
+        )
+    assert everything["target_variance"].nunique() == 2  # of the targets, whatever the model
     assert printed[-1].startswith("wrote the comparison of 4 runs to")
 
 

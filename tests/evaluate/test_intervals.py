@@ -11,7 +11,7 @@ from interval_coverage import (
 )
 from scipy import stats
 
-from histokit.evaluate.intervals import mean_interval, row_intervals, units_of
+from histokit.evaluate.intervals import mean_interval, row_intervals, unit_mean, units_of
 
 TRIALS = 8000  # two standard errors of a share of 95 % are half a percent
 SLACK = 0.006
@@ -109,9 +109,23 @@ def test_fewer_than_three_units_have_no_interval():
     two_patients = units_of(["P", "P", "P", "P", "Q"])
     found = mean_interval([0.1, 0.2, 0.3, 0.4, 0.2], two_patients)
     assert (np.isnan(found.low), found.unit, found.units) == (True, "patient", 2)
-    # nineteen of its 21 slides are of one patient
-    outweighed = row_intervals(np.random.default_rng(0).random((1, 21)), [0] * 19 + [1, 2])
-    assert np.isnan(outweighed).all()
+
+
+def test_a_patient_of_many_slides_has_no_more_say_than_one_of_a_single_slide():
+    values, patients = np.array([[0.5] * 19 + [0.1, 0.3]]), ["P"] * 19 + ["Q", "R"]
+    found = mean_interval(values[0], units_of(patients), bounds=(-1, 1))
+    ends = row_intervals(np.array([[0.5, 0.1, 0.3]]), np.arange(3), (-1, 1))
+    assert (found.value, found.units) == (pytest.approx(0.3), 3)
+    assert (found.low, found.high) == pytest.approx((ends[0][0], ends[1][0]))
+    values[0, -2:] = np.nan
+    assert unit_mean(values, units_of(patients).labels)[0] == pytest.approx(0.5)
+    assert np.isnan(unit_mean(values * np.nan, units_of(patients).labels)[0])
+
+
+def test_a_mean_over_cancers_is_that_of_their_patients_means():
+    values, cancers = [0.2, 0.4, 0.6, 0.9], np.array(["A", "A", "A", "B"])
+    found = mean_interval(values, units_of(["p", "p", "q", "r"]), cancers)
+    assert found.value == pytest.approx(((0.3 + 0.6) / 2 + 0.9) / 2)
 
 
 def test_rows_use_the_units_that_they_have():

@@ -41,13 +41,14 @@ def test_verdict_gives_the_answer_and_separates_new_patients():
     text = said(slides())
     assert text.startswith(
         "On 3 test slides of 2 patients, measured and predicted expression of the 50 most variable "
-        "genes correlate with a mean PCC of 0.30 (no interval: 2 patients cannot show how others "
+        "genes correlate with a mean PCC of 0.25 (no interval: 2 patients cannot show how others "
         "vary). "
     )
-    assert "about 9% of how such a gene varies" in text
+    assert "about 6% of how such a gene varies" in text
+    assert "Mean over the slides of a patient, then over patients." in text
     assert "0.10 on 1 slide of new patients and 0.40 on 2 slides of patients" in text
     assert "Only the first tells" in text
-    assert "0.400 on the scale log(1 + counts per 10,000)" in text
+    assert "0.450 on the scale log(1 + counts per 10,000)" in text
     assert "would have 0.350" in text
 
 

@@ -17,6 +17,7 @@ from histokit.evaluate.coherence import (
     pathway_by_slide,
     scores_by_level,
     slide_intervals,
+    slide_means,
     win_rate,
 )
 from histokit.evaluate.intervals import ANYWHERE, units_of
@@ -74,7 +75,10 @@ def compare_pathways(
     table = table[["score", "genes", "slides", "variance", "variance_level"]]
     low, high = slide_intervals(gains, patients)
     table = table.assign(
-        other=other.mean(axis=1), gain=gains.mean(axis=1), gain_low=low, gain_high=high
+        other=slide_means(other, patients),
+        gain=slide_means(gains, patients),
+        gain_low=low,
+        gain_high=high,
     )
     levels = scores_by_level(table, gains, patients, ANYWHERE)
     wins = win_rate(gains, patients)

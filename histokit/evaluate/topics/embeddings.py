@@ -20,7 +20,7 @@ from histokit.core.distributed import Team
 from histokit.data.cohort import Cohort, Slide
 from histokit.data.genes import normalize
 from histokit.evaluate.evaluation import Evaluation
-from histokit.evaluate.intervals import Units, mean_interval, units_of
+from histokit.evaluate.intervals import Interval, Units, mean_interval, units_of
 from histokit.evaluate.runs import Fold, Run
 from histokit.evaluate.scores import SlideScore
 from histokit.evaluate.summary import MIN_SPOTS, averaged
@@ -28,7 +28,7 @@ from histokit.evaluate.topics.base import Part, Topic, gather_rows
 from histokit.evaluate.topics.embedding_plots import ClusterMap, cluster_maps
 from histokit.evaluate.topics.maps import picture_path
 from histokit.evaluate.topics.predictions import read_tissue
-from histokit.evaluate.verdict import interval_note, with_interval
+from histokit.evaluate.verdict import averaging, interval_note, with_interval
 from histokit.evaluate.views import SlideView
 from histokit.models.bpbooster import BPBooster
 from histokit.report import plots
@@ -262,7 +262,7 @@ def describe(found: Mapping[str, Clustering], expression: np.ndarray) -> Iterato
 
 
 def summary_table(table: pd.DataFrame) -> Table:
-    """A row an embedding, means over test slides; a slide of several folds counts once."""
+    """A row an embedding, means over patients; a slide of several folds counts once."""
     columns = ["embedding", "dimensions", "effective", "silhouette", "variance explained"]
     columns += ["by chance", "above PCA"]
     table = averaged(table)
@@ -274,22 +274,27 @@ def summary_table(table: pd.DataFrame) -> Table:
     slides = {name: slides.loc[name].reindex(patients.index) for name in names}
     units, against = units_of(patients), slides[COMPONENTS]["explained"]
     rows = [
-        [NAMES[name], number(float(own["dimensions"].mean()), 0),
-         number(float(own["effective_dimensions"].mean()), 1), _mean(own["silhouette"], units),
-         _mean(own["explained"], units, 3), number(float(own["by_chance"].mean()), 3),
+        [NAMES[name], number(_over(own["dimensions"], units).value, 0),
+         number(_over(own["effective_dimensions"], units).value, 1),
+         _mean(own["silhouette"], units), _mean(own["explained"], units, 3),
+         number(_over(own["by_chance"], units).value, 3),
          NONE if name == COMPONENTS else _mean(own["explained"] - against, units, 3)]
         for name, own in slides.items()
     ]  # fmt: skip
-    found = mean_interval(against.to_numpy(dtype=float), units)
+    found = _over(against, units)
     note = interval_note(found.unit, found.units, not np.isnan(found.low))
-    note = f"Mean over test slides; the last column is paired by slide. {note}"
+    note = f"{averaging(units.name)} The last column is paired by slide. {note}"
     return Table("", columns, rows, f"{note} Each slide is in embeddings.csv.")
 
 
 def _mean(values: pd.Series, units: Units, digits: int = 2) -> str:
-    """Mean over slides with its interval."""
-    found = mean_interval(values.to_numpy(dtype=float), units)
-    return with_interval(float(values.mean()), found.low, found.high, digits)
+    """Mean over units with its interval."""
+    found = _over(values, units)
+    return with_interval(found.value, found.low, found.high, digits)
+
+
+def _over(values: pd.Series, units: Units) -> Interval:
+    return mean_interval(values.to_numpy(dtype=float), units)
 
 
 def draw(

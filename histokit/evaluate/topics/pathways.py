@@ -18,6 +18,7 @@ from histokit.evaluate.coherence import (
     pathway_by_slide,
     scores_by_level,
     slide_intervals,
+    slide_means,
 )
 from histokit.evaluate.curation import curate_for_panel
 from histokit.evaluate.evaluation import Evaluation
@@ -177,8 +178,9 @@ class PathwayTopic(Topic):
 
 _ENDS = 8  # pathways of either end in a table; the CSV has them all
 PATHWAY_TEXT = (
-    "A pathway's coherence is the mean PCC of its genes on a slide, then the mean over slides "
-    "(Gene Pathway Coherence, Eq. 7 of HistoPrism), with its 95 % interval. "
+    "A pathway's coherence is the mean PCC of its genes on a slide, then over the slides of a "
+    "patient, then over patients, with its 95 % interval (Gene Pathway Coherence, Eq. 7 of "
+    "HistoPrism, whose own mean is over slides: score_over_slides in the CSV). "
     "It asks whether genes that work together are predicted, variable or not. It is not the PCC "
     "of the pathway's summed expression, which would be higher. “Expected” is what any genes of "
     "the same variance levels reach on these slides: only what lies above it is owed to the "
@@ -211,7 +213,7 @@ def pathway_section(
         return Section(f"Pathways: {name}", text)
     means = pathways.by_slide.mean().to_frame().T
     low, high = slide_intervals(means, patients, CORRELATION)
-    mean, units = float(means.mean(axis=1).iloc[0]), units_of(patients)
+    mean, units = float(slide_means(means, patients).iloc[0]), units_of(patients)
     over = interval_note(units.name, len(set(units.labels)), not np.isnan(low[0]))
     columns = ["pathway", "coherence", "expected", "genes scored", "genes", "slides", "level"]
     tables = [
@@ -245,7 +247,7 @@ def pathway_section(
     pictures = [
         Picture(
             dots,
-            f"{which}: mean PCC of its genes, mean over test slides, and its 95 % interval, "
+            f"{which}: mean PCC of its genes, mean over patients, and its 95 % interval, "
             "where there is one; a tick is what genes as variable reach, the dashed line the mean "
             "over all genes.",
             85,

@@ -260,9 +260,10 @@ def signature_section(
     own.index = found.index.rename("name")
     own.to_csv(folder / f"signature_{signature.name}.csv", float_format="%.6g")
     slides = one_row_a_slide(averaged(scores))
-    value, units = mean_or_nan(slides["pcc"]), units_of(slides["patient"])
+    units = units_of(slides["patient"])
     interval = mean_interval(slides["pcc"].to_numpy(dtype=float), units, bounds=CORRELATION)
-    random = mean_or_nan(slides["random_pcc"])
+    value = interval.value
+    random = mean_interval(slides["random_pcc"].to_numpy(dtype=float), units).value
     mean = _coherence_of(signature.name, places, genes)
     everything = mean_or_nan(table["pcc"])
     rows = [
@@ -287,16 +288,16 @@ def signature_section(
     text = (
         "The signature's score at a spot is the mean z-score of its genes over the slide's spots, "
         "predicted and measured in the same way; its PCC is their correlation on a slide, then the "
-        "mean over slides. What single genes have in common adds up in a score and their noise "
-        "averages out, so it lies far above the mean PCC of the genes, for any genes: the score of "
-        "random genes of the same number and variance is what to compare with. Only what lies "
-        "above it is owed to this signature."
+        "mean over the slides of a patient, then over patients. What single genes have in common "
+        "adds up in a score and their noise averages out, so it lies far above the mean PCC of the "
+        "genes, for any genes: the score of random genes of the same number and variance is what "
+        "to compare with. Only what lies above it is owed to this signature."
     )
     pictures = []
     if own["pcc"].notna().any():
         path = folder / f"signature_{signature.name}.png"
         plots.save(signature_bars(own, value, random, everything), path)
-        caption = "Each gene: PCC, mean over test slides, and the span of its slides."
+        caption = "Each gene: PCC, mean over patients, and the span of its slides."
         pictures.append(Picture(path, caption, 90))
     return Section(f"Signature: {signature.name}", text, tables, pictures)
 
