@@ -26,7 +26,7 @@ def one(x, coords):
 
 def predicted(network, x, coords, y, time=0.3):
     near = Neighborhoods.of(coords, 8).to(x)
-    return network(x, near.index, network.edges(near), y, time)
+    return network(x, near, network.edges(near), y, time)
 
 
 def network(**sizes):

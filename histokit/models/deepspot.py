@@ -209,13 +209,13 @@ class MeanLinear(nn.Module):
 
 def _strongest(h: torch.Tensor, coords: torch.Tensor) -> torch.Tensor:
     """Maximum of h (N, d) >= 0 over each spot's neighbors on the array; 0 where it has none."""
-    index = nearest_spots(coords, NEIGHBORS)
+    index, there = nearest_spots(coords, NEIGHBORS)
     result = torch.zeros_like(h)
     if not index.shape[1]:
         return result
     place = coords.double()
     distance = (place[index] - place[:, None]).norm(dim=2)
-    near = distance <= RADIUS * distance[:, 0].median()
+    near = there & (distance <= RADIUS * distance[:, 0].median())
     for neighbor, is_near in zip(index.T, near.T, strict=True):
         result = torch.maximum(result, h.index_select(0, neighbor) * is_near[:, None])
     return result

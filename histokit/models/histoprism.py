@@ -55,7 +55,7 @@ def sinusoids(coords: torch.Tensor, width: int) -> torch.Tensor:
     places = coords.double() - coords.double().amin(dim=0)
     distinct = places.unique(dim=0)
     if len(distinct) > 1:
-        nearest = distinct[nearest_spots(distinct, 1)[:, 0]]
+        nearest = distinct[nearest_spots(distinct, 1)[0][:, 0]]
         places = places / torch.linalg.vector_norm(distinct - nearest, dim=1).median()
     steps = torch.arange(width // 4, dtype=places.dtype, device=places.device)
     angles = places[:, :, None] * 10_000.0 ** (-4 * steps / width)

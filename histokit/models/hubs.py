@@ -104,14 +104,16 @@ class Graph:
 
 @torch.no_grad()
 def hub_graph(features: torch.Tensor, coords: torch.Tensor, clusters: int) -> Graph:
-    """MERGE's graph: each spot and its eight nearest, clusters and their hubs, hubs and hubs.
+    """MERGE's graph: each spot and its nearest, clusters and their hubs, hubs and hubs.
+
+    Nearest are eight, and all those about as near as the eighth (``nearest_spots``).
 
     Edges go both ways. Spots are clustered by their place, and again by their features, by k-means.
     The hub of a cluster is the spot whose features are nearest to their mean over the cluster; it
     is linked to all spots of its cluster, and all hubs to each other.
 
-    Neither the order of the spots nor where the origin of the coordinates lies plays a part: spots
-    are taken from left to right, and k-means starts by one seed.
+    Neither the order of the spots nor how the slide lies plays a part: spots are taken in the order
+    of their features, of spots with the same from left to right, and k-means starts by one seed.
 
     Args:
         features: (N, D).
@@ -121,10 +123,10 @@ def hub_graph(features: torch.Tensor, coords: torch.Tensor, clusters: int) -> Gr
     with torch.autocast(features.device.type, enabled=False):
         place = coords.double()
         place = place - place.amin(dim=0)
-        keys = torch.cat([features[:, :1].double(), place.flip(1)], dim=1).cpu().numpy()
+        keys = torch.cat([place.flip(1), features[:, :4].double()], dim=1).cpu().numpy()
         order = torch.from_numpy(np.lexsort(keys.T)).to(coords.device)
         features, place = features[order], place[order]
-        links = [_fan(nearest_spots(place, NEIGHBORS))]
+        links = [_fan(*nearest_spots(place, NEIGHBORS))]
         if clusters:
             links += _hub_links(features, place, clusters)
         source, target = order[torch.cat(links, dim=1)]
@@ -134,10 +136,10 @@ def hub_graph(features: torch.Tensor, coords: torch.Tensor, clusters: int) -> Gr
     return Graph.of(edges % count, edges // count, count)
 
 
-def _fan(index: torch.Tensor) -> torch.Tensor:
-    """(N, k) neighbors to (2, N k) links."""
+def _fan(index: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+    """(N, K) neighbors and which of them there are to (2, E) links."""
     own = torch.arange(len(index), device=index.device)[:, None].expand_as(index)
-    return torch.stack([own.flatten(), index.flatten()])
+    return torch.stack([own[there], index[there]])
 
 
 def _hub_links(features: torch.Tensor, place: torch.Tensor, clusters: int) -> list[torch.Tensor]:
@@ -173,7 +175,10 @@ def cluster(points: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _nearest(points: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
-    return (centers.square().sum(dim=1) - 2 * points @ centers.T).argmin(dim=1)
+    distance = centers.square().sum(dim=1) - 2 * points @ centers.T
+    unit = points.square().sum(dim=1).mean().clamp(min=torch.finfo(points.dtype).tiny)
+    # between centers that are equally near, as on arrays, rounding has no say
+    return (distance / unit).round(decimals=6).argmin(dim=1)
 
 
 def _starts(points: torch.Tensor, count: int) -> torch.Tensor:

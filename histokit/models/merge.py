@@ -26,8 +26,8 @@ class Merge(Model):
     in what it gathers, so that ``hidden`` is what it gathers and ``head`` its weight and bias.
 
     What differs from the authors: features stay as they were extracted; targets are neither
-    smoothed nor scaled; both coordinates make neighbors (theirs are by the column alone); every hub
-    is linked to the others (of theirs, some links go to spots that are no hubs); and k-means starts
+    smoothed nor scaled; both coordinates make neighbors (theirs are by the column alone), and all
+    that are as near as the eighth are; every hub is linked to the others (of theirs, some links go to spots that are no hubs); and k-means starts
     once, by a fixed seed (theirs takes the best of ten).
 
     Args:

@@ -23,12 +23,14 @@ class Neighborhoods:
     Network Design).
 
     Attributes:
-        index: (N, k) int64, nearest first; k is N - 1 on slides of fewer spots.
-        frames: (N, 4, k, 3): for each sign of the two axes along which the neighbors spread, a
+        index, there: (N, K), the neighbors and which of them there are, as ``nearest_spots`` gives
+            them: of neighbors as near as the k-th all count.
+        frames: (N, 4, K, 3): for each sign of the two axes along which the neighbors spread, a
             neighbor's place on them from the neighbors' middle, and its distance from the spot.
     """
 
     index: torch.Tensor
+    there: torch.Tensor
     frames: torch.Tensor
 
     @classmethod
@@ -53,12 +55,13 @@ class Neighborhoods:
         if unit not in UNITS:
             raise InputError(f"--stflow-unit {unit}: distances are in {' or '.join(UNITS)}")
         coords = coords.double()
-        index = nearest_spots(coords, k)
-        relative = coords[index] - coords[:, None]  # (N, k, 2)
+        index, there = nearest_spots(coords, k)
+        relative = coords[index] - coords[:, None]  # (N, K, 2), zero of one that is not there
         distance = torch.linalg.vector_norm(relative, dim=2)
         if unit == "pitch" and index.shape[1] and (pitch := distance[:, 0].median()) > 0:
             relative, distance = relative / pitch, distance / pitch
-        centered = relative - relative.mean(1, keepdim=True)
+        middle = relative.sum(1, keepdim=True) / there.sum(1).clamp(min=1)[:, None, None]
+        centered = (relative - middle) * there[:, :, None]
         spread, axes = torch.linalg.eigh(centered.mT @ centered)
         radius = torch.linalg.vector_norm(centered, dim=2)
         alike = spread[:, 1] - spread[:, 0] <= ALIKE * spread.sum(1)
@@ -69,8 +72,9 @@ class Neighborhoods:
         )
         turned = local[:, None] * local.new_tensor(SIGNS)[None, :, None]
         away = distance[:, None, :, None].expand(*turned.shape[:3], 1)
-        return cls(index, torch.cat([turned, away], dim=3))
+        return cls(index, there, torch.cat([turned, away], dim=3))
 
     def to(self, like: torch.Tensor) -> Neighborhoods:
         """With ``frames`` of the type of a tensor, both on its device."""
-        return Neighborhoods(self.index.to(like.device), self.frames.to(like))
+        index, there = self.index.to(like.device), self.there.to(like.device)
+        return Neighborhoods(index, there, self.frames.to(like))

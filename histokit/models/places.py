@@ -6,28 +6,45 @@ import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
+TIE = 0.01  # of a distance: what the rounding of coordinates to pixels does to those of an array
+MOST_TIES = 12  # spots of a hexagonal or square array at one distance, of the 36 nearest
 
-def nearest_spots(coords: torch.Tensor, k: int) -> torch.Tensor:
-    """The k nearest other spots of each spot; of equally near ones those that come first.
+
+def nearest_spots(coords: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k nearest other spots of each spot, and all those about as near as the k-th.
+
+    Of the spots of an array several are equally far from another, and which of them came first
+    would depend on their order or on the rounding of a turned slide. On a hexagonal array eight
+    neighbors are twelve: the two rings of six.
 
     Args:
         coords: (N, 2) centers in one unit.
         k: how many; a slide of fewer spots has N - 1 neighbors each.
 
     Returns:
-        (N, min(k, N - 1)) int64, nearest first, on the device of ``coords``.
+        On the device of ``coords``, (N, K) int64, nearest first, and (N, K) bool, which of these
+        there are: all of distances up to 1 % above the k-th's, of which at most 12 count as ties
+        (more are spots at one place). K is the largest number; a spot with less is followed by
+        itself.
     """
     points = coords.detach().double().cpu().numpy()
     count = len(points)
     most = min(k, count - 1)
     if most < 1:
-        return torch.empty((count, 0), dtype=torch.int64, device=coords.device)
-    # a few more than asked for, so that ties at the end are all there to be ordered
-    reach = min(count, most + 9)
-    distance, index = cKDTree(points).query(points, k=reach)
-    distance = np.where(index == np.arange(count)[:, None], np.inf, np.round(distance, 6))
-    order = np.lexsort((index, distance), axis=1)[:, :most]
-    return torch.from_numpy(np.take_along_axis(index, order, 1)).to(coords.device)
+        nothing = torch.empty((count, 0), dtype=torch.int64, device=coords.device)
+        return nothing, nothing.bool()
+    own = np.arange(count)[:, None]
+    # one more, for a spot is its own nearest
+    distance, index = cKDTree(points).query(points, k=min(count, most + MOST_TIES + 1))
+    distance = np.where(index == own, np.inf, np.round(distance, 6))
+    order = np.lexsort((index, distance), axis=1)[:, : most + MOST_TIES]
+    distance, index = (np.take_along_axis(a, order, 1) for a in (distance, index))
+    there = distance <= distance[:, most - 1 : most] * (1 + TIE)
+    used = there.any(axis=0)
+    index = np.where(there, index, own)[:, used]
+    return torch.from_numpy(index).to(coords.device), torch.from_numpy(there[:, used]).to(
+        coords.device
+    )
 
 
 def array_positions(coords: torch.Tensor) -> torch.Tensor:
@@ -35,7 +52,7 @@ def array_positions(coords: torch.Tensor) -> torch.Tensor:
 
     The array is turned upright first, from up to 15 degrees. Then each axis by itself: centers that
     lie less than a quarter of the usual distance to the nearest spot apart share a column, or a
-    row; gaps without a spot do not count.
+    row. Columns and rows without a spot count, so that pieces of tissue keep their distance.
 
     Args:
         coords: (N, 2) centers x, y in one unit.
@@ -47,14 +64,24 @@ def array_positions(coords: torch.Tensor) -> torch.Tensor:
     if len(points) < 2:
         return torch.zeros((len(points), 2), dtype=torch.int64, device=coords.device)
     pitch = np.median(cKDTree(points).query(points, k=2)[0][:, 1])
-    points = _upright(points)
-    found = np.empty(points.shape, dtype=np.int64)
-    for axis in (0, 1):
-        order = np.argsort(points[:, axis], kind="stable")
-        steps = np.diff(points[order, axis], prepend=points[order[0], axis])
-        # on a hexagonal array columns are half a pitch apart
-        found[order, axis] = np.cumsum(steps > 0.25 * pitch)
-    return torch.from_numpy(found).to(coords.device)
+    columns_and_rows = [_lines(axis, pitch) for axis in _upright(points).T]
+    return torch.from_numpy(np.stack(columns_and_rows, 1)).to(coords.device)
+
+
+def _lines(values: np.ndarray, pitch: float) -> np.ndarray:
+    """Places (N,) along one axis to the columns, or rows, of an array; int64 from 0."""
+    order = np.argsort(values, kind="stable")
+    line = np.empty(len(values), dtype=np.int64)
+    # on a hexagonal array columns are half a pitch apart
+    line[order] = np.cumsum(np.diff(values[order], prepend=values[order[0]]) > 0.25 * pitch)
+    middles = np.bincount(line, values) / np.bincount(line)
+    gaps = np.diff(middles)
+    next_to = gaps[gaps < 1.5 * pitch]
+    steps = np.ones(len(gaps), dtype=np.int64)
+    if pitch > 0:  # of most spots at one place nothing tells how wide a gap is
+        unit = np.median(next_to) if len(next_to) else pitch
+        steps = np.maximum(np.round(gaps / unit), 1).astype(np.int64)
+    return np.concatenate([[0], np.cumsum(steps)])[line]
 
 
 def _upright(points: np.ndarray) -> np.ndarray:

@@ -53,9 +53,10 @@ class _Attention(nn.Module):
         self.W_output = SwiGLU(2 * width, width, width, dropout)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, h, y, index, edges) -> torch.Tensor:
+    def forward(self, h, y, near: Neighborhoods, edges) -> torch.Tensor:
+        index = near.index
         q, k, v = self.layernorm_qkv(h).view(len(h), 3, HEADS, -1).unbind(1)  # (N, heads, d)
-        edges = edges.unflatten(2, (HEADS, -1))  # (N, k, heads, d)
+        edges = edges.unflatten(2, (HEADS, -1))  # (N, K, heads, d)
         # The first layer of the logits on [q_i, k_j, edge, y_j - y_i], each of its parts by itself:
         # for a spot once and not for each neighbor and head.
         first = self.mlp_attn.fc1
@@ -64,7 +65,8 @@ class _Attention(nn.Module):
         own = linear(q, for_q, first.bias) - level
         other = linear(k, for_k) + level
         logits = self.mlp_attn.gated(own[:, None] + other[index] + linear(edges, for_edge))
-        share = self.dropout(logits.softmax(dim=1))  # (N, k, heads, 1)
+        logits = logits.masked_fill(~near.there[:, :, None, None], -torch.inf)
+        share = self.dropout(logits.softmax(dim=1))  # (N, K, heads, 1)
         context = [(share * v[index]).sum(1).flatten(1), (share * edges).sum(1).flatten(1)]
         return self.W_output(torch.cat(context, dim=1))
 
@@ -84,8 +86,8 @@ class _Block(nn.Module):
             nn.Dropout(dropout if output_dropout else 0.0),
         )
 
-    def forward(self, h, y, index, edges) -> tuple[torch.Tensor, torch.Tensor]:
-        h = h + self.attn(h, y, index, edges)
+    def forward(self, h, y, near, edges) -> tuple[torch.Tensor, torch.Tensor]:
+        h = h + self.attn(h, y, near, edges)
         h = h + self.mlp(h)
         return h, self.gene_updater.output(h)
 
@@ -135,13 +137,13 @@ class STFlow(nn.Module):
         self.projection = Linear(num_genes, compared, bias=False) if projects else nn.Identity()
 
     def edges(self, near: Neighborhoods) -> list[torch.Tensor]:
-        """What each block makes of the places of neighbors, (N, k, width): the mean over frames."""
+        """What each block makes of the places of neighbors, (N, K, width): the mean over frames."""
         return [block.attn.edge_trans(near.frames).mean(1) for block in self.backbone.blks]
 
     def forward(
         self,
         features: torch.Tensor,
-        index: torch.Tensor,
+        near: Neighborhoods,
         edges: Sequence[torch.Tensor],
         y: torch.Tensor,
         time: float | torch.Tensor,
@@ -150,7 +152,7 @@ class STFlow(nn.Module):
 
         Args:
             features: (N, D) of one slide's spots.
-            index: (N, k) int64, the neighbors of each spot.
+            near: the neighbors of each spot.
             edges: as ``edges`` returns them.
             y: (N, G) expression at ``time``.
             time: between 0, the prior, and 1, the data.
@@ -162,6 +164,6 @@ class STFlow(nn.Module):
         h = self.image_transform(features) + self.fourier_proj.mlp(waves)
         predicted = []
         for block, places in zip(self.backbone.blks, edges, strict=True):
-            h, y = block(h, self.projection(y), index, places)
+            h, y = block(h, self.projection(y), near, places)
             predicted.append(y)
         return torch.stack(predicted).mean(0)

@@ -59,6 +59,9 @@ class STFlowModel(Generative):
     a single step asks for the prior alone, and is trained on that alone: with the prior ``zero``
     it is a plain regression on the features of a spot and its neighbors.
 
+    Neighbors are eight, as published, and on arrays all those as near as the eighth (twelve on a
+    hexagonal one): the authors' k-d tree chooses among these by the order of the spots.
+
     Validation takes the times of the evaluation, and noise of ``sample_seed``: its loss is lower
     than the error of a prediction, since part of the truth is in its input.
 
@@ -166,7 +169,7 @@ class STFlowModel(Generative):
         """The network on a slide: expression (N, G) and its time to the end of the flow."""
         near = Neighborhoods.of(slide.coords, NEIGHBORS, self.unit).to(slide.features)
         edges = self.network.edges(near)
-        return functools.partial(self.network, slide.features, near.index, edges)
+        return functools.partial(self.network, slide.features, near, edges)
 
     def _noise(self, slide: Batch, random: torch.Generator | None) -> torch.Tensor:
         shape = (len(slide.features), self.head.out_features)

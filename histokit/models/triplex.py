@@ -20,12 +20,12 @@ from histokit.models.outputs import Direct
 from histokit.models.triplex_parts import (
     CONFIGS,
     Array,
+    ArrayWindows,
     FusionEncoder,
     GlobalEncoder,
+    NearestWindows,
     NeighborEncoder,
-    array_window,
     encoder_arguments,
-    nearest_window,
 )
 from histokit.ops.gemm import Linear
 
@@ -57,7 +57,8 @@ class TRIPLEX(Model):
             network has one before the target only, and takes features of e dimensions.
         triplex_clamp: cut predictions at zero from below, as published. Where a head is negative it
             then learns nothing, and genes that it never leaves zero for are constant.
-        triplex_neighbors: ``array``, or ``nearest``: the 24 nearest spots, for slides without one.
+        triplex_neighbors: ``array``, or ``nearest``: the 24 nearest spots, and those as near as the
+            last of them, for slides without one.
         triplex_ablation: ``none``; ``fusion-only``, trained without the branches' losses;
             ``no-neighbor``; or ``no-global``, where the spot's own token asks.
         triplex_spots: spots of a slide that a training step is taught at most, drawn anew each
@@ -165,14 +166,14 @@ class TRIPLEX(Model):
         if self.neighbor_encoder is None:
             return views | {"fusion": self._fuse(query, views["target"])}
         near = self.neighbor_linear(features)
-        window = nearest_window(coords) if self.nearest else array_window(array)
+        windows = NearestWindows(coords) if self.nearest else ArrayWindows(array)
         begun = self.neighbor_encoder.begin(near if self.nearest else array.means(near))
         rows = torch.arange(len(features), device=features.device) if rows is None else rows
         means, fused = [], []
         for part, own, asks in zip(
             rows.split(ROWS), views["target"].split(ROWS), query.split(ROWS), strict=True
         ):
-            some = window.of(part)
+            some = windows.of(part)
             tokens = self.neighbor_encoder(begun, some)
             there = some.mask[..., None]
             means.append(tokens.where(there, 0).sum(1) / there.sum(1))

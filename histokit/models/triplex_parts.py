@@ -98,44 +98,52 @@ class Window:
     mask: Tensor
     offsets: Tensor
 
-    def of(self, rows: Tensor) -> Window:
-        """The windows of some spots."""
-        offsets = self.offsets[rows] if self.offsets.ndim == 3 else self.offsets
-        return Window(self.index[rows], self.mask[rows], offsets)
 
-
-def array_window(array: Array) -> Window:
+class ArrayWindows:
     """The 5 x 5 cells around each spot, of which a hexagonal array has 13; rows are cells.
 
     Places in the window at which no spot of the slide has a neighbor are left out.
     """
-    around = array.around(REACH)
-    used = (around >= 0).any(0)
-    cells = around[array.owner][:, used]
-    place = torch.arange(SIDE**2, device=cells.device)[used]
-    row, column = place // SIDE, place % SIDE
-    offsets = SIDE * (row[:, None] - row).abs() + (column[:, None] - column).abs()
-    return Window(cells.clamp(min=0), cells >= 0, offsets)
+
+    def __init__(self, array: Array):
+        around = array.around(REACH)
+        used = (around >= 0).any(0)
+        self._cells = around[array.owner][:, used]
+        place = torch.arange(SIDE**2, device=around.device)[used]
+        row, column = place // SIDE, place % SIDE
+        self._offsets = SIDE * (row[:, None] - row).abs() + (column[:, None] - column).abs()
+
+    def of(self, rows: Tensor) -> Window:
+        """The windows of some spots."""
+        cells = self._cells[rows]
+        return Window(cells.clamp(min=0), cells >= 0, self._offsets)
 
 
-def nearest_window(coords: Tensor) -> Window:
-    """Each spot and the 24 nearest others, or as many as there are; rows are spots.
+class NearestWindows:
+    """Each spot, the 24 nearest others and those as near as the last; rows are spots.
 
     How far apart two of them lie along each axis is counted in usual distances to the nearest spot,
     up to the 4 of a window of 5 x 5.
     """
-    near = nearest_spots(coords, SIDE**2 - 1)
-    itself = torch.arange(len(coords), device=coords.device)[:, None]
-    index = torch.cat([itself, near], 1)
-    points = coords[index]  # (n, T, 2)
-    first = (points[:, 1:2] - points[:, :1]).norm(dim=2)
-    first = first[first > 0]  # spots at one place say nothing of the distance
-    pitch = first.median() if len(first) else coords.new_ones(())
-    # a quarter more before rounding down, so that the half steps of a hexagonal array never tip
-    apart = ((points[:, :, None] - points[:, None]).abs() / pitch + 0.25).long().clamp(max=SIDE - 1)
-    return Window(
-        index, torch.ones_like(index, dtype=torch.bool), SIDE * apart[..., 1] + apart[..., 0]
-    )
+
+    def __init__(self, coords: Tensor):
+        near, there = nearest_spots(coords, SIDE**2 - 1)
+        itself = torch.arange(len(coords), device=coords.device)[:, None]
+        self._coords = coords
+        self._index = torch.cat([itself, near], 1)
+        self._mask = torch.cat([torch.ones_like(itself, dtype=torch.bool), there], 1)
+        first = (coords[self._index[:, 1:2]] - coords[:, None]).norm(dim=2)
+        first = first[first > 0]  # spots at one place say nothing of the distance
+        self._pitch = first.median() if len(first) else coords.new_ones(())
+
+    def of(self, rows: Tensor) -> Window:
+        """The windows of some spots; the distances within those of all would fill the memory."""
+        index = self._index[rows]
+        points = self._coords[index]  # (n, T, 2)
+        apart = (points[:, :, None] - points[:, None]).abs() / self._pitch
+        # a quarter more before rounding down, so that half steps of a hexagonal array never tip
+        apart = (apart + 0.25).long().clamp(max=SIDE - 1)
+        return Window(index, self._mask[rows], SIDE * apart[..., 1] + apart[..., 0])
 
 
 class WindowAttention(nn.Module):

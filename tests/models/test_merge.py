@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from arrays import array, turned
 
 from histokit import models
 from histokit.core.errors import InputError
@@ -66,9 +67,10 @@ def test_names_and_shapes_are_the_authors():
 def test_neighbors_go_both_ways_and_to_oneself():
     x, _ = slide(12)
     line = torch.stack([torch.arange(12.0), torch.zeros(12)], 1)
-    nearest = [sorted(range(12), key=lambda j: (abs(i - j), j))[1:9] for i in range(12)]
     expected = {(i, i) for i in range(12)}
-    for i, near in enumerate(nearest):
+    for i in range(12):
+        eighth = sorted(abs(i - j) for j in range(12))[8]
+        near = [j for j in range(12) if abs(i - j) <= eighth]  # both of two that are as near
         expected |= {(i, j) for j in near} | {(j, i) for j in near}
     assert pairs(hub_graph(x, line, 0)) == expected
     both = pairs(hub_graph(x, line.flip(1), 0))  # neither coordinate is left out
@@ -90,8 +92,8 @@ def test_hubs_are_linked_to_their_clusters_and_each_other(monkeypatch):
 
 def test_a_hub_is_the_member_nearest_to_the_mean_of_its_cluster():
     x, coords = slide()
-    left_to_right = (coords[:, 0] * 1000 + coords[:, 1]).argsort()
-    x, coords = x[left_to_right], coords[left_to_right]  # the order that clusters are made in
+    by_features = x[:, 3].argsort()
+    x, coords = x[by_features], coords[by_features]  # the order that clusters are made in
     expected, hub_spots = pairs(hub_graph(x, coords, 0)), []
     place = coords.double()
     for labels in (cluster(place - place.amin(0), 5), cluster(x, 5)):
@@ -105,13 +107,17 @@ def test_a_hub_is_the_member_nearest_to_the_mean_of_its_cluster():
     assert pairs(hub_graph(x, coords, 5)) == expected
 
 
-def test_order_and_origin_do_not_change_the_graph():
+@pytest.mark.parametrize("kind", ["irregular", "square", "hexagonal"])
+def test_order_origin_and_turns_do_not_change_the_graph(kind):
     x, coords = slide()
+    if kind != "irregular":
+        coords = array(6, 10, kind)
     graph, order = hub_graph(x, coords, 5), torch.randperm(60)
     moved = hub_graph(x[order], coords[order], 5)
     back = {(int(order[i]), int(order[j])) for i, j in pairs(moved)}
     assert back == pairs(graph)
     assert pairs(hub_graph(x, coords + 4096, 5)) == pairs(graph)
+    assert pairs(hub_graph(x, turned(coords.double()), 5)) == pairs(graph)
 
 
 def test_clusters_of_islands():

@@ -73,21 +73,23 @@ def test_attention_is_the_published_one_on_concatenated_columns():
     edges = attn.edge_trans(near.frames).mean(1)
     q, k, v = attn.layernorm_qkv(h).split(16, dim=1)
     context, of_edges = torch.zeros(20, 16).double(), torch.zeros(20, 16).double()
+    assert not near.there.all()
     for i in range(20):
+        index = near.index[i][near.there[i]]
         for head in (slice(4 * n, 4 * n + 4) for n in range(4)):
             logits = torch.cat(
                 [
                     attn.mlp_attn(
                         torch.cat([q[i, head], k[j, head], edges[i, n, head], y[j] - y[i]])
                     )
-                    for n, j in enumerate(near.index[i])
+                    for n, j in enumerate(index)
                 ]
             )
             share = logits.softmax(0)
-            context[i, head] = share @ v[near.index[i], head]
-            of_edges[i, head] = share @ edges[i, :, head]
+            context[i, head] = share @ v[index, head]
+            of_edges[i, head] = share @ edges[i, : len(index), head]
     expected = attn.W_output(torch.cat([context, of_edges], 1))
-    torch.testing.assert_close(attn(h, y, near.index, edges), expected)
+    torch.testing.assert_close(attn(h, y, near, edges), expected)
 
 
 def test_frames_of_a_hand_worked_neighborhood():
@@ -106,8 +108,9 @@ def test_square_grids_have_no_axes_that_rounding_could_choose(unit):
     grid = torch.cartesian_prod(torch.arange(5.0), torch.arange(5.0)).double() * 100
     angle = torch.tensor(0.7, dtype=torch.float64)
     turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()]).view(2, 2)
-    middle = Neighborhoods.of(grid, 8, unit).frames[12]
-    turned = Neighborhoods.of(grid @ turn + 123.4, 8, unit).frames[12]
+    near = Neighborhoods.of(grid, 8, unit)
+    middle = near.frames[12][:, near.there[12]]
+    turned = Neighborhoods.of(grid @ turn + 123.4, 8, unit).frames[12][:, near.there[12]]
     unit_length = 100 if unit == "pixels" else 1
     assert (middle[:, :, 1] == 0).all()
     assert sorted(middle[0, :, 0].div(unit_length).round(decimals=6).tolist()) == pytest.approx(

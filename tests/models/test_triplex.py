@@ -1,12 +1,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from arrays import KINDS, array
 
 from histokit import models
 from histokit.core.errors import InputError
 from histokit.models.base import Batch, Target
 from histokit.models.triplex import TRIPLEX, from_official_names
-from histokit.models.triplex_parts import Array, array_window
+from histokit.models.triplex_parts import Array, ArrayWindows, NearestWindows
 
 TINY = {"input_dim": 12, "num_genes": 7, "hidden_dim": 16, "triplex_config": "small"}
 RESNET18 = 11_176_512  # parameters of the published trunk, whose last layer is left out
@@ -346,8 +347,6 @@ def trained_like(model):
 def test_order_of_spots_and_place_of_the_slide_do_not_matter(neighbors):
     model = trained(triplex_neighbors=neighbors)
     x, coords = slide(30)
-    if neighbors == "nearest":  # at equal distances the first spots are nearest
-        coords = torch.rand(30, 2) * 900
     whole, order = model.predict(x, "", coords), torch.randperm(30)
     torch.testing.assert_close(model.predict(x[order], "", coords[order]), whole[order])
     moved = model.predict(x, "", coords + torch.tensor([12_288.0, 1024]))
@@ -426,7 +425,7 @@ def test_a_hexagonal_array_has_thirteen_spots_in_a_window():
     rows, columns = torch.meshgrid(torch.arange(9), torch.arange(9), indexing="ij")
     x = (columns + 0.5 * (rows % 2)) * 100.0
     coords = torch.stack([x, rows * 86.6], -1).view(-1, 2)
-    window = array_window(Array(coords))
+    window = ArrayWindows(Array(coords)).of(torch.arange(len(coords)))
     assert window.index.shape == (81, 13)
     assert window.mask[40].all()  # the middle one
     near = (coords[40] - coords).abs()
@@ -434,6 +433,29 @@ def test_a_hexagonal_array_has_thirteen_spots_in_a_window():
     assert set(Array(coords).owner[expected].tolist()) == set(window.index[40].tolist())
     assert window.offsets.max() == 24
     assert window.offsets.diagonal().tolist() == [0] * 13
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_window_does_not_reach_another_piece_of_tissue(kind):
+    coords = array(8, 30, kind).float()
+    left = torch.arange(240) % 30 < 10
+    coords, left = coords[left | (torch.arange(240) % 30 >= 20)], left.view(8, 30)[:, :20].flatten()
+    model, x = trained(triplex_ablation="no-global"), torch.randn(160, 12)
+    other = x.clone()
+    other[left] *= 50
+    a, b = model.predict(x, "", coords), model.predict(other, "", coords)
+    assert torch.equal(a[~left], b[~left])
+    assert not torch.isclose(a[left], b[left]).any(1).all()
+
+
+def test_nearest_windows_hold_no_table_of_all_pairs():
+    coords = array(40, 40, "hexagonal").float()
+    windows = NearestWindows(coords)
+    assert sum(part.nbytes for part in vars(windows).values()) < 400 * 1600
+    whole, some = windows.of(torch.arange(1600)), windows.of(torch.arange(50, 60))
+    assert whole.index.shape == (1600, 31)
+    for name in ("index", "mask", "offsets"):
+        assert torch.equal(getattr(some, name), getattr(whole, name)[50:60])
 
 
 def official(model, heads):
