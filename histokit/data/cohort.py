@@ -273,6 +273,9 @@ class Cohort:
         if genes is not None:
             panel = genes if isinstance(genes, pd.DataFrame) else as_panel(genes)
             columns = positions(var, panel)
+            if panel is not genes:  # a slide's own names, which are one gene each
+                own = var.index.get_indexer(panel["gene"])
+                columns = np.where(own >= 0, own, columns)
         joined = [torch.empty(len(barcodes), 0)] if not parts else []
         for values, own in parts:
             order = pd.Index(own).get_indexer(barcodes)

@@ -152,7 +152,7 @@ def positions(table: pd.DataFrame, genes: pd.DataFrame) -> np.ndarray:
     """Row of ``table`` for each gene of a panel, (G,) int, -1 where the slide does not have it.
 
     By id first, then by name and by symbol where one of the two has no id: never two genes whose
-    ids differ, and no row for two genes.
+    ids differ, no row for two genes, and none by a symbol that either table has twice.
 
     Args:
         table: a slide's genes: index gene, columns gene_id, symbol.
@@ -160,14 +160,20 @@ def positions(table: pd.DataFrame, genes: pd.DataFrame) -> np.ndarray:
     """
     found = _lookup(table[ID], genes[ID])
     theirs = table[ID].to_numpy()
+    once, wanted = ~_twice(table[SYMBOL]), ~_twice(genes[SYMBOL])
     for known, column in ((pd.Series(table.index), "gene"), (table[SYMBOL], SYMBOL)):
-        lost = found < 0
+        lost = (found < 0) & wanted
         if lost.any():
-            places = _lookup(known, genes.loc[lost, column])
+            places = _lookup(known.where(once, ""), genes.loc[lost, column])
             both = (theirs[places] != "") & (genes.loc[lost, ID] != "").to_numpy()
             places[both | np.isin(places, found[found >= 0])] = -1
             found[lost] = places
     return found
+
+
+def _twice(symbols: pd.Series) -> np.ndarray:
+    """(genes,) bool, symbols that stand for several genes of a table."""
+    return (symbols.duplicated(keep=False) & (symbols != "")).to_numpy()
 
 
 def _lookup(known: pd.Series, wanted: pd.Series) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -48,21 +49,34 @@ class GeneMap:
             The same table with ids filled in and one row an id, and (genes,) int: the row in it
             of each gene, -1 for one that is left out.
         """
-        own = var["gene_id"].to_numpy(dtype=object)
-        found = [i or self.ids.get(s, "") for i, s in zip(own, var["symbol"], strict=True)]
-        table = var.assign(gene_id=found)
+        own = var["gene_id"].astype(object)
+        table = var.assign(gene_id=own.where(own != "", self._by_symbol(var["symbol"])))
         # what a slide did not measure has no part in what is measured under the same id
         order = np.argsort(~table["measured"].to_numpy(), kind="stable")
         ids = table["gene_id"].to_numpy()
-        leader: dict[str, int] = {}
-        for row in order:
-            leader.setdefault(ids[row] or f"\n{row}", row)  # no id is a line break
-        first = np.array([leader[i or f"\n{row}"] for row, i in enumerate(ids)], dtype=int)
+        codes = pd.factorize(ids)[0]
+        codes[ids == ""] = len(ids) + np.flatnonzero(ids == "")  # each a gene of its own
+        _, leader, member = np.unique(codes[order], return_index=True, return_inverse=True)
+        first = np.empty(len(ids), int)
+        first[order] = order[leader][member]
         kept = np.unique(first)
         place = np.searchsorted(kept, first)
         second = first != np.arange(len(first))
         dropped = second & ((self.merge == "first") | ~table["measured"].to_numpy())
         return table.iloc[kept], np.where(dropped, -1, place)
+
+    def _by_symbol(self, symbols: pd.Series) -> np.ndarray:
+        """(genes,) the id of each symbol, blank for one that the map lacks."""
+        places = self._symbols.get_indexer(symbols)
+        return np.where(places >= 0, self._values[places], "")
+
+    @cached_property
+    def _symbols(self) -> pd.Index:
+        return pd.Index(list(self.ids), dtype=object)
+
+    @cached_property
+    def _values(self) -> np.ndarray:
+        return np.array(list(self.ids.values()), dtype=object)
 
     def merged(self, counts: sp.csr_matrix, place: np.ndarray, width: int) -> sp.csr_matrix:
         """Counts (N, genes) under the rows of ``apply``: (N, width) CSR."""

@@ -225,6 +225,16 @@ def comparison_notes(runs: Mapping[str, Evaluation]) -> list[str]:
         ),
         ("panel", "The runs predict different genes, so PCC of all genes and MSE differ by that."),
         (
+            "gene_ids",
+            "The runs map symbols to ids differently (--gene-map), so a gene of one name may be "
+            "measured differently.",
+        ),
+        (
+            "same_id",
+            "The runs make different counts of genes that share an id (--same-id), so what is "
+            "predicted of them differs.",
+        ),
+        (
             "training",
             "The runs were trained on different slides for the same test slides, so not only the "
             "models differ.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -96,6 +96,16 @@ class Evaluation:
     def target(self) -> str:
         """Scale of the targets."""
         return self.job.run.config["options"]["target"]
+
+    @property
+    def gene_ids(self) -> Mapping[str, str] | None:
+        """Ensembl ids of symbols, by --gene-map; None without."""
+        return self.job.cohort.gene_map and self.job.cohort.gene_map.ids
+
+    @property
+    def same_id(self) -> str | None:
+        """What became of genes that share an id, by --same-id; None without a map."""
+        return self.job.cohort.gene_map and self.job.cohort.gene_map.merge
 
     @property
     def panel(self) -> frozenset[str]:

@@ -39,6 +39,14 @@ def choose_genes(run: Run, cohort: Cohort, protocol: str) -> GeneLists:
     )
 
 
+def drawn_from(run: Run, cohort: Cohort) -> tuple:
+    """What ``choose_genes`` reads of a run and its cohort, as a key: equal keys, equal lists."""
+    whole = pd.concat([fold.split for fold in run.folds])
+    told = zip(whole["slide_id"], whole["cancer"], whole["split"] == "test", strict=True)
+    mapped = cohort.gene_map and (frozenset(cohort.gene_map.ids.items()), cohort.gene_map.merge)
+    return str(cohort.folder), tuple(dict.fromkeys(told)), mapped
+
+
 def hest_genes(cohort: Cohort, slides: list[str], num_genes: int = HEST_GENES) -> list[str]:
     """HEST-Bench's list: highly variable genes of a task's slides, in the order of the genes.
 

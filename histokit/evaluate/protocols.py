@@ -223,10 +223,10 @@ class ProtocolScores:
         pool = self.pools[key]
         pool.missing |= ~(slide.measured & fold.learned)[columns]
         target = view.target[:, columns]
-        prediction = view.prediction[:, torch.from_numpy(columns)]
-        for start in range(0, len(prediction), _SPOTS):
+        hidden, outputs = view.prediction.hidden, view.prediction.outputs[torch.from_numpy(columns)]
+        for start in range(0, len(hidden), _SPOTS):
             rows = slice(start, start + _SPOTS)
-            pool.moments.update(prediction[rows], torch.from_numpy(target[rows].toarray()))
+            pool.moments.update(outputs(hidden[rows]), torch.from_numpy(target[rows].toarray()))
 
     def gather(self, team: Team) -> None:
         """Join the pools of all ranks, in the order of the run's folds and slides."""

@@ -22,7 +22,7 @@ from histokit.evaluate.folders import check_replaceable, versions
 from histokit.evaluate.gene_lists import GeneLists, read_lists
 from histokit.evaluate.official import check_genes, official_sentence
 from histokit.evaluate.options import Options
-from histokit.evaluate.protocol_genes import choose_genes
+from histokit.evaluate.protocol_genes import choose_genes, drawn_from
 from histokit.evaluate.protocols import PROTOCOLS, Protocol, ProtocolScores, check_protocol
 from histokit.evaluate.published import read_published
 from histokit.evaluate.runs import Run
@@ -74,7 +74,7 @@ class Questions:
         signatures: lists of genes.
         listed: genes that replace the training slides' most variable ones; None without them.
         context: spots whose expression the models are shown; None for none.
-        lists: gene lists of a published protocol, by the data and the slides they come from.
+        lists: gene lists of a published protocol, by what they are drawn from.
         pathway_genes: what a comparison of pathways needs of each run, by name.
     """
 
@@ -86,18 +86,17 @@ class Questions:
     pathway_genes: dict[str, PathwayGenes] = dataclasses.field(default_factory=dict)
 
     def gene_lists(self, job: Job, protocol: str) -> GeneLists:
-        """The protocol's gene lists; a run and its controls share them."""
+        """The protocol's gene lists; runs share them where they would draw the same."""
         if self.listed is not None:
             return self.listed
-        slides = tuple(dict.fromkeys(s for f in job.run.folds for s in f.split["slide_id"]))
-        key = (str(job.cohort.folder), slides, protocol)
+        key = (protocol, *drawn_from(job.run, job.cohort))
         if key not in self.lists:
             self.lists[key] = choose_genes(job.run, job.cohort, protocol)
         return self.lists[key]
 
     def headline(self, job: Job, protocol: str, team: Team) -> GeneLists | None:
         """The genes of the headline where no training slides rank them; for all ranks."""
-        if self.listed is not None or not job.run.official:
+        if self.listed is not None or protocol == "histokit" or job.run.ranks_genes:
             return self.listed
         return team.gather(self.gene_lists(job, protocol) if team.first else None)[0]
 
@@ -381,7 +380,7 @@ def _provenance(job: Job, cfg: Options, context: Context | None) -> dict:
     """The choices behind every figure."""
     options = job.run.config["options"]
     default = f"top {cfg.num_hvg} of the training slides of each fold"
-    if job.run.official:
+    if cfg.protocol != "histokit" and not job.run.ranks_genes:
         default = f"the list of the protocol {cfg.protocol}"
     knobs = PROTOCOLS["histokit"].knobs() | {
         "gene_rule": f"the list {cfg.hvg_file}" if cfg.hvg_file else default,

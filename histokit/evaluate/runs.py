@@ -52,8 +52,8 @@ class Fold:
     def genes(self) -> pd.DataFrame:
         """Rows are the model's outputs.
 
-        gene, gene_id, symbol, hvg_rank, train_mean, train_variance, train_spots (how many spots
-        that measured the gene the model was fitted on).
+        gene, gene_id, symbol, hvg_rank, train_mean, train_variance, train_spots (in how many of
+        the spots that the model was fitted on the gene has a count).
         """
         path = self.folder / "genes.csv"
         table = self._table("genes.csv", ("gene", "gene_id", "symbol"), "table of a fold's genes")
@@ -66,10 +66,10 @@ class Fold:
 
     @cached_property
     def learned(self) -> np.ndarray:
-        """(G,) bool, outputs that a training slide measured; the others are whatever they began as.
+        """(G,) bool, genes with a count in a training spot; no other output has a prediction.
 
-        All of them where published weights do not say. Runs of before ``train_spots`` was counted
-        cannot tell them from genes without a single count, which nothing was learned about either.
+        It is what it began as, or zero and noise. All are learned where published weights do not
+        say; in runs of before ``train_spots`` was counted, those with moments.
         """
         genes = self.genes
         if "train_spots" in genes:
@@ -151,6 +151,15 @@ class Run:
     def official(self) -> dict:
         """Where published weights come from that were not trained here; empty for a training."""
         return self.config.get("official") or {}
+
+    @property
+    def ranks_genes(self) -> bool:
+        """Whether the training slides of every fold say which genes are the most variable.
+
+        Those of published weights are not there, and spots of many slides may have no gene that
+        all of them detect.
+        """
+        return all(fold.genes["hvg_rank"].notna().any() for fold in self.folds)
 
     @cached_property
     def folds(self) -> list[Fold]:

@@ -30,7 +30,7 @@ class SlideScore:
             ``no``, or ``unknown`` where the slide names no patient.
         cancer_known: whether the model was trained on the slide's cancer, where it is told one.
         genes: the fold's gene table.
-        learned: whether a training slide measured the gene; no other gene has a prediction.
+        learned: whether a training spot has a count of the gene; no other has a prediction.
         hvg: the genes of the headline PCC.
         measured: whether the slide measured the gene.
         constant_target: measured, but the same in every spot.
@@ -66,8 +66,8 @@ def choose_hvgs(fold: Fold, num_hvg: int, listed: list[str] | None = None) -> np
     Args:
         fold: its gene table ranks genes by training slides only.
         num_hvg: how many; fewer where fewer genes have a rank.
-        listed: gene names, Ensembl ids or symbols that replace the ranking; those that no training
-            slide measured are left out.
+        listed: gene names, Ensembl ids or symbols that replace the ranking; those without a count
+            in training are left out.
 
     Returns:
         (G,) bool in the order of the model's outputs.
@@ -159,8 +159,7 @@ class Prediction:
     Args:
         hidden: (N, d).
         head: from it to the genes.
-        learned: (G,) bool, genes that a training slide measured; the others are zero in every
-            spot. All of them by default.
+        learned: (G,) bool, as of ``Fold``; the others are zero in every spot. All by default.
     """
 
     def __init__(

@@ -38,7 +38,7 @@ def choose_folds(run: Run, name: str) -> list[Fold]:
 def common_genes(folds: Sequence[Fold]) -> pd.DataFrame:
     """gene, gene_id, symbol, train_mean, train_sd of the genes that all folds predict.
 
-    A gene that no training slide of a fold measured is an output of its model but no prediction.
+    A gene without a count in a fold's training is an output of its model but no prediction.
     The moments of the training targets are means over the folds.
     """
     tables = [fold.genes[fold.learned].set_index("gene") for fold in folds]
@@ -80,7 +80,7 @@ class Ensemble:
 
     def cancers(self) -> list[str]:
         """The oncotree codes that the models are told; empty where they are told none."""
-        return sorted({code for model in self.models for code in model.cancers or ()})
+        return sorted({code for model in self.models for code in model.known_cancers()})
 
     def said(self, slide: Slide) -> list[str]:
         """Sentences on what the models knew of a slide before, and what they are not told."""
@@ -88,7 +88,7 @@ class Ensemble:
         if self._unlearned:
             said.append(
                 f"{plural(self._unlearned, 'gene')} of the panel are not predicted: no training "
-                "slide measured them."
+                "spot has a count of them."
             )
         if not self.knows_cancer(slide.cancer):
             said.append(

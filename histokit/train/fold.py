@@ -141,7 +141,7 @@ def rank_genes(
     if unlearned := int((moments.train_spots == 0).sum()):
         print(
             f"fold {fold}: {unlearned:,} of {len(panel):,} genes get no prediction: no training "
-            "slide measures them"
+            "spot has a count of them"
         )
     seen = np.ones(len(panel), bool)
     if cfg.panel == "detected":

@@ -14,7 +14,7 @@ from histokit.core.files import atomic_path, read_json, write_json
 from histokit.data.cohort import Cohort, refuse_tuned
 from histokit.data.features import difference, feature_identity
 from histokit.data.gene_keys import GeneKey, gene_key
-from histokit.data.gene_map import GENE_MAP
+from histokit.data.gene_map import GENE_MAP, GeneMap, read_gene_map
 from histokit.data.splits import Split, describe_folds, idle_slides, make_folds
 from histokit.models.registry import MODELS
 from histokit.train.options import FREE, Options
@@ -144,6 +144,8 @@ def claim(
     if control:
         config["control"] = control
     path = folder / "config.json"
+    if path.is_file():
+        _refuse_another_map(folder, cohort.gene_map)
     if cohort.gene_map and not path.is_file():  # an evaluation reads it there
         cohort.gene_map.write(folder / GENE_MAP)
     if path.is_file():
@@ -176,3 +178,13 @@ def claim(
             )
     else:
         write_json(path, config)
+
+
+def _refuse_another_map(folder: Path, given: GeneMap | None) -> None:
+    """Raise InputError where the file of --gene-map is another than when a run was begun."""
+    kept = folder / GENE_MAP
+    if given and kept.is_file() and read_gene_map(kept, given.merge) != given:
+        raise InputError(
+            f"{folder} was begun with another map of symbols to ids, which it keeps in {GENE_MAP}; "
+            "give --gene-map the same file, or give another --run"
+        )

@@ -67,7 +67,7 @@ def write_prediction(
     """Write one slide's prediction.
 
     ``X`` is the prediction, ``layers["target"]`` the measured expression, both float32 on the
-    target scale; NaN where a gene was not measured, in ``X`` where no training slide measured it.
+    target scale; NaN where a gene was not measured, in ``X`` where nothing was learned of it.
     ``obsm["spatial"]`` holds spot centers in pixels of level 0, ``uns["spatial"]`` the tissue in
     Space Ranger's form.
     Of a retrieval model also what ``add_retrieved`` adds; of one that draws, ``add_draws``.
