@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from histokit.core.encoder_names import split_maker
 from histokit.core.errors import InputError
 from histokit.core.tables import read_table
 from histokit.evaluate.published import TASKS, read_published
@@ -82,7 +83,7 @@ def printed(task: str, model: str, encoder: str) -> tuple[float, float]:
     """The published figure and its deviation of a model on features of an encoder, else NaN."""
     rows = read_published()
     same = (rows["task"] == task) & (rows["model"] == PRINTED_AS.get(model, model))
-    same &= (rows["encoder"] == encoder.partition("@")[0]) | (rows["encoder"] == encoder)
+    same &= rows["encoder"] == split_maker(encoder)[0]
     same &= (rows["protocol"] == "hest-bench") & (rows["metric"] == _FIGURE)
     found = rows[same & rows["value"].notna()]
     if found.empty:

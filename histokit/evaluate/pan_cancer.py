@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from histokit.core.encoder_names import split_maker
 from histokit.core.errors import InputError
 from histokit.core.tables import read_table
 from histokit.evaluate.published import beside_published
@@ -76,7 +77,7 @@ def _beside(run: Run, task: str, figures: pd.DataFrame, listed: bool) -> pd.Data
     except InputError:  # nothing is published of this cancer
         return table.assign(published=np.nan, source="", comparable=False, reason="")
     same = rows["model"] == PRINTED_AS.get(options["model"], options["model"])
-    same &= rows["encoder"] == options["encoder"].partition("@")[0]
+    same &= rows["encoder"] == split_maker(options["encoder"])[0]
     own = rows[same & (rows["protocol"] == PROTOCOL)].drop_duplicates("metric").set_index("metric")
     found = own.reindex(table["figure"])
     return table.assign(

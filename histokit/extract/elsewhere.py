@@ -23,7 +23,6 @@ from histokit.extract.registry import REGISTRY
 from histokit.extract.writer import LOST, image_size
 
 OWN = ("efficientnet-lite0", "efficientnet-lite0-random", "hed")  # only this program makes them
-MAKERS = ("trident", "clam", "hest", "histokit")
 WHAT = "feature file with features (N, D) and coords (N, 2)"
 _SIZE_KEYS = ("patch_size_level0", "patch_size", "downsample")
 
@@ -37,7 +36,7 @@ class Embedded:
         corners: (N, 2) int64 top-left corners x, y in level-0 pixels.
         side: side of a patch in level-0 pixels, None where the file does not say.
         barcodes: (N,) the spot of each patch, or None.
-        maker: ``trident``, ``clam``, ``hest`` or ``histokit``.
+        maker: one of ``histokit.core.encoder_names.MAKERS``.
         about: what the file says of how it was made.
     """
 

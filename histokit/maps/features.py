@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from histokit.core.encoder_names import split_maker
 from histokit.core.errors import InputError
 from histokit.data.cohort import Cohort
 from histokit.data.features import difference
@@ -39,14 +40,15 @@ def plan_of(
     """
     wanted = _own(run, place)
     name = wanted["encoder"]
-    if "@" in name and (maker := name.split("@")[1]) in elsewhere.MAKERS:
+    encoder, maker = split_maker(name)
+    if maker:
         if not machine["features_from"]:
             raise InputError(
                 f"{run.folder} was trained on features that {maker} made ({name}); make those of "
                 "these slides the same way and give their folder with --features-from"
             )
         made = Path(machine["features_from"])
-        provenance = elsewhere.provenance_of(made, slides, name.split("@")[0])
+        provenance = elsewhere.provenance_of(made, slides, encoder)
         scales, encoding = (112.0,), None
     else:
         base, several, scales = _scales(name, wanted)

@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 from collections.abc import Mapping
 
+from histokit.core.encoder_names import split_maker
 from histokit.core.errors import InputError
 from histokit.models.presets import (
     BLEEP_PRESETS,
@@ -321,5 +322,5 @@ def _booster(preset: str, chosen: Mapping, encoder: str) -> dict:
         )
     values = BOOSTER | {"lr": BOOSTER_LR[preset][init]}
     return values | (
-        BOOSTER_FOR_FEW if preset == "small" else BOOSTER_SIZES.get(encoder.partition("@")[0], {})
+        BOOSTER_FOR_FEW if preset == "small" else BOOSTER_SIZES.get(split_maker(encoder)[0], {})
     )

@@ -19,6 +19,7 @@ from pathlib import Path
 import pandas as pd
 
 from histokit import __version__, models
+from histokit.core.encoder_names import split_maker
 from histokit.core.errors import InputError
 from histokit.core.files import atomic_path, make_folder, write_json
 from histokit.core.options import Checked, option, required, run
@@ -172,7 +173,9 @@ def check_features(cohort: Cohort, slides: list[str], about: Published, dimensio
                 f"the features of {slides[0]} have {found[0]} {found[1]} and those of {slide_id} "
                 f"{found[2]}; extract both the same way"
             )
-        given["encoder"] = str(given.get("encoder", about.encoder)).partition("@")[0]
+        encoder, maker = split_maker(str(given.get("encoder", about.encoder)))
+        if maker == "hest":  # whose patches have the published size, which its files do not say
+            given |= {"encoder": encoder, "patch_um": PATCH_UM}
         if found := difference(wanted, given):
             key, own, here = found
             raise InputError(
