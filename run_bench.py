@@ -147,7 +147,7 @@ def score(task: Path, place: Path, encoder: str, model: str, target: str, cfg: O
             device=cfg.device,
         )
     )
-    if not (folder / "eval" / "manifest.json").is_file():
+    if not is_evaluated(folder):
         run_eval.main(
             run_eval.Options(
                 run=[str(folder)],
@@ -159,6 +159,15 @@ def score(task: Path, place: Path, encoder: str, model: str, target: str, cfg: O
             )
         )
     return folder
+
+
+def is_evaluated(run: Path) -> bool:
+    """Whether a run was scored as it is now: no fold was trained again since."""
+    manifest = run / "eval" / "manifest.json"
+    if not manifest.is_file():
+        return False
+    trained = [path.stat().st_mtime_ns for path in run.glob("folds/*/model.safetensors")]
+    return manifest.stat().st_mtime_ns >= max(trained)
 
 
 def preset_of(model: str, task: str, given: str) -> str:

@@ -132,8 +132,8 @@ def make_reference(
     if run.official:
         raise InputError(f"{run.folder} holds published weights, without their training slides")
     cohort = open_cohort(run, data)
-    step = max(1, len(folds) // CALIBRATED)
-    chosen = list(zip(folds, models, strict=True))[::step][:CALIBRATED]
+    places = np.linspace(0, len(folds) - 1, min(len(folds), CALIBRATED)).round().astype(int)
+    chosen = [(folds[i], models[i]) for i in places]
     gaussians, distances = [], []
     for fold, model in chosen:
         split = fold.split

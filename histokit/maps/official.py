@@ -82,8 +82,8 @@ class Official:
         raise NotImplementedError
 
     def knows_cancer(self, cancer: str) -> bool:
-        """Whether the model was trained on slides of this oncotree code."""
-        return cancer in self.known
+        """Whether the model was trained on slides of this oncotree code, or the slide has none."""
+        return not cancer or cancer in self.known
 
     def cancers(self) -> list[str]:
         """The oncotree codes that the model can be told."""

@@ -12,6 +12,8 @@ from torch import nn
 from histokit import ops
 from histokit.core.errors import InputError
 
+NEVER = "never trained: "  # begins the code of an embedding that is as it was drawn
+
 
 @dataclasses.dataclass
 class Standardizer:
@@ -48,13 +50,15 @@ class Standardizer:
         """(N, D) to (N, D)."""
         if self.how == "none":
             return features
+        device = features.device
         if self.how == "train":
-            mean, scale = self.mean, self.scale
+            mean, scale = self.mean.to(device), self.scale.to(device)
         else:
             mean, scale = features.mean(dim=0), _scale(features.std(dim=0, correction=0))
         if len(self.blocks) > 1:
             share = [(scale.numel() / len(self.blocks) / size) ** 0.5 for size in self.blocks]
-            scale = scale / torch.tensor(share).repeat_interleave(torch.tensor(self.blocks))
+            share = torch.tensor(share).repeat_interleave(torch.tensor(self.blocks))
+            scale = scale / share.to(device)
         return (features - mean) / scale
 
 
@@ -206,9 +210,14 @@ class Model(nn.Module):
         if cancer not in self.cancers:
             raise InputError(
                 f"the model does not know the cancer code {cancer!r}; it was trained on "
-                f"{', '.join(self.cancers)}; correct the slide's code or train with such slides"
+                f"{', '.join(self.known_cancers())}; correct the slide's code or train with such "
+                "slides"
             )
         return self.cancers.index(cancer)
+
+    def known_cancers(self) -> list[str]:
+        """The oncotree codes that slides can be told; empty where the model is told none."""
+        return [code for code in self.cancers or () if not code.startswith(NEVER)]
 
     def knows_cancer(self, cancer: str) -> bool:
         """Whether the model was trained on slides of this oncotree code, or is not told any."""

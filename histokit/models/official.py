@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from histokit.core.errors import InputError
-from histokit.models.base import Model
+from histokit.models.base import NEVER, Model
 from histokit.models.histoprism import OFFICIAL_CANCERS, HistoPrism
 from histokit.models.stpath_model import STPathModel
 
@@ -96,7 +96,7 @@ def load_published(name: str, path: Path) -> tuple[Model, dict]:
     """
     if published(name).name == "stpath":
         return STPathModel.from_official(path, ORGAN_OF)
-    codes = [c if c in HISTOPRISM_CODES else f"never trained: {c}" for c in OFFICIAL_CANCERS]
+    codes = [c if c in HISTOPRISM_CODES else f"{NEVER}{c}" for c in OFFICIAL_CANCERS]
     model = HistoPrism.from_official(path, codes)
     return model, {
         "input_dim": model.input_dim,

@@ -20,7 +20,8 @@ RANDOM = {"init": "random"}
 PROGRAMS = {"init": "programs"}
 # Rows of Table 4 from its bottom, so that pathways that make no program stop the first training:
 # all parts with programs, one loss, random prototypes, one gate, the attention alone, and ridge on
-# the features themselves. The literal attention is not in the paper's table.
+# the features themselves, which is ridge-hest-no-pca. The literal attention and the two other
+# ridges are not in the paper's table.
 VARIANTS = {
     "programs": PROGRAMS,
     "programs-literal": PROGRAMS | {"attention": "literal"},
@@ -31,6 +32,7 @@ VARIANTS = {
     "latent-gate": RANDOM | {"gates": "latent"},
     "prototype-gate": RANDOM | {"gates": "prototype"},
     "no-gate": RANDOM | {"gates": "none"},
+    "ridge-hest-no-pca": {"model": "ridge-hest-no-pca"},
     "ridge-hest": {"model": "ridge-hest"},
     "ridge": {"model": "ridge"},
 }

@@ -24,7 +24,7 @@ class TrainingMoments:
 
     Attributes:
         detected: (G,) bool, genes seen in at least 10 % of the spots of every slide.
-        train_spots: (G,) int, spots that measured a gene and fit a model's weights.
+        train_spots: (G,) int, spots with a count of a gene, of slides that fit a model's weights.
     """
 
     def __init__(self, num_genes: int, target: str):
@@ -45,7 +45,7 @@ class TrainingMoments:
             fits: whether weights are fitted on it, and not only when to stop is chosen by it.
         """
         self.detected &= detected(slide.counts)
-        self.train_spots += fits * len(slide.barcodes) * slide.measured
+        self.train_spots += fits * slide.counts.getnnz(axis=0)
         self._counted += len(slide.barcodes) * slide.measured
         y = normalize(slide.counts, slide.library_size, self.target)
         self._sums += power_sums(y)
@@ -156,4 +156,9 @@ def _groups(slides: list) -> np.ndarray:
     if len(slides) > 1:
         return np.repeat([s.slide_id for s in slides], sizes)
     x = slides[0].centers[:, 0]
-    return np.searchsorted(np.quantile(x, [0.25, 0.5, 0.75]), x)
+    stripes = np.searchsorted(np.quantile(x, [0.25, 0.5, 0.75]), x)
+    if stripes.any():
+        return stripes
+    # most spots stand in one column: stripes of as many spots each, along x and then along it
+    ranks = np.lexsort(slides[0].centers.T[::-1]).argsort()
+    return ranks * 4 // len(ranks)

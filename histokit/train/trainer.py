@@ -368,7 +368,7 @@ def _warm_up_then_linear(steps: int) -> Callable[[int], float]:
 
 def _save(path: Path, parts: Parts, state: Progress, team: Team, on_error: str) -> None:
     """Rank 0 writes for all; every rank draws its own random numbers and sums its own losses."""
-    own = team.gather({"random": torch.get_rng_state(), "epoch": state.epoch})
+    own = team.gather(_random(parts.model) | {"epoch": state.epoch})
     if not team.first:
         return
     try:
@@ -385,10 +385,17 @@ def _save(path: Path, parts: Parts, state: Progress, team: Team, on_error: str) 
         print(f"the disk is full at {path}: no checkpoint, training goes on", file=sys.stderr)
 
 
+def _random(model: Model) -> dict[str, torch.Tensor]:
+    """The states of the generators that a step draws from; dropout draws on the model's device."""
+    device = next(model.parameters()).device
+    states = {"random": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
 def _restore(path: Path, parts: Parts, state: Progress, team: Team) -> None:
     try:
         with open(path, "rb") as file:
-            saved = torch.load(file, weights_only=True)
+            saved = torch.load(file, map_location="cpu", weights_only=True)
         for name, part in parts.named().items():
             part.load_state_dict(saved[name])
         ranks = saved["ranks"]
@@ -406,5 +413,9 @@ def _restore(path: Path, parts: Parts, state: Progress, team: Team) -> None:
             f"on; start {len(ranks)}, or delete it to start the fold again"
         )
     vars(state).update(begun)
-    state.epoch = ranks[team.rank]["epoch"]
-    torch.set_rng_state(ranks[team.rank]["random"])
+    own = ranks[team.rank]
+    state.epoch = own["epoch"]
+    torch.set_rng_state(own["random"])
+    device = next(parts.model.parameters()).device
+    if device.type == "cuda" and "cuda" in own:
+        torch.cuda.set_rng_state(own["cuda"], device)

@@ -1,5 +1,7 @@
 """HEST-Bench by one command, against a re-computation with scikit-learn and SciPy."""
 
+import os
+
 import anndata
 import h5py
 import numpy as np
@@ -92,6 +94,18 @@ def test_the_same_command_goes_on_from_what_is_there(board, download, capsys):
     said = capsys.readouterr().out
     assert "HEST-Bench" not in said.splitlines()[0]
     assert "ridge-hest-no-pca" in said
+
+
+def test_a_run_is_scored_again_where_a_fold_was_trained_again(tmp_path):
+    assert not run_bench.is_evaluated(tmp_path)
+    weights = tmp_path / "folds/0/model.safetensors", tmp_path / "folds/1/model.safetensors"
+    for number, path in enumerate((*weights, tmp_path / "eval/manifest.json")):
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, ns=(number * 1000, number * 1000))
+    assert run_bench.is_evaluated(tmp_path)
+    os.utime(weights[0], ns=(5000, 5000))
+    assert not run_bench.is_evaluated(tmp_path)
 
 
 def test_embeddings_that_are_there_are_taken(board, download, tmp_path):

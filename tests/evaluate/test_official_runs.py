@@ -109,6 +109,13 @@ def test_codes_that_were_never_trained_are_told_as_none(histoprism):
     model = fold.load_model()
     assert not any(model.knows_cancer(code) for code in ("LUSC", "Healthy", "Unknown"))
     assert model.cancer_code("HCC") == 28
+    with pytest.raises(InputError, match="know the cancer code 'UCEC'") as caught:
+        model.cancer_code("UCEC")
+    known = consult(Run(histoprism)).ensemble.cancers()
+    assert {"HCC", "IDC", "LUNG"} <= set(known)
+    for text in (str(caught.value), *known):
+        assert "never trained" not in text
+        assert "Healthy" not in text
 
 
 def test_genes_have_to_be_given_or_chosen_by_a_protocol(place, histoprism, tmp_path):

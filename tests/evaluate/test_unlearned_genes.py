@@ -1,4 +1,4 @@
-"""Genes that no training slide measured have no prediction, whatever the model's weights say."""
+"""Genes without a count in training have no prediction, whatever the model's weights say."""
 
 import anndata
 import numpy as np
@@ -116,6 +116,14 @@ def test_training_again_with_the_validation_slides_learns_theirs(trained):
     run, said = trained("histoprism", refit=True)
     assert run.folds[0].learned.all()
     assert "get no prediction" not in said
+
+
+def test_zeros_in_place_of_counts_teach_nothing(trained):
+    run, said = trained("histoprism", refit=False, unmeasured="zero")
+    assert "5 of 30 genes get no prediction" in said
+    assert_array_equal(
+        run.folds[0].learned, [name not in LOST for name in run.folds[0].genes["gene"]]
+    )
 
 
 def test_a_run_that_did_not_count_spots(trained):

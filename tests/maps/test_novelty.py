@@ -1,10 +1,14 @@
 """How unlike the training patches a patch is, where the answer is known."""
 
+import types
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from histokit.maps.novelty import DIRECTIONS, Gaussian, Reference
+from histokit.maps import novelty
+from histokit.maps.novelty import DIRECTIONS, Gaussian, Reference, make_reference
 from histokit.models.base import Standardizer
 
 
@@ -66,3 +70,26 @@ def test_constant_features_have_a_distance():
     gaussian = Gaussian.fit(np.ones((30, 5)))
     assert np.isfinite(gaussian.distance(torch.ones(3, 5))).all()
     assert gaussian.distance(torch.ones(3, 5) * 2).min() > 100
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(1, [0]), (4, [0, 1, 2, 3]), (9, [0, 2, 4, 6, 8]), (10, [0, 2, 4, 7, 9])],
+)
+def test_the_folds_of_the_calibration_are_spread_over_all(count, expected, monkeypatch):
+    """Folds stand in the order of slides: the first five may all hold out one patient."""
+    read = []
+
+    def load(slide_id, counts):
+        read.append(slide_id)
+        return types.SimpleNamespace(features=patches(30))
+
+    monkeypatch.setattr(novelty, "open_cohort", lambda run, data: types.SimpleNamespace(load=load))
+    split = {"split": ["train", "test"]}
+    folds = [
+        types.SimpleNamespace(split=pd.DataFrame(split | {"slide_id": ["train", f"test {i}"]}))
+        for i in range(count)
+    ]
+    models = [types.SimpleNamespace(standardizer=Standardizer("none"))] * count
+    make_reference(types.SimpleNamespace(official={}), folds, models)
+    assert [s for s in read if s != "train"] == [f"test {i}" for i in expected]

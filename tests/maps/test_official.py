@@ -303,6 +303,8 @@ def test_what_is_said_of_a_model(request, name, encoder):
     assert len(official.folds) == len(official.models) == 1
     assert official.models[0].standardizer.how == "none"
     assert "IDC" in official.cancers()
+    assert official.knows_cancer("")  # a slide without a code is told none, as in training
+    assert not official.knows_cancer("UCEC")
     with pytest.raises(InputError, match=f"16 dimensions, those of {encoder}, and slide S1 has 9"):
         official.on(slide(dim=9))
     broken = slide()

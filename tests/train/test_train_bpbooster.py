@@ -272,7 +272,8 @@ def test_ablation_trains_every_row(data, tmp_path, one_fold, pathways):
         run = Run(tmp_path / "table" / name)
         assert run.folds[0].is_finished()
         configs[name] = run.config["options"]
-    assert configs["ridge"]["model"] == "ridge"
+    for name in ("ridge", "ridge-hest", "ridge-hest-no-pca"):  # the last is the table's
+        assert configs[name]["model"] == name
     assert configs["latent-gate"]["gates"] == "latent"
     assert configs["regression"]["losses"] == "regression"
     assert configs["regression"]["init"] == configs["programs"]["init"] == "programs"

@@ -101,23 +101,26 @@ def _note(runs: Mapping[str, Evaluation], found: pd.DataFrame) -> str:
 
 
 def _empty_factor(runs: Mapping[str, Evaluation]) -> str:
-    """A warning where models were trained on one cancer, which tells them nothing of a slide."""
+    """A warning where all training slides have one code, which tells a model nothing of a slide.
+
+    A slide without a code is told none, so beside slides of one code it is another kind of slide.
+    """
     told = {}
     for result in runs.values():
         for fold in result.job.run.folds:
             split = fold.split
-            told[fold.name] = {*split.loc[split["split"] != "test", "cancer"]} - {""}
+            told[fold.name] = {*split.loc[split["split"] != "test", "cancer"]}
     lone = [name for name, cancers in told.items() if len(cancers) < 2]
     if not lone:
         return ""
     where = "" if len(lone) == len(told) else f" in {plural(len(lone), 'fold')} of {len(told)}"
     codes = sorted(set().union(*(told[name] for name in lone)))
-    which = f" ({', '.join(codes)})" if codes else ""
+    which = f" ({', '.join(code or 'none' for code in codes)})"
     return (
         f"The factor cross-attention is empty{where}: all training slides have one cancer code"
-        f"{which}, so it adds one vector to every patch of every slide, and its rows compare a "
-        "model of more parameters to one of fewer, not one that knows the cancer to one that does "
-        "not."
+        f"{which}, so it adds one vector to every patch of every slide, or none, and its rows "
+        "compare a model of more parameters to one of fewer, not one that knows the cancer to one "
+        "that does not."
     )
 
 
