@@ -6,6 +6,12 @@ r"""Train a model on an extracted cohort, fold by fold.
     python run_train.py --data data/her2st --model bpbooster --init programs \
         --programs h.all.v2025.1.Hs.symbols.gmt --folds leave-one-slide-out --run runs/booster
 
+    python run_train.py --data data/her2st --model auto --folds leave-one-patient-out \
+        --run runs/her2st-auto
+
+auto trains several models and takes the one that predicts held-out training patients best
+(docs/models.md); average takes the mean of their predictions.
+
 Given again, the same command goes on where it was stopped.
 """
 

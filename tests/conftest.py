@@ -14,7 +14,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 LONG = (
     "test_cuda_host_ops", "test_notebook", "test_run_predict", "test_evaluate",
-    "test_train_bpbooster", "test_long_work", "test_train",
+    "test_train_bpbooster", "test_long_work", "test_train", "test_auto",
 )  # fmt: skip
 
 

@@ -21,10 +21,11 @@ OPTIONS = {
 }  # fmt: skip
 WIDTHS = {"hidden_dim": 32, "feedforward_dim": 64}
 OPTIONS["histoprism"] = OPTIONS["stpath"] = FEW | WIDTHS
+OPTIONS["average"] = FEW | {"epochs": 8}
 OPTIONS["histogene"] = FEW | WIDTHS | {"histogene_heads": 4}
 # mean learns nothing, and spots of this cohort have nothing to do with their neighbors, of which
-# merge is made; it has a test on slides of its own, as the three that take minutes here have
-APART = ("mean", "merge", "triplex", "stflow", "stem")
+# merge is made; it has a test on slides of its own, as the four that take minutes here have
+APART = ("mean", "merge", "triplex", "stflow", "stem", "auto")
 LEARN = [name for name in OFFERED if name not in APART]
 
 
