@@ -107,8 +107,8 @@ def measure(cfg: Options, rows: Sequence[str]) -> pd.DataFrame:
     perform(cfg, [task for row in rows for task in choices(cfg, row)], "choosing")
     reported = [
         task
-        for row in rows
         for features in cfg.features
+        for row in rows
         if (features, row) not in LEFT_OUT
         for task in finals(cfg, row, features)
     ]
