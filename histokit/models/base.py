@@ -181,6 +181,9 @@ class Model(nn.Module):
         nn.init.zeros_(self.head.weight)
         self.head.bias.data.copy_(mean)
 
+    def after_step(self) -> None:
+        """Called in a training after each step of the optimizer; most models do nothing."""
+
     def remember(self, slides: Iterable) -> dict:
         """Keep what predictions need of the training slides once the training is over.
 

@@ -27,8 +27,9 @@ class Merge(Model):
 
     What differs from the authors: features stay as they were extracted; targets are neither
     smoothed nor scaled; both coordinates make neighbors (theirs are by the column alone), and all
-    that are as near as the eighth are; every hub is linked to the others (of theirs, some links go to spots that are no hubs); and k-means starts
-    once, by a fixed seed (theirs takes the best of ten).
+    that are as near as the eighth are; every hub is linked to the others (of theirs, some links go
+    to spots that are no hubs); and k-means starts once, by a fixed seed (theirs takes the best of
+    ten).
 
     Args:
         input_dim: D, dimension of the patch features (256 in the paper).

@@ -152,7 +152,7 @@ TRIPLEX = PAPER | {
     "hidden_dim": 512,
     "triplex_config": "default",
     "triplex_project": True,
-    "triplex_clamp": False,
+    "triplex_clamp": True,
     "triplex_neighbors": "array",
     "triplex_ablation": "none",
 }
@@ -160,7 +160,8 @@ TRIPLEX_PRESETS = {
     "paper": TRIPLEX,
     "small": TRIPLEX
     | FOR_FEW
-    | {"hidden_dim": 256, "triplex_config": "small", "triplex_spots": 512},
+    | {"hidden_dim": 256, "triplex_config": "small", "triplex_spots": 512}
+    | {"triplex_clamp": False},  # genes that stay at zero learn nothing
 } | {
     f"paper-{name}": TRIPLEX | {"triplex_config": name, "dropout": None}
     for name in ("andersson", "bryan", "andrew")

@@ -22,7 +22,7 @@ class StemModel(Generative):
 
     Trained to tell the noise from noisy expression at a uniform step of 1,000, and its variance,
     whose term of the bound leaves the mean alone: squared error plus bits for each value. The
-    weights that are evaluated are a running mean of those of the steps before.
+    weights that are evaluated are a running mean of those after each step, the last included.
 
     The loss is that of the noise, in validation too, where spots, steps and noise are fixed: it is
     no error of expression. Sampling is ancestral.
@@ -104,8 +104,6 @@ class StemModel(Generative):
 
         Genes that a slide did not measure are no tokens there.
         """
-        if self.training:
-            self.ema.update_parameters(self.network)
         choose = self._drawn if self.training else self._fixed
         losses = []
         for slide, target in zip(slides_of(batch), targets, strict=True):
@@ -114,6 +112,10 @@ class StemModel(Generative):
             features, step, noise = slide.features[rows], step.to(data.device), noise.to(data)
             losses.append(self._loss(data, features, step, noise, target.measured, autocast))
         return torch.stack(losses).mean()
+
+    def after_step(self) -> None:
+        """Take the weights of the step into their running mean."""
+        self.ema.update_parameters(self.network)
 
     def _drawn(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Rows of a step, their steps of the diffusion (n,) and their noise (n, G)."""

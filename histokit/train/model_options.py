@@ -118,7 +118,7 @@ class ModelOptions(Checked):
         "contrast embeddings of length one in that loss; published without"
     )
     deepspot_members: int | None = _deepspot(
-        "copies of deepspot's layers, whose mean counts", least=1
+        "copies of deepspot's layers: of the first the median counts, of the last the mean", least=1
     )
     deepspot_scales: int | None = _deepspot(
         "sizes of patch in deepspot's features, as many as --scales had when they were extracted; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,9 @@ def fit_network(task: FoldTask) -> Trained:
 def network_arguments(task: FoldTask) -> dict:
     """What rebuilds the network: its sizes, its options, the cancers it is told."""
     split, panel = task.split, task.panel
-    dim = task.slides.cohort.provenance(split.train[0])["dimension"]
+    about = task.slides.cohort.provenance(split.train[0])
+    dim = about["dimension"]
+    _check_scales(task.options.deepspot_scales, about)
     arguments = {"input_dim": dim, "num_genes": len(panel)}
     arguments |= {name: getattr(task.options, name) for name in task.spec.takes}
     if task.spec.conditioned:
@@ -83,6 +86,17 @@ def network_arguments(task: FoldTask) -> dict:
         rank = panel["hvg_rank"].astype(float).to_numpy()
         arguments["hvgs"] = [int(i) for i in np.flatnonzero(rank <= task.spec.ranked)]
     return arguments
+
+
+def _check_scales(scales: int | None, about: Mapping) -> None:
+    """Refuse DeepSpot's sizes of patch where the features say that they have others."""
+    sides = str(about.get("patch_um", 0))
+    there = len(sides.split(","))
+    if (scales or 1) > 1 and sides not in ("0", "0.0") and there != scales:
+        raise InputError(
+            f"--deepspot-scales {scales}: these features have patches of {sides} microns; give "
+            f"--deepspot-scales {there}, or extract them with {scales} --scales"
+        )
 
 
 def write_curves(history: list[dict], folder: Path, loss: str = "MSE over measured genes") -> None:

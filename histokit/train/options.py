@@ -184,4 +184,10 @@ class Options(ModelOptions):
         """With the preset's values in place of those not given; InputError as ``resolve``."""
         if self.ablate_encoder or self.ablate_seeds:
             raise InputError("--ablate-encoder and --ablate-seeds go with --ablate; add it")
+        if (self.deepspot_scales or 1) > 1 and ("+" in self.encoder or self.neighbors != "none"):
+            raise InputError(
+                "--deepspot-scales takes the features of one encoder apart by sizes of patch, and "
+                f"--encoder {self.encoder} with --neighbors {self.neighbors} sets others beside "
+                "them; name one encoder without --neighbors, or leave --deepspot-scales out"
+            )
         return type(self)(**resolve(dataclasses.asdict(self)))

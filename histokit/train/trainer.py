@@ -227,6 +227,7 @@ def _step(parts: Parts, slides: list[TrainingSlide], settings: Settings, epoch: 
             torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
         scaler.step(optimizer)
         scaler.update()
+        model.after_step()
     parts.schedule.step()
     return total, len(slides)
 

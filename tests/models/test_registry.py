@@ -51,6 +51,12 @@ def test_options_of_other_models_are_refused(options, text):
         resolve(given(**options))
 
 
+def test_triplex_is_clamped_in_the_papers_presets_alone():
+    for preset in MODELS["triplex"].presets:
+        found = resolve(given(model="triplex", preset=preset))["triplex_clamp"]
+        assert found == (preset != "small"), preset
+
+
 def test_presets_give_way_to_options():
     assert resolve(given(model="histoprism"))["epochs"] == 1000
     assert resolve(given(model="histoprism", preset="release"))["lr"] == 5e-5

@@ -145,6 +145,20 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path, data):
         assert torch.equal(halves[key], value), key
 
 
+def test_the_running_mean_holds_the_last_step(tmp_path, data):
+    """Of one step, the mean is the weights after it, not those it began with."""
+    prepare = Preparation(Cohort(data, "tiny"), GENES, "counts10k-log1p", Standardizer("none"))
+    torch.manual_seed(0)
+    model = StemModel(16, len(GENES), 16, 1, stem_steps=2)
+    begun = {key: value.clone() for key, value in model.network.state_dict().items()}
+    settings = Settings(1e-3, 0.0, 1, 9, 1.0, 0)
+    train_network(model, ["A1"], [], SlideReader(prepare), settings, tmp_path / "one.ckpt")
+    ended = model.network.state_dict()
+    assert any(not torch.equal(ended[key], begun[key]) for key in ended)
+    for key, value in model.ema.module.state_dict().items():
+        assert torch.equal(value, ended[key]), key
+
+
 def test_panels_too_large_for_stem_are_refused(trained):
     _, done = trained("stem", **{"stem-max-genes": 29})
     assert done.returncode == 2

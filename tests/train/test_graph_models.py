@@ -1,5 +1,6 @@
 """DeepSpot and MERGE from training to report."""
 
+import h5py
 import pandas as pd
 import pytest
 import torch
@@ -120,11 +121,36 @@ def test_paper_preset_is_the_papers(model):
     assert sum(p.numel() for p in built.parameters()) == published[model]
 
 
-def test_scales_of_the_features(data, tmp_path, one_fold):
+@pytest.fixture
+def two_sizes(tmp_path):
+    """A cohort whose features say that they are of two sizes of patch."""
+    data = write_cohort(tmp_path / "sizes")
+    for path in (data / "features").rglob("*.h5"):
+        with h5py.File(path, "r+") as file:
+            file.attrs["patch_um"] = "112, 224"
+    return data
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"neighbors": "mean"}, "with --neighbors mean sets others beside them"),
+        ({"encoder": "tiny+tiny"}, r"--encoder tiny\+tiny with --neighbors none sets others"),
+        ({}, "have patches of 112.0 microns; give --deepspot-scales 1, or extract"),
+    ],
+)
+def test_features_without_such_scales_are_refused(data, tmp_path, one_fold, options, text):
+    given = {"folds": one_fold, "deepspot_scales": 2} | options
+    with pytest.raises(InputError, match=text):
+        train(data, tmp_path / "run", "deepspot", **given)
+
+
+def test_scales_of_the_features(two_sizes, tmp_path, one_fold):
+    data = two_sizes
     run = train(data, tmp_path / "run", "deepspot", folds=one_fold, deepspot_scales=2)
     assert weights(run)["phi_spot.0.model.0.weight"].shape == (16, 8)
     assert weights(run)["rho.0.model.2.weight"].shape == (30, 48)
-    with pytest.raises(InputError, match="--deepspot-scales 3 does not divide the 16 dimensions"):
+    with pytest.raises(InputError, match="of 112, 224 microns; give --deepspot-scales 2, or"):
         train(data, tmp_path / "three", "deepspot", folds=one_fold, deepspot_scales=3)
 
 
