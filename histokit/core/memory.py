@@ -1,12 +1,22 @@
-"""Memory of a process: whether it ran out, and whether what is freed is used again."""
+"""Memory of a process: how much, whether it ran out, whether what is freed is used again."""
 
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 
 _NO_MEMORY = ("out of memory", "allocate memory", "not enough memory", "bad_alloc")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 _LARGEST = (1 << 31) - 1  # bytes; larger blocks go back to the kernel in any case
+
+
+def process_memory(name: str = "VmRSS") -> int:
+    """Bytes that this process holds, or held at most (``VmHWM``); 0 where Linux is not there."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return 0
+    return int(status.split(f"{name}:")[1].split()[0]) * 1024
 
 
 def is_out_of_memory(error: BaseException) -> bool:

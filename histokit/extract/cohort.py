@@ -11,6 +11,7 @@ from histokit.core.errors import InputError
 from histokit.core.files import folder_lock, is_locked, make_folder, remove_leftovers, safe_name
 from histokit.data.sources import SlideSource
 from histokit.extract import writer
+from histokit.extract.forecast import Forecast
 from histokit.extract.slide import Plan, extract_slide
 
 
@@ -49,7 +50,10 @@ def extract_slides(
             if plan.source:
                 writer.note_listed(out, plan.source, slides, whole)
         team.wait()
-        done = [extract_slide(slide, plan, out) for slide in team.share(slides)]
+        name = plan.provenance["encoder"]
+        new = [s for s in slides if not writer.feature_path(out, name, s.slide_id).is_file()]
+        forecast = Forecast(new, plan, team) if plan.encoding else None
+        done = [extract_slide(slide, plan, out, forecast) for slide in team.share(slides)]
         done = team.gather_shares(done)
     return sum(done), len(done) - sum(done)
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from histokit.core.errors import InputError
 from histokit.data.join import join_spots
-from histokit.data.sources import SlideSource
+from histokit.data.placement import selected_spots
+from histokit.data.sources import SlideSource, check_spots
 from histokit.extract import tissue, writer
 from histokit.extract.elsewhere import Embedded
 from histokit.extract.patches import image_thumbnail
@@ -68,8 +69,7 @@ def place_patches(
         picture, scale = image_thumbnail(slide.image)
         found = None
         if embedded is None:
-            found = tissue.find_tissue(picture, mask, scale) if masked else None
-            centers = tissue.grid(width, height, sides[0], found, scale)
+            found, centers = tissue_grid(picture, scale, (width, height), sides[0], mask, masked)
             names = [f"{sides[0]}px-{name}" for name in tissue.patch_names(centers, sides[0])]
         else:
             centers, names = embedded.centers, [f"x{x}y{y}" for x, y in embedded.corners]
@@ -82,6 +82,46 @@ def place_patches(
     if not np.isinf(width):
         row["white_border"] = writer.border_patches(spots, max(sides), width, height)
     return Placed(spots, row, picture, scale, drawn, said)
+
+
+def tissue_grid(
+    picture: Image.Image,
+    scale: float,
+    size: tuple[float, float],
+    side: int,
+    mask: Path | None,
+    masked: bool,
+) -> tuple[tissue.TissueMask | None, np.ndarray]:
+    """The tissue of a slide without spots, and the centers (N, 2) of the patches on it.
+
+    Args:
+        picture, scale: of the slide, as ``image_thumbnail`` gives them.
+        size: width and height in level-0 pixels.
+        side: of a patch in level-0 pixels.
+        mask, masked: as ``place_patches`` takes them.
+    """
+    found = tissue.find_tissue(picture, mask, scale) if masked else None
+    return found, tissue.grid(*size, side, found, scale)
+
+
+def count_patches(slide: SlideSource, side: int, mask: Path | None, masked: bool) -> int:
+    """How many patches a slide has, at most: its counts are not read, so all its spots have some.
+
+    Args:
+        slide, mask, masked: as ``place_patches`` takes them.
+        side: of a patch in level-0 pixels.
+
+    Raises:
+        InputError: a slide that cannot be read.
+    """
+    width, height = writer.image_size(slide)
+    if slide.load_spots is None:
+        picture, scale = image_thumbnail(slide.image)
+        return len(tissue_grid(picture, scale, (width, height), side, mask, masked)[1])
+    spots = check_spots(slide.load_spots(), slide.slide_id)
+    spots = spots[selected_spots(spots, f"slide {slide.slide_id}")]
+    inside = spots["x"].between(0, width, "left") & spots["y"].between(0, height, "left")
+    return int(inside.sum())
 
 
 def _tissue_said(found: tissue.TissueMask | None, wanted: bool) -> list[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import anndata
@@ -16,10 +17,12 @@ from histokit.data.sources import SlideSource
 from histokit.data.technologies import technology_kind
 from histokit.extract import elsewhere, writer
 from histokit.extract.encoding import Encoding, duration
+from histokit.extract.forecast import Forecast
 from histokit.extract.patches import PixelStatistics, stored_microns, top_left
 from histokit.extract.placing import place_patches
 from histokit.extract.resolution import resolve
 
+FIRST_BATCHES = 2  # by which the pace of an extraction is judged
 POOLED = ("visium hd", "xenium")  # technologies whose counts are pooled into squares
 
 
@@ -86,14 +89,22 @@ def named(encoder: str, scales: Sequence[float], several: bool, patch_px: int | 
     }
 
 
-def extract_slide(slide: SlideSource, plan: Plan, out: Path) -> bool:
+def extract_slide(
+    slide: SlideSource, plan: Plan, out: Path, forecast: Forecast | None = None
+) -> bool:
     """Extract one slide into a folder; False where it was finished already.
+
+    Args:
+        slide: the slide.
+        plan: how.
+        out: the folder.
+        forecast: what says how long all slides take, once the first patches are encoded.
 
     Raises:
         InputError: the slide cannot be read, its parts do not belong together, or its features are
             none of tissue.
     """
-    name = slide.slide_id
+    name, start = slide.slide_id, time.perf_counter()
     scale = resolve(slide.image, plan.given_mpp, slide.mpp, slide.mpp_source)
     slide = replace(slide, mpp=scale.mpp, mpp_source=scale.source)
     embedded = elsewhere.of_slide(slide, plan.made, plan.patch_px) if plan.made else None
@@ -134,7 +145,9 @@ def extract_slide(slide: SlideSource, plan: Plan, out: Path) -> bool:
     print(f"{name}: {_counted(row) if slide.load_counts else _bare(slide, row)}")
     writer.refuse_misfits(name, placed.said, placed.drawn, overlay, plan.allow_misfit)
     if embedded is None:
-        features, faults = _encode(slide, plan, spots, sides, row)
+        placing = time.perf_counter() - start
+        say = partial(forecast.say, name, placed, placing) if forecast else _say_nothing
+        features, faults = _encode(slide, plan, spots, sides, row, say)
         kept, corners = np.ones(spots.n_obs, bool), top_left(spots.obsm["spatial"], sides[0])
     else:
         features, corners, kept, faults = elsewhere.take(slide, spots, embedded, row)
@@ -198,10 +211,22 @@ def _bare(slide: SlideSource, row: dict) -> str:
     )
 
 
+def _say_nothing(width: int, pace: float) -> None:
+    """A forecast that nobody asked for."""
+
+
 def _encode(
-    slide: SlideSource, plan: Plan, spots: anndata.AnnData, sides: list[int], row: dict
+    slide: SlideSource,
+    plan: Plan,
+    spots: anndata.AnnData,
+    sides: list[int],
+    row: dict,
+    say: Callable[[int, float], None],
 ) -> tuple[np.ndarray, list[str]]:
-    """Features (N, D) float32 of a slide's patches, and why they cannot be those of tissue."""
+    """Features (N, D) float32 of a slide's patches, and why they cannot be those of tissue.
+
+    ``say`` is told the width of the features and the seconds of a patch after the first batches.
+    """
     name, encoding, count = slide.slide_id, plan.encoding, spots.n_obs
     encoder, seen = encoding.encoder, PixelStatistics()
     wait = encoding.seconds_per_patch * count * len(sides)
@@ -221,6 +246,8 @@ def _encode(
             features[done : done + len(encoded)] = encoded
             done += len(encoded)
             progress.update(len(encoded))
+            if done >= min(count, FIRST_BATCHES * encoding.batch_size):
+                say(features.shape[1], (time.perf_counter() - start) / done)
     waited, spent = encoding.waited - waited, max(1e-9, time.perf_counter() - start)
     print(
         f"{name}: {count / spent:.1f} patches a second, {waited / spent:.0%} of the time waiting "

@@ -32,6 +32,7 @@ from histokit.extract.patches import (
 RULES = 3  # of reading; data read by older ones are extracted again
 LARGEST_PX = 8192  # side of a patch; 200 MB of memory while it is resampled
 LOST = 0.5  # share of spots that a join, with counts or with features, may lose
+PICTURE_QUALITY = 88  # of JPEG
 OUTSIDE = 0.1  # share of selected spots that may lie outside the image
 
 
@@ -203,7 +204,7 @@ def small_picture(
 def write_picture(path: Path, picture: Image.Image) -> None:
     """Save a picture as JPEG."""
     with atomic_path(path) as temporary:
-        picture.save(temporary, quality=88)
+        picture.save(temporary, quality=PICTURE_QUALITY)
 
 
 def place(
