@@ -21,7 +21,7 @@ struct Inputs {
   DistanceAttentionParams p = {};
 
   Inputs(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& places,
-         const Tensor& slopes, const OptionalTensor& seeds, double dropout) {
+         const Tensor& slopes, const OptionalTensor& seeds, double dropout, int64_t products) {
     HK_CHECK(q.dim() == 3, kOp, ": query must be (N, h, d), got ", q.dim(), " dimensions");
     p.dtype = dtype_of(kOp, q);
     p.num_rows = q.size(0), p.num_heads = q.size(1), p.head_dim = q.size(2);
@@ -39,6 +39,9 @@ struct Inputs {
     p.value = value.const_data_ptr(), p.value_row = value.stride(0), p.value_head = value.stride(1);
     HK_CHECK(dropout >= 0 && dropout < 1 && (seeds || dropout == 0), kOp,
              ": dropout must be in [0, 1), with a seed where it is not 0, got ", dropout);
+    HK_CHECK(products == 0 || products == 1 || products == 3, kOp,
+             ": products must be 0, 1 or 3, got ", products);
+    p.products = products;
     seed = checked(kOp, "seed", seeds, ScalarType::Long, {1}, q);
     p.seed = data_as<int64_t>(seed), p.dropout = dropout;
     p.finite_coords = q.is_cuda() || (p.dtype == Dtype::f64 ? finite<double>() : finite<float>());
@@ -63,7 +66,11 @@ struct Inputs {
   // Into how many a head is parted in the backward pass.
   int64_t parts() const {
     return by_device(
-        query, [&](auto) { return distance_attention_blocks_cuda(p); },
+        query,
+        [&](auto) {
+          const torch::stable::accelerator::DeviceGuard guard(query.get_device_index());
+          return distance_attention_blocks_cuda(p);
+        },
         [&] { return distance_attention_chunks_cpu(p.num_rows); });
   }
 };
@@ -71,8 +78,9 @@ struct Inputs {
 }  // namespace
 
 std::tuple<Tensor, Tensor> distance_attention(Tensor query, Tensor key, Tensor value, Tensor coords,
-                                              Tensor slope, OptionalTensor seed, double dropout) {
-  Inputs in(query, key, value, coords, slope, seed, dropout);
+                                              Tensor slope, OptionalTensor seed, double dropout,
+                                              int64_t products) {
+  Inputs in(query, key, value, coords, slope, seed, dropout, products);
   DistanceAttentionParams& p = in.p;
   Tensor out = new_tensor(query, {p.num_rows, p.num_heads, p.head_dim}, query.scalar_type());
   Tensor normalizer = new_tensor(query, {p.num_heads, p.num_rows, 2}, acc_type(p.dtype));
@@ -87,8 +95,9 @@ std::tuple<Tensor, Tensor> distance_attention(Tensor query, Tensor key, Tensor v
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> distance_attention_backward(
     Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor coords, Tensor slope,
-    OptionalTensor seed, double dropout, Tensor out, Tensor normalizer, bool with_slope) {
-  Inputs in(query, key, value, coords, slope, seed, dropout);
+    OptionalTensor seed, double dropout, Tensor out, Tensor normalizer, bool with_slope,
+    int64_t products) {
+  Inputs in(query, key, value, coords, slope, seed, dropout, products);
   DistanceAttentionParams& p = in.p;
   const std::vector<int64_t> shape = {p.num_rows, p.num_heads, p.head_dim};
   const ScalarType type = query.scalar_type(), acc = acc_type(p.dtype);

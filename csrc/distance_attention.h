@@ -31,6 +31,7 @@ struct DistanceAttentionParams {
   const void* slope;    // (h,)
   const int64_t* seed;  // (1,) of the dropout, or null
   double dropout;       // rate, 0 without seed
+  int64_t products;     // CUDA: 0 plain kernels; on tensor cores float32 in 1 or 3 TF32 products
   void* out;            // (N, h, d) contiguous; read in the backward pass
   void* normalizer;  // (h, N, 2): the largest score, and log sum exp of the others about it; their
                      // sum would round to the size of the scores
@@ -55,5 +56,12 @@ void distance_attention_backward_cpu(const DistanceAttentionParams& p, int64_t b
 
 Error distance_attention_cuda(DistanceAttentionParams p, Stream stream);
 Error distance_attention_backward_cuda(DistanceAttentionParams p, Stream stream);
+
+// The same on tensor cores, and whether it was asked for and type, head and the current device
+// allow it; the launchers above ask.
+bool distance_attention_by_mma(const DistanceAttentionParams& p);
+int64_t distance_attention_blocks_mma(const DistanceAttentionParams& p);
+Error distance_attention_mma_cuda(DistanceAttentionParams p, Stream stream);
+Error distance_attention_backward_mma_cuda(DistanceAttentionParams p, Stream stream);
 
 }  // namespace histokit

@@ -35,12 +35,14 @@ std::tuple<Tensor, Tensor, Tensor> prototype_attention_backward(Tensor grad_out,
 
 // query, key, value (N, h, d) -> out (N, h, d), normalizer (h, N, 2)
 std::tuple<Tensor, Tensor> distance_attention(Tensor query, Tensor key, Tensor value, Tensor coords,
-                                              Tensor slope, OptionalTensor seed, double dropout);
+                                              Tensor slope, OptionalTensor seed, double dropout,
+                                              int64_t products);
 
 // -> grad_query, grad_key, grad_value (N, h, d), grad_slope (h,) float64, (0,) if not wanted
 std::tuple<Tensor, Tensor, Tensor, Tensor> distance_attention_backward(
     Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor coords, Tensor slope,
-    OptionalTensor seed, double dropout, Tensor out, Tensor normalizer, bool with_slope);
+    OptionalTensor seed, double dropout, Tensor out, Tensor normalizer, bool with_slope,
+    int64_t products);
 
 // Updates state (6, S, G) in place.
 void pearson_update(Tensor state, Tensor pred, Tensor target, OptionalTensor mask,

@@ -84,6 +84,7 @@ __global__ void __launch_bounds__(kThreads, 3)
 }  // namespace
 
 Error distance_attention_cuda(Params p, Stream stream) {
+  if (distance_attention_by_mma(p)) return distance_attention_mma_cuda(p, stream);
   return dispatch_head(p.dtype, p.head_dim, kTooDeep, [&](auto zero, auto dim) {
     using T = decltype(zero);
     constexpr int kDim = decltype(dim)::value;

@@ -30,6 +30,7 @@ template <class A>
 struct Place {
   A x, y;
 
+  Place() = default;
   __device__ Place(const void* coords, int64_t n)
       : x(static_cast<const A*>(coords)[2 * n]), y(static_cast<const A*>(coords)[2 * n + 1]) {}
   __device__ __forceinline__ A distance(const A* other) const {
@@ -48,8 +49,11 @@ struct Keep {
       : threshold(dropout_threshold(p.dropout)),
         head(threshold ? head_bits(*p.seed, blockIdx.y) : 0),
         factor(A(1 / (1 - p.dropout))) {}
+  __device__ __forceinline__ bool drops(uint32_t row, int64_t m) const {
+    return threshold && mix_bits(row + column_bits(m)) < threshold;
+  }
   __device__ __forceinline__ A at(uint32_t row, int64_t m) const {
-    return threshold && mix_bits(row + column_bits(m)) < threshold ? A(0) : factor;
+    return drops(row, m) ? A(0) : factor;
   }
 };
 

@@ -143,11 +143,13 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 int64_t distance_attention_blocks_cuda(const Params& p) {
+  if (distance_attention_by_mma(p)) return distance_attention_blocks_mma(p);
   const int dim = p.dtype == Dtype::f64 || p.head_dim <= 16 ? 16 : 32;
   return ceil_div(p.num_rows, max(1, kThreads / lanes_for(p.head_dim, dim)));
 }
 
 Error distance_attention_backward_cuda(Params p, Stream stream) {
+  if (distance_attention_by_mma(p)) return distance_attention_backward_mma_cuda(p, stream);
   return dispatch_head(p.dtype, p.head_dim, kTooDeep, [&](auto zero, auto dim) {
     using T = decltype(zero);
     constexpr int kDim = decltype(dim)::value;

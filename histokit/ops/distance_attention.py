@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor
 
 from histokit.ops import dispatch, reference
 from histokit.ops.dispatch import check_float, check_shape, check_tensor
+
+TENSOR_CORES = os.environ.get("HISTOKIT_TENSOR_CORES", "0")  # read once; 1 turns them on
+if TENSOR_CORES not in ("0", "1"):
+    raise ValueError(f"HISTOKIT_TENSOR_CORES must be 0 or 1, got {TENSOR_CORES!r}")
 
 
 def distance_attention(
@@ -26,7 +32,9 @@ def distance_attention(
     (N, 3, h, d) projection are read in place on CUDA and copied head by head on the CPU, where rows
     that lie apart cost half the speed at N = 20,000. The result is a view of (N, h, d), so that
     ``.transpose(0, 1).flatten(1)`` copies nothing. Dropout draws the mask of the reference, and
-    nothing of it is stored.
+    nothing of it is stored. With ``HISTOKIT_TENSOR_CORES=1`` in the environment, heads of up to 128
+    elements are multiplied on tensor cores on CUDA: half types as they are, float32 in three TF32
+    products, or in one where torch allows TF32.
     """
     op = "distance_attention"
     check_float(op, q=q, k=k, v=v, coords=coords, slope=slope)
@@ -62,24 +70,37 @@ def distance_attention(
         if q.device.type == "cpu":
             data = [t.contiguous() for t in data]
         data = [t.transpose(0, 1) for t in data]
-        out = torch.ops.histokit.distance_attention(*data, coords, slope, seed, dropout)[0]
+        products = [n for n in (_products(),) if n]
+        out, _ = torch.ops.histokit.distance_attention(
+            *data, coords, slope, seed, dropout, *products
+        )
         return out.to(q.dtype).transpose(0, 1)
 
 
-def _fake(query, key, value, coords, slope, seed, dropout):
+def _products() -> int:
+    """How many products on tensor cores make one of float32; 0 for none."""
+    if TENSOR_CORES == "0":
+        return 0
+    if torch.compiler.is_compiling():  # it cannot trace the question; three are always right
+        return 3
+    return 1 if torch.backends.cuda.matmul.fp32_precision == "tf32" else 3
+
+
+def _fake(query, key, value, coords, slope, seed, dropout, products=0):
     rows, heads, _ = query.shape
     return query.new_empty(query.shape), slope.new_empty(heads, rows, 2)
 
 
 def _backward_fake(
-    grad_out, query, key, value, coords, slope, seed, dropout, out, normalizer, with_slope
+    grad_out, query, key, value, coords, slope, seed, dropout, out, normalizer, with_slope,
+    products=0,
 ):  # fmt: skip
     grads = (query.new_empty(query.shape) for _ in range(3))
     return *grads, slope.new_empty(slope.shape[0] if with_slope else 0, dtype=torch.float64)
 
 
 def _setup(ctx, inputs, output):
-    *tensors, ctx.dropout = inputs
+    *tensors, ctx.dropout, ctx.products = (*inputs, 0)[:8]
     ctx.save_for_backward(*tensors, *output)
 
 
@@ -87,9 +108,16 @@ def _backward(ctx, grad_out, _):
     *inputs, out, normalizer = ctx.saved_tensors
     with_slope = ctx.needs_input_grad[4]
     *grads, grad_slope = torch.ops.histokit.distance_attention_backward(
-        grad_out, *inputs, ctx.dropout, out, normalizer, with_slope
+        grad_out,
+        *inputs,
+        ctx.dropout,
+        out,
+        normalizer,
+        with_slope,
+        *([ctx.products] if ctx.products else []),
     )
-    return *grads, None, grad_slope.to(inputs[4].dtype) if with_slope else None, None, None
+    rest = [None] * (len(ctx.needs_input_grad) - 5)  # seed, dropout, products
+    return *grads, None, grad_slope.to(inputs[4].dtype) if with_slope else None, *rest
 
 
 if dispatch.HAS_KERNELS:
