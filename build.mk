@@ -2,10 +2,11 @@
 #
 # make build           build the kernels in place (CUDA too where nvcc is found)
 # make sanitize        the ops' tests on CPU kernels built with AddressSanitizer and UBSan
+# make registers       registers and spills of the tensor core kernels, by ptxas (no GPU)
 # make bench           verify and time every op; writes benchmarks/results/ops-<device>.csv
 # make format-cpp      clang-format all C++ and CUDA; lint-cpp only checks
 
-.PHONY: build sanitize bench format-cpp lint-cpp
+.PHONY: build sanitize registers bench format-cpp lint-cpp
 
 CPP_FILES = $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 OP_TESTS := tests/ops/test_cancer_cross_attention.py tests/ops/test_prototype_attention.py \
@@ -25,6 +26,9 @@ sanitize: $(READY)
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) \
 	  $(PY) -m pytest -o pythonpath=$(SANITIZED) -p no:cacheprovider $(OP_TESTS)
+
+registers: $(READY)
+	$(PY) benchmarks/registers.py $(wildcard csrc/cuda/*_mma*.cu)
 
 bench: $(READY)
 	$(PY) benchmarks/bench_ops.py

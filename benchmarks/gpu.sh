@@ -34,7 +34,9 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 "$python" -c 'import histokit, histokit._C as c; print(c.build_info()); assert histokit.has_cuda()'
 
 step "every kernel once"
-"$python" benchmarks/gpu_smoke.py
+for cores in 0 1; do # distance_attention by its plain kernels, then on tensor cores
+  HISTOKIT_TENSOR_CORES=$cores "$python" benchmarks/gpu_smoke.py
+done
 
 step "tests of the ops"
 "$python" -m pytest -p no:cacheprovider tests/ops/test_ops.py tests/ops/test_cancer_cross_attention.py \
@@ -63,10 +65,16 @@ elif ! said=$(works "${only[@]}") && only=() && ! said=$(works); then
   tail -n 3 <<< "$said"
 else
   for tool in memcheck racecheck initcheck; do
-    echo "-- $tool"
-    sanitize --tool "$tool" "${only[@]}" "$python" benchmarks/gpu_smoke.py | tail -n 3
+    for cores in 0 1; do
+      echo "-- $tool, HISTOKIT_TENSOR_CORES=$cores"
+      HISTOKIT_TENSOR_CORES=$cores \
+        sanitize --tool "$tool" "${only[@]}" "$python" benchmarks/gpu_smoke.py | tail -n 3
+    done
   done
 fi
 
 step "benchmark"
 "$python" benchmarks/bench_ops.py --device cuda
+
+step "distance_attention on tensor cores"
+"$python" benchmarks/gpu_tensor_cores.py
