@@ -137,6 +137,12 @@ MODELS: Mapping[str, ModelSpec] = {
             f"StandardScaler, PCA 256, ridge with intercept, alpha of each gene {_BY_FOLDS}",
             by_gene=True,
         ),
+        _ridge(
+            "ridge-low-rank",
+            "StandardScaler, PCA 512, ridge with intercept, targets shrunk toward their first "
+            f"components, alpha {_BY_FOLDS}",
+            recipe="low rank",
+        ),
         ModelSpec(
             "mlp",
             "histokit.models.baselines:MLP",

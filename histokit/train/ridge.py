@@ -1,4 +1,4 @@
-"""Closed-form baselines: the training mean, two ridge recipes and nearest spots."""
+"""Closed forms: the training mean, ridge recipes and nearest spots."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from histokit.data.genes import moments
 from histokit.data.sparse import csr_tensor
 from histokit.models.baselines import LinearMap, Mean
 from histokit.models.retrieval import NearestSpots
+from histokit.train import low_rank
 from histokit.train.loader import TrainingSlide
 from histokit.train.spots import Spots
 from histokit.train.task import FoldTask, Trained
@@ -39,6 +40,9 @@ def fit_closed_form(task: FoldTask, spots: Spots) -> Trained:
         model, said = fit_ridge_hest(spots.x, spots.y, components), "HEST-Bench ridge"
     elif recipe == "library size":
         model, said = fit_library_size(spots), "line on library size"
+    elif recipe == "low rank":
+        model, alpha = low_rank.fit_low_rank(spots, task.standardizer.how == "none")
+        said = f"{spec.name}, {low_rank.in_words(alpha)}"
     elif recipe == "nearest spots":
         return fit_nearest(task, spots)
     else:
