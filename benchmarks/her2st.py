@@ -32,7 +32,7 @@ MODELS = {
     "ridge-hest": {"model": "ridge-hest"},
     "ridge": {"model": "ridge"},
     "mlp": {"model": "mlp", "preset": "small"},
-    PAPER: {"model": "histoprism"},
+    PAPER: {"model": "histoprism", "preset": "paper"},
     "histoprism, small": {"model": "histoprism", "preset": "small"},
 }
 AGAINST = "ridge"
@@ -71,8 +71,8 @@ def main(cfg: Options) -> None:
     for target, pairs in wanted.items() if cfg.measure else ():
         for encoder, name in pairs:
             chosen = dict(MODELS[name])
-            if "preset" in chosen:
-                chosen["standardize"] = STANDARDIZE.get(encoder)
+            small = chosen.get("preset") == "small"
+            chosen["standardize"] = STANDARDIZE.get(encoder, "none") if small else "none"
             folder = _folder(cfg, target, encoder, name)
             train_and_score(folder, data=str(data), encoder=encoder, target=target, **chosen)
     tables = []

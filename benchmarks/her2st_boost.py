@@ -54,6 +54,7 @@ def main(cfg: Options) -> None:
                 data=str(Path(cfg.out) / "data"),
                 run=str(place),
                 model="bpbooster",
+                preset="paper",
                 target=target,
                 panel="detected",
                 folds=str(ROOT / "benchmarks/her2st_folds.csv"),

@@ -16,17 +16,24 @@ PAPER = {
     "refit": False,
     "start_at_mean": False,
     "standardize": "none",
+    "neighbors": "none",
     "val_fraction": 0.2,
 }
 # "small": for a few sections. The head starts at zero and the training means, so all that is learnt
 # is what deviates from them: from random weights a short training only unlearns their noise. Ten
-# epochs suffice then, and the validation sections are trained on in the end.
-FOR_FEW = {"epochs": 100, "dropout": 0.3, "start_at_mean": True, "refit": True}
+# epochs suffice then, and the validation sections are trained on in the end. Features are
+# standardized within each slide, which takes the whole slide and carries to other patients.
+WITHIN_SLIDES = {"standardize": "slide"}
+FOR_FEW = {"epochs": 100, "dropout": 0.3, "start_at_mean": True, "refit": True} | WITHIN_SLIDES
 NETWORK_PRESETS = {
     "paper": PAPER,
     "release": PAPER | {"lr": 5e-5, "epochs": 5000},
     "small": PAPER | FOR_FEW,
 }
+# Closed forms have no other hyper-parameters; HEST-Bench's recipe stays as it is.
+CLOSED_PRESETS = {"paper": PAPER, "release": PAPER, "small": PAPER | WITHIN_SLIDES}
+RECIPE_PRESETS = dict.fromkeys(CLOSED_PRESETS, PAPER)
+LOW_RANK_PRESETS = dict.fromkeys(CLOSED_PRESETS, PAPER | WITHIN_SLIDES | {"neighbors": "mean"})
 HISTOPRISM_PRESETS = {
     name: values | {"conditioning": "on", "positions": "none"}
     for name, values in NETWORK_PRESETS.items()
@@ -38,7 +45,7 @@ STNET = PAPER | {"lr": 1e-4, "weight_decay": 0.0, "epochs": 200, "start_at_mean"
 STNET |= {"refit": True, "stnet_literal": False}
 STNET_PRESETS = {
     "paper": STNET,
-    "small": STNET | {"standardize": "train"},
+    "small": STNET | WITHIN_SLIDES,
     "literal": STNET | {"lr": 1e-6, "epochs": 50, "patience": 50, "stnet_literal": True},
 }
 # STPath's pretraining, but for its optimizer (Adam without warm-up) and its organs.
@@ -71,7 +78,7 @@ STFLOW = PAPER | {
     "sample_seed": 0,
 }
 STFLOW_SMALL = STFLOW | {"start_at_mean": True, "refit": True, "stflow_crops": 0, "samples": 8}
-STFLOW_SMALL |= {"stflow_unit": "pitch", "stflow_output_dropout": False}
+STFLOW_SMALL |= {"stflow_unit": "pitch", "stflow_output_dropout": False} | WITHIN_SLIDES
 # Stem's program, but for its constant learning rate, its epochs of all spots of all slides, and the
 # features of transposed patches that it adds; the number of epochs is fixed.
 STEM = PAPER | {
@@ -93,7 +100,7 @@ STEM = PAPER | {
 }
 STEM_SMALL = STEM | {"lr": 1e-3, "epochs": 200, "patience": 30, "hidden_dim": 128, "num_layers": 4}
 STEM_SMALL |= {"stem_steps": 25, "stem_ema_warm_up": True, "samples": 8, "start_at_mean": True}
-STEM_SMALL |= {"val_fraction": 0.2, "refit": True}
+STEM_SMALL |= {"val_fraction": 0.2, "refit": True} | WITHIN_SLIDES
 # DeepSpot: its code's defaults; the validation slides, not the training loss, end it after the
 # patience of its example. It standardizes each gene, for which the start at the means stands here.
 DEEPSPOT = PAPER | {
@@ -169,7 +176,7 @@ TRIPLEX_PRESETS = {
 # kNN on the features themselves, with BLEEP's K. BLEEP: its command line's rates and the paper's
 # batch and epochs, but for its constant learning rate and its batches of patches of any slide.
 KNN = PAPER | {"retrieval_k": 50, "retrieval_weights": "mean"}
-KNN_PRESETS = {"paper": KNN, "small": KNN}
+KNN_PRESETS = {"paper": KNN, "small": KNN | WITHIN_SLIDES}
 BLEEP = KNN | {
     "lr": 1e-3,
     "weight_decay": 1e-3,
@@ -211,12 +218,13 @@ BOOSTER = {
     "refit": False,
     "start_at_mean": False,
     "standardize": "none",
+    "neighbors": "none",
     "val_fraction": 0.0,  # a fixed number of epochs on all training patches
 }
 # On sections of a few hundred spots the network starts to overfit after a few epochs; chosen on the
 # her2st sections of patient C, held out in turn.
-BOOSTER_FOR_FEW = {"epochs": 5, "refit": True, "start_at_mean": True, "standardize": "train"}
-BOOSTER_FOR_FEW |= {"val_fraction": 0.2}
+BOOSTER_FOR_FEW = {"epochs": 5, "refit": True, "start_at_mean": True, "val_fraction": 0.2}
+BOOSTER_FOR_FEW |= WITHIN_SLIDES
 # Learning rates of each of the paper's tasks, for prototypes that start random and as programs.
 # The paper has no figure for other data: its LUAD rate, within its range and the same for both.
 BOOSTER_LR = {
@@ -234,4 +242,4 @@ BOOSTER_SIZES = {  # by encoder, whoever made its features
 }
 # Models made of others, which train by their preset "small": what is not given here is theirs, and
 # what is given is the same in all of them.
-COMPOSED = {"val_fraction": 0.2, "refit": True}
+COMPOSED = {"val_fraction": 0.2, "refit": True, "neighbors": "mean"}

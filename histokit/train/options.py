@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from pathlib import Path
 
 from histokit.core.errors import InputError
 from histokit.core.options import option, required
-from histokit.models.registry import OFFERED, PRESET_NAMES, resolve
+from histokit.core.precision import PRECISIONS
+from histokit.models.registry import DEFAULT, OFFERED, PRESET_NAMES, resolve
 from histokit.train.model_options import ModelOptions
 
 hyper = functools.partial(option, None, group="network", shown="the preset's")
+DEFAULT_ENCODER = "efficientnet-lite0"
 FREE = ("machine", "checks")  # groups of options that may differ when a training goes on
 
 
@@ -19,16 +22,21 @@ class Options(ModelOptions):
     """Options of a training; those of single models are in ``ModelOptions``."""
 
     data: str = required("folder that run_extract.py wrote")
-    model: str = required("model to train", choices=OFFERED)
     run: str = required("folder of this run, made if absent")
-    encoder: str = option(
-        "efficientnet-lite0", "encoder whose features are used; A+B sets those of both side by side"
+    model: str = option(
+        DEFAULT, "model to train; auto chooses one on training patients", choices=OFFERED
     )
-    neighbors: str = option(
-        "none",
+    encoder: str | None = option(
+        None,
+        "encoder whose features are used; A+B sets those of both side by side",
+        shown="the one that was extracted, efficientnet-lite0 among several",
+    )
+    neighbors: str | None = option(
+        None,
         "append the mean of the neighboring spots' features (8 neighbors on a square grid, 6 on "
         "a hexagonal one), plain or weighted by similarity",
         choices=("none", "mean", "attention"),
+        shown="the preset's",
     )
     target: str = option(
         "counts10k-log1p",
@@ -94,9 +102,9 @@ class Options(ModelOptions):
         0, "seed of weights, dropout, order and validation choice", least=0, most=2**32 - 1
     )
     preset: str = option(
-        "paper",
-        "defaults for the hyper-parameters below; paper and small are there for all, the others "
-        "for some models",
+        "small",
+        "defaults for the hyper-parameters below: small suits a few dozen slides, paper is as "
+        "published; some models have others",
         PRESET_NAMES,
     )
     lr: float | None = hyper("peak learning rate", above=0)
@@ -124,10 +132,10 @@ class Options(ModelOptions):
         group="network",
         least=1,
     )
-    autocast: str = option(
-        "none",
-        "type of the network's matrix products; the loss stays float32",
-        choices=("none", "bfloat16", "float16"),
+    precision: str = option(
+        "float32",
+        "of the network's matrix products; the loss stays float32; tf32 is for CUDA",
+        choices=(*PRECISIONS, "float16"),
         group="network",
     )
     allow_leakage: bool = option(
@@ -184,10 +192,27 @@ class Options(ModelOptions):
         """With the preset's values in place of those not given; InputError as ``resolve``."""
         if self.ablate_encoder or self.ablate_seeds:
             raise InputError("--ablate-encoder and --ablate-seeds go with --ablate; add it")
-        if (self.deepspot_scales or 1) > 1 and ("+" in self.encoder or self.neighbors != "none"):
+        encoder = self.encoder or the_encoder(self.data)
+        beside = self.neighbors not in (None, "none")
+        if (self.deepspot_scales or 1) > 1 and ("+" in encoder or beside):
             raise InputError(
                 "--deepspot-scales takes the features of one encoder apart by sizes of patch, and "
-                f"--encoder {self.encoder} with --neighbors {self.neighbors} sets others beside "
-                "them; name one encoder without --neighbors, or leave --deepspot-scales out"
+                f"--encoder {encoder} with --neighbors {self.neighbors or 'none'} sets others "
+                "beside them; name one encoder without --neighbors, or leave --deepspot-scales out"
             )
-        return type(self)(**resolve(dataclasses.asdict(self)))
+        return type(self)(**resolve(dataclasses.asdict(self) | {"encoder": encoder}))
+
+
+def the_encoder(data: str) -> str:
+    """The encoder whose features a folder holds; ``efficientnet-lite0`` of several.
+
+    Raises:
+        InputError: several, and none of them is that.
+    """
+    folder = Path(data) / "features"
+    there = sorted({path.parent.name for path in folder.glob("*/*.h5")})
+    if DEFAULT_ENCODER in there or not there:
+        return DEFAULT_ENCODER
+    if len(there) > 1:
+        raise InputError(f"{folder} holds features of {', '.join(there)}; name one by --encoder")
+    return there[0]
