@@ -39,6 +39,16 @@ struct Matrix {
     return found;
   }
 
+  // On CUDA, where a fault ends the kernel and nobody waits for it.
+  void assert_sound(const char* op) {
+    HK_CHECK(values.is_cuda(), op, ": on CUDA alone; csr_check serves the CPU");
+    HK_CHECK(p.num_rows > 0 || p.num_entries == 0, op, ": entries without a row");
+    if (p.num_rows == 0) return;
+    launch(
+        op, values, p.num_rows, 0, [&](auto stream) { return csr_check_cuda(p, stream); },
+        [](int64_t, int64_t) {});
+  }
+
   // On CPU, where a wrong index would be read as it is; on CUDA Python asks once for each matrix.
   void check(const char* op) {
     if (values.is_cuda()) return;
@@ -100,6 +110,11 @@ std::tuple<Tensor, Tensor> csr_transpose_matmul(Tensor row_offsets, Tensor col_i
 Tensor csr_check(Tensor row_offsets, Tensor col_index, Tensor values, int64_t num_cols) {
   constexpr const char* kOp = "csr_check";
   return Matrix(kOp, row_offsets, col_index, values, num_cols).faults(kOp);
+}
+
+void csr_assert(Tensor row_offsets, Tensor col_index, Tensor values, int64_t num_cols) {
+  constexpr const char* kOp = "csr_assert";
+  Matrix(kOp, row_offsets, col_index, values, num_cols).assert_sound(kOp);
 }
 
 Tensor csr_moments(Tensor row_offsets, Tensor values, int64_t num_cols) {

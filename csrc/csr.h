@@ -27,7 +27,7 @@ struct CsrParams {
   void* out;                // matmul: (num_rows, d); transpose_matmul: (num_cols, d); contiguous
   double* moments;   // (2, genes): mean and sum of squared deviations, implicit zeros included;
                      // genes are columns in transpose_matmul, compressed rows in csr_moments
-  RowFault* faults;  // check: (num_rows,)
+  RowFault* faults;  // check: (num_rows,); null on CUDA: a fault ends the kernel
 };
 
 // Rows [begin, end) of out = Y dense on the calling thread.

@@ -35,6 +35,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     for (int r = 0; r < kRows; ++r) {
       row[r] = min(first + r, p.num_rows - 1);
       slide[r] = p.slide_index ? p.slide_index[row[r]] : 0;
+      HK_ASSERT(uint64_t(slide[r]) < uint64_t(p.num_slides),
+                "cancer_cross_attention: slide_index is in [0, S); HISTOKIT_CHECK=1 says more");
       same = same && slide[r] == slide[0];
       group.template for_tiles<kPack>([&](int tile, int64_t column) {
         load<kPack>(x + row[r] * p.x_stride + column, z[r][tile]);

@@ -8,11 +8,15 @@
 
 #include "../dtype.h"
 
-#ifndef HK_LAUNCH  // tests/ops/cuda_host defines both to run the blocks on the host
+#ifndef HK_LAUNCH  // tests/ops/cuda_host defines these to run the blocks on the host
 // A variable of shared memory, at an address that 16-byte loads may read.
 #define HK_SHARED(name, ...) __shared__ __align__(16) __VA_ARGS__ name
 #define HK_LAUNCH(kernel, grid, block, stream, ...) \
   kernel<<<grid, block, 0, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
+// What is wrong with the values of an index, which the host does not wait to read: `text` goes to
+// stderr, and the next call that waits gives a device-side assertion.
+#define HK_ASSERT(condition, text) \
+  if (!(condition)) __assert_fail(text, __FILE__, __LINE__, __func__)
 #endif
 #ifndef HK_BLOCK_WARPS  // fewer in some tests, for more blocks and ragged ends
 #define HK_BLOCK_WARPS 4

@@ -122,6 +122,13 @@ __global__ void __launch_bounds__(kThreads, kResident)
   }
 }
 
+// Rows of no slide are those before the first and after the last. A kernel of its own: the update
+// has no register to spare for it.
+__global__ void check_kernel(const PearsonUpdateParams params) {
+  HK_ASSERT(params.offsets[0] == 0 && params.offsets[params.num_slides] == params.num_rows,
+            "pearson_update: slide_index is in [0, S); HISTOKIT_CHECK=1 says more");
+}
+
 __global__ void __launch_bounds__(kThreads) merge_kernel(const PearsonUpdateParams params) {
   const int64_t entries = params.num_slides * params.num_genes;
   const int64_t stride = int64_t(gridDim.x) * kThreads;
@@ -137,6 +144,7 @@ template <class T, int kGenes>
 void launch(const PearsonUpdateParams& params, Stream stream) {
   const dim3 grid(ceil_div(params.num_genes, kThreads * kGenes), params.num_partials,
                   min(params.num_slides, int64_t(65535)));
+  if (params.offsets) HK_LAUNCH(check_kernel, 1, 1, stream, params);
   HK_LAUNCH((update_kernel<T, kGenes>), grid, kThreads, stream, params);
   if (!params.partial) return;
   const int64_t blocks = ceil_div(params.num_slides * params.num_genes, kThreads);

@@ -19,6 +19,7 @@ on the compiled kernels where they serve the device (:class:`use` chooses). Rule
 from __future__ import annotations
 
 from histokit.ops.cancer_cross_attention import cancer_cross_attention
+from histokit.ops.csr import Csr
 from histokit.ops.dispatch import use
 from histokit.ops.distance_attention import distance_attention
 from histokit.ops.linear_mse import linear_mse
@@ -26,7 +27,6 @@ from histokit.ops.linear_pearson import linear_pearson
 from histokit.ops.pearson_update import pearson_update
 from histokit.ops.prototype_attention import prototype_attention
 from histokit.ops.streaming import StreamingPearson, pearson_compute, pearson_merge
-from histokit.ops.targets import Csr
 
 __all__ = [
     "Csr",

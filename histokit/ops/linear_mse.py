@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from histokit.ops import dispatch, reference, targets
+from histokit.ops.csr import Csr, check_csr
 from histokit.ops.dispatch import check_shape, check_tensor
 from histokit.ops.gemm import linear, matmul, transposed_matmul
 from histokit.ops.targets import (
-    Csr,
     center_rows,
-    check_csr,
     check_target,
     reference_target,
     transposed_product,
@@ -19,6 +18,7 @@ from histokit.ops.targets import (
 
 GOOD_FIT = 0.01  # share of the target's variance that is left, below which residuals are formed
 RESIDUALS = 1 << 24  # residuals that are held at a time
+CUDA_RESIDUALS = 1 << 28  # on CUDA, at once
 
 
 def linear_mse(
@@ -94,7 +94,7 @@ def _linear_mse(
     if measured is not None:  # zeros, not products with zero: what is there may be NaN
         weight = weight.where(measured[:, None], 0)
         bias = None if bias is None else bias.where(measured, 0)
-    if min(rows, genes) <= hidden.shape[1]:
+    if _forms_residuals(hidden, genes):
         return _mse_by_residual(hidden, weight, bias, target, measured, scale, with_grad)
     mean, centered = center_rows(hidden)
     gram = transposed_matmul(centered, centered)
@@ -107,15 +107,16 @@ def _linear_mse(
     total = spread + rows * offset.square().sum()
     inner = torch.zeros_like(gram)  # W^T W
     shift = (offset * rows).to(hidden.dtype)
-    for first in range(0, genes, targets.ROWS):
-        w, c = weight[first : first + targets.ROWS], cross[first : first + targets.ROWS]
+    step = targets.weight_rows(weight)
+    for first in range(0, genes, step):
+        w, c = weight[first : first + step], cross[first : first + step]
         product = matmul(w, gram)
         total += torch.sub(product, c, alpha=2).mul_(w).sum(1).sum(dtype=torch.float64)
         if not with_grad:
             continue
         inner += transposed_matmul(w, w)
-        torch.sub(product, c, out=c).addr_(shift[first : first + targets.ROWS], mean).mul_(scale)
-    if hidden.device.type == "cpu" and total < GOOD_FIT * spread:  # elsewhere asking would wait
+        torch.sub(product, c, out=c).addr_(shift[first : first + step], mean).mul_(scale)
+    if not dispatch.on_cuda(hidden) and total < GOOD_FIT * spread:  # there asking would wait
         return _mse_by_residual(hidden, weight, bias, target, measured, scale, with_grad)
     loss = (total.clamp(min=0) * scale / 2).to(hidden.dtype)
     if not with_grad:
@@ -134,8 +135,19 @@ def _product(target: Tensor | Csr, weight: Tensor, measured: Tensor | None) -> T
         return torch.ops.histokit.csr_matmul(target.row_offsets, target.col_index, values, weight)
     if measured is None:
         return matmul(target.to(weight.dtype), weight)
-    parts = [some.where(measured, 0).to(weight.dtype) for some in target.split(targets.ROWS)]
+    parts = target.split(targets.dense_block(target)[1])
+    parts = [some.where(measured, 0).to(weight.dtype) for some in parts]
     return torch.cat([matmul(some, weight) for some in parts])
+
+
+def _forms_residuals(hidden: Tensor, genes: int) -> bool:
+    """Whether residuals cost less than sums of squares; on CUDA they are formed in one block.
+
+    Several blocks of a sparse target would need to know where each begins, and so to wait.
+    """
+    rows, dim = hidden.shape
+    fits = not dispatch.on_cuda(hidden) or rows * genes <= CUDA_RESIDUALS
+    return fits and min(rows, genes) <= dim
 
 
 def _mse_by_residual(hidden, weight, bias, target, measured, scale, with_grad):
@@ -147,17 +159,12 @@ def _mse_by_residual(hidden, weight, bias, target, measured, scale, with_grad):
     if with_grad:
         grads = (torch.empty_like(hidden), torch.zeros_like(weight), weight.new_zeros(genes))
     total = hidden.new_zeros((), dtype=torch.float64)
-    step = max(1, RESIDUALS // genes)
+    step = len(hidden) if dispatch.on_cuda(hidden) else max(1, RESIDUALS // genes)
     for first in range(0, len(hidden), step):
         own = hidden[first : first + step]
         residual = linear(own, weight, bias)
         if isinstance(target, Csr):
-            offsets = target.row_offsets[first : first + step + 1].long()
-            begin, end = int(offsets[0]), int(offsets[-1])
-            row = torch.arange(len(own), device=hidden.device)
-            row = row.repeat_interleave(offsets.diff(), output_size=end - begin)
-            at = row * genes + target.col_index[begin:end]
-            residual.view(-1).index_add_(0, at, target.values[begin:end], alpha=-1)
+            _subtract_rows(residual, target, first)
         else:
             residual -= target[first : first + step]
         if measured is not None:
@@ -168,6 +175,19 @@ def _mse_by_residual(hidden, weight, bias, target, measured, scale, with_grad):
             grads[2].add_(residual.sum(0).mul_(scale))
         total += residual.square_().sum(dtype=torch.float64)
     return (total * scale / 2).to(hidden.dtype), *grads
+
+
+def _subtract_rows(residual: Tensor, target: Csr, first: int) -> None:
+    """Take rows of a sparse target, from ``first`` on, from the residuals (rows, G)."""
+    rows, genes = residual.shape
+    offsets, begin, end = target.row_offsets, 0, len(target.values)
+    if rows < target.shape[0]:
+        offsets = offsets[first : first + rows + 1]
+        begin, end = int(offsets[0]), int(offsets[-1])
+    row = torch.arange(rows, device=residual.device)
+    row = row.repeat_interleave(offsets.diff().long(), output_size=end - begin)
+    at = row * genes + target.col_index[begin:end]
+    residual.view(-1).index_add_(0, at, target.values[begin:end], alpha=-1)
 
 
 @_linear_mse.register_fake

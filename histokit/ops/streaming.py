@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from histokit.ops import dispatch
 from histokit.ops.moments import is_constant, merge_moments
 from histokit.ops.pearson_update import pearson_update
 
@@ -114,7 +115,9 @@ class StreamingPearson:
             fail("slide_index", "integer", index.dtype)
         if isinstance(slide_index, Tensor) and index.shape != pred.shape[:1]:
             fail("slide_index", f"({pred.shape[0]},)", tuple(index.shape))
-        if index.numel() and not (index.min() >= 0 and index.max() < self.num_slides):
+        if not index.numel() or not dispatch.host_checks("StreamingPearson.update", index):
+            return
+        if not (index.min() >= 0 and index.max() < self.num_slides):
             bounds = f"{int(index.min())}..{int(index.max())}"
             fail("slide_index", f"in 0..{self.num_slides - 1}", bounds)
 
@@ -147,7 +150,7 @@ class StreamingPearson:
         return self.moments[0].long()
 
     def _constant(self, which: int) -> Tensor:
-        return _constant(self.moments, which, self.ulp[which].to(self.moments.device))
+        return _constant(self.moments, which, self.ulp[which].item())
 
     def constant_pred(self) -> Tensor:
         """Where at least one spot counts and the prediction does not vary: (S, G) bool."""
@@ -173,4 +176,4 @@ class StreamingPearson:
 
     def compute(self) -> Tensor:
         """Pearson correlation: (S, G) float64, NaN where it does not exist."""
-        return pearson_compute(self.moments, *self.ulp.to(self.moments.device))
+        return pearson_compute(self.moments, *self.ulp.tolist())

@@ -218,8 +218,9 @@ def _csr(row_offsets, col_index, values, dense, *_, **__):
     return 2 * values[0] * dense[1]
 
 
-def _quadratic(weight, gram, **_):
-    return 2 * weight[0] * weight[1] ** 2
+def _quadratic(weight, rows, **_):
+    genes, dim = weight
+    return 2 * min(rows[0] * genes * dim, rows[0] * dim**2 + genes * dim**2 + dim**3 // 6)
 
 
 def _linear_mse(hidden, weight, bias, row_offsets, col, values, measured, with_grad, **_):

@@ -28,7 +28,7 @@ def launch(pytestconfig):
         "cancer_cross_attention": ("cancer_cross_attention", "_backward"),
         "prototype_attention": ("prototype_attention", "_backward"),
         "pearson_update": ("pearson_update",),
-        "csr": ("csr_matmul", "csr_moments"),
+        "csr": ("csr_matmul", "csr_moments", "csr_check"),
     }
     launchers = {}
     for header, names in headers.items():
@@ -295,6 +295,52 @@ def test_csr_matmul_and_moments(launch, n, genes, dim, density, dtype, index, pa
     truth = target.double()
     truth = torch.stack([truth.mean(1), ((truth - truth.mean(1, keepdim=True)) ** 2).sum(1)])
     torch.testing.assert_close(moments, truth, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("index", [torch.int32, torch.int64])
+@pytest.mark.parametrize(("column", "sound"), [([0, 2, 1], True), ([0, 2, 3], False),
+                                               ([2, 0, 1], False), ([0, 0, 1], False)])  # fmt: skip
+def test_a_fault_of_a_sparse_matrix_ends_the_kernel(launch, column, sound, index):
+    """Without a place for its answer: nobody waits for one."""
+    check = partial(
+        launch["csr_check"],
+        dtype=torch.float32, wide_index=index == torch.int64, num_rows=2, num_cols=3, num_entries=3,
+        row_offsets=torch.tensor([0, 2, 3], dtype=index),
+        col_index=torch.tensor(column, dtype=index),
+    )  # fmt: skip
+    if sound:
+        return check()
+    with pytest.raises(RuntimeError, match="refused"):
+        check()
+    faults = torch.full((2,), 9, dtype=torch.uint8)
+    check(faults=faults)
+    assert faults.any()
+    assert faults.max() < 9
+
+
+@pytest.mark.parametrize("slides", [[0, 1, 0], [0, 2, 0], [0, -1, 0]])
+def test_a_slide_that_is_not_there_ends_the_kernel(launch, slides):
+    index, x, one = torch.tensor(slides), torch.randn(3, 8), torch.ones(8)
+    forward = partial(
+        launch["cancer_cross_attention"],
+        dtype=x.dtype, num_rows=3, dim=8, num_slides=2, num_keys=1, tokens=1, x=x, x_stride=8,
+        value=torch.randn(2, 8), norm_weight=one, norm_bias=one, slide_index=index, eps=1e-5,
+        y=torch.empty_like(x), mean=torch.empty(3), rstd=torch.empty(3),
+    )  # fmt: skip
+    ordered, order = index.sort(stable=True)
+    state, data = torch.zeros(6, 2, 8, dtype=torch.float64), torch.randn(3, 8)
+    moments = partial(
+        launch["pearson_update"],
+        dtype=data.dtype, num_rows=3, num_genes=8, num_slides=2, pred=data, pred_stride=8,
+        target=data, target_stride=8, order=order, state=state, num_partials=1,
+        offsets=torch.searchsorted(ordered, torch.arange(3)),
+    )  # fmt: skip
+    for call in (forward, moments):
+        if slides == [0, 1, 0]:
+            call()
+            continue
+        with pytest.raises(RuntimeError, match="refused"):
+            call()
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH to compile CUDA with")

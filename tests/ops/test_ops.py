@@ -171,7 +171,7 @@ def samples():
     yield "csr_matmul", (*csr[3:], narrow.requires_grad_())
     yield "csr_transpose_matmul", (*csr[3:], wide.requires_grad_(), 11)
     yield "dense_transpose_matmul", (torch.randn(5, 11), torch.randn(5, 4, requires_grad=True))
-    yield "quadratic_form", (torch.randn(9, 4, requires_grad=True), torch.eye(4).double())
+    yield "quadratic_form", (torch.randn(9, 4, requires_grad=True), torch.randn(20, 4))
     for measured in (None, torch.arange(11) < 6):
         yield (
             "linear_mse",

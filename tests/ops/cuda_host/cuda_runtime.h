@@ -181,9 +181,12 @@ T exchange(unsigned mask, T value, unsigned source, unsigned line) {
   return value;
 }
 
+inline uint64_t num_launches;  // tests read it
+
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 shape, Arguments... arguments) {
   const unsigned threads = shape.x * shape.y * shape.z;
+  ++num_launches;
   if (threads == 0 || threads > 1024 || grid.x * grid.y * grid.z == 0)
     return fail("empty or oversized launch", 0);
   blockDim = shape;
@@ -238,6 +241,13 @@ void launch_shared(void (*kernel)(Parameters...), dim3 grid, dim3 shape, size_t 
 }
 
 }  // namespace cuda_host
+
+// The thread leaves, as all do on a GPU.
+#define HK_ASSERT(condition, text)   \
+  if (!(condition)) {                \
+    cuda_host::fail(text, __LINE__); \
+    return;                          \
+  }
 
 #define HK_LAUNCH(kernel, grid, block, stream, ...) \
   cuda_host::launch(kernel, grid, block, __VA_ARGS__)
