@@ -58,6 +58,9 @@ std::tuple<Tensor, Tensor> csr_transpose_matmul(Tensor row_offsets, Tensor col_i
 // -> (num_rows,) uint8: what is wrong with a row, 0 where nothing is (RowFault)
 Tensor csr_check(Tensor row_offsets, Tensor col_index, Tensor values, int64_t num_cols);
 
+// On CUDA: the same without an answer; a fault ends the kernel with a device-side assertion
+void csr_assert(Tensor row_offsets, Tensor col_index, Tensor values, int64_t num_cols);
+
 // -> moments (2, num_rows) float64 of each compressed row over num_cols entries, zeros included
 Tensor csr_moments(Tensor row_offsets, Tensor values, int64_t num_cols);
 

@@ -36,6 +36,7 @@ STABLE_TORCH_LIBRARY(histokit, m) {
       "csr_transpose_matmul(Tensor row_offsets, Tensor col_index, Tensor values, Tensor dense, "
       "int num_cols) -> (Tensor, Tensor)");
   m.def("csr_check(Tensor row_offsets, Tensor col_index, Tensor values, int num_cols) -> Tensor");
+  m.def("csr_assert(Tensor row_offsets, Tensor col_index, Tensor values, int num_cols) -> ()");
   m.def("csr_moments(Tensor row_offsets, Tensor values, int num_cols) -> Tensor");
 }
 
@@ -72,6 +73,7 @@ STABLE_TORCH_LIBRARY_IMPL(histokit, CPU, m) {
 #ifdef HISTOKIT_CUDA
 STABLE_TORCH_LIBRARY_IMPL(histokit, CUDA, m) {
   register_common(m);
+  m.impl("csr_assert", TORCH_BOX(&histokit::csr_assert));
   m.impl("csr_moments", TORCH_BOX(&histokit::csr_moments));
 }
 #endif
