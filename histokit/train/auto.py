@@ -43,7 +43,7 @@ def fit_auto(task: FoldTask, slides: Sequence[Slide], seen: np.ndarray) -> Train
     The patients are dealt to at most four inner folds; where there is one patient, its slides are.
     Each inner fold trains every candidate on the others, as ``run_train.py`` would, and correlates
     what it predicts with what was measured. The candidate with the largest mean over held-out
-    patients is taken, the simplest where some are equal; of a single slide ``ridge-by-gene``.
+    patients is taken, the simplest where some are equal; of a single slide the first of them.
 
     Writes choice.csv: candidate, held_out (patient, or slide where there is one patient), pcc.
 
