@@ -25,6 +25,7 @@ from her2st import markdown, replace_between
 from histokit.core.options import option, required, run
 from histokit.data.splits import read_splits
 from histokit.evaluate.published import TASKS
+from histokit.report.page import plural
 
 PATCH = 224 * 224 * 3  # bytes, stored as they are
 SPOTS = 3000
@@ -73,13 +74,15 @@ def main(cfg: Options) -> None:
             }
         )
     epoch = [spots / train["spots_a_second"] / 3600 for spots in taught]
+    hours = list(dict.fromkeys(f"{hours:.2f} h" for hours in (epoch[0], epoch[-1])))
     days = sum(epoch) * cfg.epochs / 24
     scored = sum(tested) / evaluate["spots_a_second"] / 60
     text = (
         f"{markdown(pd.DataFrame(rows))}\n\nOn two cores one epoch of HistoPrism takes "
-        f"{epoch[0]:.2f} and {epoch[-1]:.2f} h on the two splits, {cfg.epochs} epochs of both "
+        f"{' and '.join(hours)} on the two splits, {cfg.epochs} epochs of both "
         f"{days:.0f} days: a GPU is needed, and none has been timed. Scoring both test sets takes "
-        f"{scored:.0f} minutes. Memory: {train['peak_gb']} GB at the peak of a training that keeps "
+        f"{plural(round(scored), 'minute')}. "
+        f"Memory: {train['peak_gb']} GB at the peak of a training that keeps "
         f"0.5 GB of slides (`--cache-gb`), {evaluate['peak_gb']} GB of an evaluation, whatever the "
         "number of slides."
     )

@@ -22,7 +22,7 @@ from histokit.models.outputs import Direct, Outputs
 TRAIN, LOST = ("A1", "A2", "C1"), GENES[25:]  # B1 validates and measures what they do not
 TINY = {
     "histoprism": {"preset": "paper", "epochs": 1},
-    "stflow": {"hidden_dim": 32, "num_layers": 1, "samples": 3, "epochs": 1},
+    "stflow": {"hidden_dim": 32, "num_layers": 1, "samples": 3, "epochs": 1, "preset": "paper"},
 }
 
 
