@@ -10,8 +10,10 @@ blocks, in place, compiled). Times are medians, after a first call; the naive fo
 library's allocator as it is, which gives large tensors back to the kernel, the careful ones with
 freed memory kept, and ours with both. Our result is verified against the reference, and every
 rival's against ours. Peak memory is what a call needs beyond its inputs, measured in a child
-process of its own. Writes benchmarks/results/ops-<device>.csv, one row for each op, provider and
-allocator; with --only the other ops' rows stay.
+process of its own, on CUDA by torch's allocator. There times are the device's, of CUDA graphs of
+twenty calls where that is what a call does, on inputs past the second-level cache; ``host_ms`` is
+what the host takes to issue a call. Writes benchmarks/results/ops-<device>.csv, one row for each
+op, provider and allocator; with --only the other ops' rows stay.
 """
 
 import csv
@@ -23,7 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from op_cases import CASES
+from device_time import copies_past_cache, device_seconds, host_seconds
+from op_cases import CASES, CUDA_ALONE
 
 from histokit import _C, ops
 from histokit.core.files import write_rows
@@ -48,11 +51,26 @@ class Options:
     child: str = option("", "internal: measure the memory of this provider and print it")
 
 
-def times(call, repeat: int, device: str) -> list[float]:
-    """Seconds of each call after a first one that is not counted, ascending."""
+def times(calls: list, repeat: int, device: str, graph: bool) -> tuple[list[float], dict]:
+    """Seconds of each call after a first one that is not counted, ascending; on CUDA also how.
+
+    Args:
+        calls: the same call, on each copy of its inputs.
+        repeat: timed calls; 1 for one that is timed once, without a first.
+        device: cpu or cuda.
+        graph: whether a CUDA graph may be made of it.
+    """
     if repeat > 1:
-        call()
-    return profile_measure.seconds_of(call, repeat, device)
+        for call in calls:
+            call()
+    if device == "cpu":
+        return profile_measure.seconds_of(calls[0], repeat, device), {}
+    if repeat == 1:
+        return profile_measure.seconds_of(calls[0], 1, device), {"timed_by": "events, one call"}
+    host = host_seconds(calls, repeat)
+    found, how = device_seconds(calls, repeat, graph)
+    about = {"timed_by": f"{how}, {len(calls)} copies of the inputs"}
+    return found, about | {"host_ms": round(host * 1e3, 3)}
 
 
 def peak_memory(call, repeat: int, device: str) -> float:
@@ -70,6 +88,13 @@ def in_child(cfg: Options, name: str, provider: str) -> float:
     return json.loads(out.splitlines()[-1])
 
 
+def memory_of(cfg: Options, name: str, provider: str, case, calls) -> float:
+    """Peak memory of one provider; on CUDA the allocator tells, whatever ran before."""
+    if cfg.device == "cpu":
+        return in_child(cfg, name, provider)
+    return peak_memory(calls[provider][1], 1 if provider in case.once else 3, cfg.device)
+
+
 def providers(cfg: Options, name: str):
     """The case, and the kind and call of every provider by its name."""
     case = CASES[name](cfg.device, cfg.scale)
@@ -77,9 +102,21 @@ def providers(cfg: Options, name: str):
     calls |= {key: ("naive", call) for key, call in case.others.items()}
     calls |= {key: ("careful", call) for key, call in case.careful.items()}
     if cfg.device == "cuda":
+        calls.pop("scipy per gene", None)  # minutes, on the CPU
         compiled = torch.compile(case.ours)
         calls["the reference, compiled"] = ("careful", lambda: by_reference(compiled))
     return case, calls
+
+
+def copies(cfg: Options, name: str, case, calls) -> dict[str, list]:
+    """Of each provider the call on every copy of the inputs, the first as given."""
+    found = {provider: [call] for provider, (_, call) in calls.items()}
+    if cfg.device == "cuda":
+        cache = torch.cuda.get_device_properties(0).L2_cache_size
+        for _ in range(copies_past_cache(case.inputs, cache) - 1):
+            for provider, (_, call) in providers(cfg, name)[1].items():
+                found[provider].append(call)
+    return found
 
 
 def by_reference(call):
@@ -119,22 +156,22 @@ def measure(cfg: Options, name: str, limits: dict[str, float]) -> list[dict]:
     """Rows of one op: verified first, then timed."""
     case, calls = providers(cfg, name)
     verify(name, case, calls)
-    rows = []
+    in_turn, rows = copies(cfg, name, case, calls), []
     for kept, kinds in ((False, ("ours", "naive")), (True, ("ours", "careful"))):
         keep_freed_memory(kept)
         own = None
-        for provider, (kind, call) in calls.items():
+        for provider, (kind, _) in calls.items():
             if kind in kinds:
                 repeat = 1 if provider in case.once else cfg.repeat
-                found = times(call, repeat, cfg.device)
+                found, about = times(in_turn[provider], repeat, cfg.device, case.graph)
                 own = own or found[len(found) // 2]
-                rows.append(_row(name, case, provider, kind, kept, found, own, limits))
+                rows.append(_row(name, case, provider, kind, kept, found, own, limits) | about)
     careful = [row for row in rows if row["kind"] == "careful"]
     best = min(careful, key=lambda row: row["ms_p50"])
     for row in rows:
         row["best_rival"] = "yes" if row is best else ""
     if cfg.memory:
-        peaks = {provider: in_child(cfg, name, provider) for provider in calls}
+        peaks = {provider: memory_of(cfg, name, provider, case, calls) for provider in calls}
         for row in rows:
             row["peak_mb"] = round(peaks[row["provider"]], 1)
             row["memory_ratio"] = round(row["peak_mb"] / max(rows[0]["peak_mb"], 0.1), 1)
@@ -162,6 +199,8 @@ def _row(name, case, provider, kind, kept, found, own, limits) -> dict:
         "fraction_of": f"{case.limit} {limits[case.limit]:.0f}",
         "fraction_wanted": (case.fraction or "") if ours else "",
         "fresh_copy_rate": round(limits["fresh"], 1),
+        "host_ms": "",
+        "timed_by": "",
         "peak_mb": "",
         "memory_ratio": "",
         "memory_ratio_wanted": case.memory_at_least.get(provider, ""),
@@ -193,13 +232,19 @@ def main(cfg: Options) -> None:
             return
         limits = profile_measure.rates(cfg.device, torch.float32)
         print("  ".join(f"{key} {value:.1f}" for key, value in limits.items()), "(GB/s, GFLOP/s)")
-        rows = []
-        for name in [cfg.only] if cfg.only else CASES:
+        about = _about(cfg)
+        names = [name for name in CASES if cfg.device == "cuda" or name not in CUDA_ALONE]
+        for name in [cfg.only] if cfg.only else names:
             found = measure(cfg, name, limits)
             show(found)
-            rows += found
+            if cfg.scale == 1:
+                write({**row, **about} for row in found)
+
+
+def _about(cfg: Options) -> dict:
+    """Machine and versions, of every row."""
     device = torch.cuda.get_device_name() if cfg.device == "cuda" else f"{cfg.threads} threads"
-    common = {
+    return {
         "device": device,
         "cpu": profile_measure.machine("cpu"),
         "instruction_set": _C.build_info()["instruction_set"],
@@ -207,8 +252,6 @@ def main(cfg: Options) -> None:
         "revision": _C.build_info()["git_revision"],
         "date": datetime.date.today().isoformat(),
     }
-    if cfg.scale == 1:
-        write({**row, **common} for row in rows)
 
 
 def write(rows) -> None:
@@ -219,7 +262,8 @@ def write(rows) -> None:
     new = {row["op"] for row in rows}
     if out.exists():
         with open(out, newline="") as handle:
-            rows = [row for row in csv.DictReader(handle) if row["op"] not in new] + rows
+            kept = [row for row in csv.DictReader(handle) if row["op"] not in new]
+        rows = [dict.fromkeys(rows[0], "") | row for row in kept] + rows
     rows.sort(key=lambda row: list(CASES).index(row["op"]))
     write_rows(out, rows)
     print(f"wrote {out}")

@@ -40,6 +40,13 @@ def folded_attention(x, context, block, norm, heads: int) -> Tensor:
     return F.layer_norm(mixed, (dim,), norm.weight, norm.bias)
 
 
+def folded_token(context, block) -> Tensor:
+    """What one token (1, D) adds to every row of x (N, D): (D,), known before x is."""
+    dim = context.shape[1]
+    value = F.linear(context, block.in_proj_weight[2 * dim :], block.in_proj_bias[2 * dim :])
+    return block.out_proj(value)[0]
+
+
 def prototypes_by_sdpa(query, key, value, gate, heads: int) -> Tensor:
     """Prototype attention by torch's fused attention, the gates in the values."""
     rows = query, key, gate[:, None] * value
