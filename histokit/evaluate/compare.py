@@ -17,6 +17,7 @@ from histokit.evaluate.options import Options
 from histokit.evaluate.summary import METRICS, MIN_SPOTS, averaged, one_row_a_slide, pick
 from histokit.evaluate.tables import SEEN_GROUPS, figure_cells, headings
 from histokit.evaluate.topics.ablation import ablation_comparison
+from histokit.evaluate.topics.clusters import cluster_comparison
 from histokit.evaluate.topics.duels import duel_sections
 from histokit.evaluate.topics.pathways import Collection, PathwayGenes
 from histokit.evaluate.topics.protocol import protocol_comparison
@@ -77,6 +78,7 @@ def compare_runs(
         duels = duel_sections(collections, genes, order, folder)
         more = ablation_comparison(results, folder, num_hvg)
         more += protocol_comparison(results, cfg.protocol, folder)
+        more += cluster_comparison(results, folder)
         page = Page(
             "Runs side by side",
             f"{plural(len(results), 'run')} on the same test slides",

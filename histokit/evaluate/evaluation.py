@@ -57,6 +57,8 @@ class Evaluation:
         table: the figures of the report's first table.
         hvg_sets: the genes of the headline PCC, by slide.
         protocol: figures under a published protocol; empty without one.
+        clusters: as ``histokit.evaluate.topics.clusters.score_clusters`` returns them; empty where
+            they are not scored.
         beside_controls: the table of the run beside its controls.
         caveats: sentences that a comparison repeats.
     """
@@ -70,6 +72,7 @@ class Evaluation:
     table: Table
     hvg_sets: dict[str, frozenset[str]]
     protocol: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
+    clusters: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
     beside_controls: Table | None = None
     caveats: list[str] = dataclasses.field(default_factory=list)
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -81,7 +82,7 @@ class ClusterTopic(Topic):
         slides = list(self._slides.values())
         if len({one.cancer for one in slides}) < 2:
             return Part(sections=[cluster_section(None)])
-        table = score_clusters(lambda: self._blocks(slides))
+        table = evaluation.clusters = score_clusters(lambda: self._blocks(slides))
         table.to_csv(evaluation.folder / "clusters.csv", index=False, float_format="%.6g")
         return Part(sections=[cluster_section(table)])
 
@@ -241,6 +242,13 @@ def _leiden(points: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:
     return data.obs["leiden"].to_numpy()
 
 
+CLUSTER_TITLE = "Clusters against cancer types"
+CLUSTER_COLUMNS = ["clustered", "method", "items", "cancers", "clusters", "AMI", "ARI"]
+CLUSTER_NOTE = (
+    "Mean and deviation over 5 seeds. Slides by their mean prediction; k-means with as many "
+    "clusters as cancers; Leiden on 15 nearest neighbors at resolution 1; both on 50 principal "
+    "components of all genes."
+)
 CLUSTER_TEXT = (
     "Predicted expression over all genes is clustered without labels and the clusters compared "
     "with the cancer types: 1 is the same partition, 0 what chance gives. AMI is the safer figure "
@@ -252,22 +260,31 @@ CLUSTER_TEXT = (
 
 def cluster_section(table: pd.DataFrame | None) -> Section:
     """AMI and ARI, or why there are none."""
-    title = "Clusters against cancer types"
     if table is None:
         text = (
             "Cannot be scored: all test slides with a cancer code are of one cancer, and clusters "
             "can only be compared with at least two."
         )
-        return Section(title, text)
-    rows = [
+        return Section(CLUSTER_TITLE, text)
+    shown = Table("", CLUSTER_COLUMNS, _shown(table), CLUSTER_NOTE, text_columns=2)
+    return Section(CLUSTER_TITLE, CLUSTER_TEXT, [shown])
+
+
+def cluster_comparison(results: Mapping[str, Evaluation], folder: Path) -> list[Section]:
+    """AMI and ARI of several runs, in clusters.csv of a folder and a section; none without any."""
+    tables = {name: r.clusters for name, r in results.items() if len(r.clusters)}
+    if not tables:
+        return []
+    whole = pd.concat([table.assign(run=name) for name, table in tables.items()])
+    whole.to_csv(folder / "clusters.csv", index=False, float_format="%.6g")
+    rows = [[name, *row] for name, table in tables.items() for row in _shown(table)]
+    shown = Table("", ["run", *CLUSTER_COLUMNS], rows, CLUSTER_NOTE, text_columns=3)
+    return [Section(CLUSTER_TITLE, CLUSTER_TEXT, [shown])]
+
+
+def _shown(table: pd.DataFrame) -> list[list]:
+    return [
         [row.level, row.method, row.items, row.cancers, number(row.clusters, 1),
          f"{number(row.ami)} ± {number(row.ami_sd)}", f"{number(row.ari)} ± {number(row.ari_sd)}"]
         for row in table.itertuples()
     ]  # fmt: skip
-    note = (
-        "Mean and deviation over 5 seeds. Slides by their mean prediction; k-means with as many "
-        "clusters as cancers; Leiden on 15 nearest neighbors at resolution 1; both on 50 "
-        "principal components of all genes."
-    )
-    columns = ["clustered", "method", "items", "cancers", "clusters", "AMI", "ARI"]
-    return Section(title, CLUSTER_TEXT, [Table("", columns, rows, note, text_columns=2)])

@@ -27,6 +27,7 @@ from histokit.evaluate.verdict import interval_note, with_interval
 from histokit.report import plots
 from histokit.report.page import Picture, Section, Table
 
+LEVELS = ["gene sets", "target", "run", "against", "level", "pathways", "gain"]
 _DRAWN = 3  # pairs of runs with pictures
 DUEL_TEXT = (
     "Both runs are scored on the genes and slides that both allow, pathway by pathway. The win "
@@ -97,7 +98,8 @@ def duel_sections(
         collections: the gene sets.
         runs: by name.
         order: names of the runs on each target, best first.
-        folder: the folder of the comparison; gets pathways.csv and pictures.
+        folder: the folder of the comparison; gets pathways.csv, pathway_levels.csv (gain of each
+            variance level, with its interval) and pictures.
     """
     duels = [
         duel
@@ -119,7 +121,18 @@ def duel_sections(
     units = units_of(next(iter(runs.values())).patients)
     given = any(not np.isnan(duel.wins.gain_low) for duel in duels)
     note = interval_note(units.name, len(set(units.labels)), given)
-    tables = [Table("", columns, rows, note, text_columns=4)]
+    levels = [row for duel in duels for row in _level_rows(duel)]
+    tables = [
+        Table("", columns, rows, note, text_columns=4),
+        Table("Gain by variance level of a pathway's genes", LEVELS, levels, note, text_columns=4),
+    ]
+    strata = [
+        duel.levels.reset_index().assign(
+            collection=duel.collection, target=duel.transform, run=duel.run, other_run=duel.other
+        )
+        for duel in duels
+    ]
+    pd.concat(strata).to_csv(folder / "pathway_levels.csv", index=False, float_format="%.6g")
     pictures = [picture for duel in duels[: _DRAWN * len(collections)]
                 for picture in _duel_pictures(duel, folder)]  # fmt: skip
     return [Section("Pathway by pathway", DUEL_TEXT, tables, pictures)]
@@ -146,6 +159,14 @@ def _duel_row(duel: Duel) -> list:
         "".join([f"{wins.rate:.0%}", *ends]),
         with_interval(wins.gain, wins.gain_low, wins.gain_high, 3),
         f"{wins.p_value:.1g}",
+    ]
+
+
+def _level_rows(duel: Duel) -> list[list]:
+    named = [duel.collection, duel.transform, duel.run, duel.other]
+    return [
+        [*named, int(level), int(row["pathways"]), with_interval(*row[["value", "low", "high"]], 3)]
+        for level, row in duel.levels.iterrows()
     ]
 
 
