@@ -52,7 +52,7 @@ def pcc(folder, run, model, test="D1"):
     run_train.main(
         run_train.Options(
             data=str(folder), run=str(run), model=model, encoder="tiny", folds=str(split),
-            target="log1p", **OPTIONS.get(model, FEW)
+            neighbors="none", target="log1p", **OPTIONS.get(model, FEW)
         )
     )  # fmt: skip
     (view,) = Views(Run(run), Cohort(folder, "tiny")).of()
