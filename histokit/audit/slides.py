@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from histokit.audit.gathering import gathered, on_codes
 from histokit.core.files import open_hdf5
 from histokit.core.progress import progress_bar
 from histokit.core.tables import read_table
@@ -94,7 +95,11 @@ def feature_statistics(x: np.ndarray) -> dict:
 
 
 def judge_slides(table: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """Findings (severity, slide or ``cohort``, sentence) on the table of ``measure_slides``."""
+    """Findings (severity, slide or ``cohort``, sentence) on the table of ``measure_slides``.
+
+    What most slides share, such as genes of several species in one panel, is one finding of the
+    cohort; so is a cancer code that several slides lack, as healthy tissue has none.
+    """
     found = []
     library = table["library_median"].median()
     genes = table["genes_measured"].median()
@@ -109,14 +114,11 @@ def judge_slides(table: pd.DataFrame) -> list[tuple[str, str, str]]:
             + _on_features(row, spread)
         )
         found += [(severity, slide_id, text) for severity, text in said]
-    return found
+    return on_codes(table) + gathered(found, len(table))
 
 
 def _on_expression(row: pd.Series, library: float) -> list[tuple[str, str]]:
     found = []
-    if not row["cancer_known"]:
-        shown = row["cancer"] or "empty"
-        found.append(("warning", f"the cancer code is {shown}, not an OncoTree code that is known"))
     selected = row["spots"] + row["spots_dropped"]
     if row["spots_dropped"] > _DROPPED * selected:
         lost = f"{int(row['spots_dropped']):,} of {int(selected):,}"

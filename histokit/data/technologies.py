@@ -10,6 +10,7 @@ from scipy.spatial import cKDTree
 # By the makers' specification, in um: distance of neighboring spots, and diameter of a spot.
 PITCH_UM = {"visium": 100.0, "spatial transcriptomics": 200.0}
 SPOT_UM = {"visium": 55.0, "spatial transcriptomics": 100.0}
+POOLED = ("visium hd", "xenium")  # whose bins, cells or transcripts are pooled into squares
 
 
 def technology_kind(name: str) -> str:
@@ -28,14 +29,16 @@ def technology_kind(name: str) -> str:
 
 
 def spot_diameter(centers: np.ndarray, technology: str, mpp: float | None) -> float:
-    """Spot diameter in pixels of level 0.
+    """Spot diameter, or the side of a square, in pixels of level 0.
 
-    The array's own size where the technology and mpp are known, else half the distance between
+    Pooled squares touch, so theirs is the distance between neighbors, whatever side was chosen.
+    Else the array's own size where the technology and mpp are known, or half the distance between
     neighboring spots, which is about right for every spot array.
     """
-    if mpp and technology_kind(technology) in SPOT_UM:
-        return SPOT_UM[technology_kind(technology)] / mpp
+    kind = technology_kind(technology)
+    if mpp and kind in SPOT_UM:
+        return SPOT_UM[kind] / mpp
     if len(centers) < 2:
         return 100.0
     distance = cKDTree(centers).query(centers, k=2)[0][:, 1]
-    return max(1.0, 0.5 * float(np.median(distance)))
+    return max(1.0, (1.0 if kind in POOLED else 0.5) * float(np.median(distance)))

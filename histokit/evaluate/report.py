@@ -46,6 +46,7 @@ from histokit.evaluate.topics.pathways import (
 from histokit.evaluate.topics.predictions import PredictionTopic
 from histokit.evaluate.topics.protocol import ProtocolTopic, PublishedTopic
 from histokit.evaluate.topics.prototypes import PrototypeTopic
+from histokit.evaluate.topics.residuals import ResidualTopic
 from histokit.evaluate.topics.signatures import (
     Signature,
     SignatureTopic,
@@ -229,7 +230,7 @@ def topics(report: Report, results: Mapping[str, Evaluation], team: Team) -> lis
     if cfg.published and not job.control:
         found.append(PublishedTopic(cfg.published, cfg.protocol, questions.listed is not None))
     if cfg.pictures and not job.control:
-        found.append(MapTopic())
+        found += [MapTopic(), ResidualTopic()]
     found += [DetailTopic(), VarianceTopic()]
     if job.run.config["options"]["model"] == "bpbooster" and not job.control:
         found += [PrototypeTopic(), EmbeddingTopic(job.run, job.cohort)]

@@ -153,20 +153,22 @@ def _span(least: int, most: int) -> str:
 def gene_rows(genes: pd.DataFrame) -> list[Table]:
     """The best and the worst predicted of the highly variable genes."""
     scored = genes[(genes["hvg_folds"] > 0) & genes["pcc"].notna()]
-    columns = ["gene", "id", "PCC", "lowest slide", "highest slide", "slides scored"]
+    named = {g.Index: names_of(g.Index, g.symbol, g.gene_id) for g in scored.itertuples()}
+    words = 2 if any(other for _, other in named.values()) else 1  # the id only where there are ids
+    columns = [*("gene", "id")[:words], "PCC", "lowest slide", "highest slide", "slides scored"]
 
     def rows(part: pd.DataFrame) -> list[list]:
         figures = part[["pcc", "pcc_lowest", "pcc_highest", "slides_scored"]].to_numpy()
-        names = [names_of(g.Index, g.symbol, g.gene_id) for g in part.itertuples()]
+        names = [[name or NONE for name in named[gene][:words]] for gene in part.index]
         return [
-            [name, other or NONE, *map(float, row[:3]), int(row[3])]
-            for (name, other), row in zip(names, figures, strict=True)
+            [*name, *map(float, row[:3]), int(row[3])]
+            for name, row in zip(names, figures, strict=True)
         ]
 
     if scored.empty:
         return []
-    best = Table("Best predicted", columns, rows(scored.head(_GENES)), "", 2)
-    worst = Table("Worst predicted", columns, rows(scored.tail(_GENES).iloc[::-1]), "", 2)
+    best = Table("Best predicted", columns, rows(scored.head(_GENES)), "", words)
+    worst = Table("Worst predicted", columns, rows(scored.tail(_GENES).iloc[::-1]), "", words)
     return [best, worst] if len(scored) > _GENES else [best]
 
 

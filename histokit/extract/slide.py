@@ -14,7 +14,7 @@ import numpy as np
 from histokit.core.errors import InputError
 from histokit.core.progress import progress_bar
 from histokit.data.sources import SlideSource
-from histokit.data.technologies import technology_kind
+from histokit.data.technologies import POOLED, technology_kind
 from histokit.extract import elsewhere, writer
 from histokit.extract.encoding import Encoding, duration
 from histokit.extract.forecast import Forecast
@@ -23,7 +23,6 @@ from histokit.extract.placing import place_patches
 from histokit.extract.resolution import resolve
 
 FIRST_BATCHES = 2  # by which the pace of an extraction is judged
-POOLED = ("visium hd", "xenium")  # technologies whose counts are pooled into squares
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from PIL import Image
 
 from histokit.core.files import atomic_path, file_id, make_folder
 from histokit.maps.anndata_file import check_genes
-from histokit.maps.overlays import color_range, colors_of, patch_raster
+from histokit.maps.overlays import colors_of, patch_raster
 from histokit.maps.slide_map import SlideMap
+from histokit.report.plots import color_range
 
 
 def write_layers(slide: SlideMap, folder: Path, genes: list[str]) -> list[Path]:

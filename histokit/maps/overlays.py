@@ -122,7 +122,7 @@ def _gene_figure(slide: SlideMap, canvas: _Canvas, gene: str) -> Figure:
     trust = "" if trusted else "not trusted (gray) · "
 
     def draw(axis):
-        return _draw_map(axis, canvas, values, color_range(values), colors_of(trusted))
+        return _draw_map(axis, canvas, values, plots.color_range(values), colors_of(trusted))
 
     titles = _label(slide, gene), f"{trust}{_held_out(row)}"
     return _pair(slide, canvas, titles, draw, f"predicted, {slide.unit}")
@@ -192,7 +192,7 @@ def _draw_panel(figure, axis, slide: SlideMap, canvas: _Canvas, gene: str) -> No
     name = textwrap.shorten(_label(slide, gene), 26, placeholder="...")
     axis.set_title(f"{name}\n{_held_out(row, short=True)}", loc="left", fontsize=9)
     colors, small = colors_of(row["trusted"]), canvas.patch[::2, ::2]
-    drawn = _draw_map(axis, canvas, values, color_range(values), colors, small)
+    drawn = _draw_map(axis, canvas, values, plots.color_range(values), colors, small)
     bar = figure.colorbar(drawn, ax=axis, shrink=0.7, pad=0.01, panchor=False)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
@@ -228,13 +228,6 @@ def _draw_window(axis, canvas: _Canvas, picture: np.ndarray) -> None:
 def colors_of(trusted: bool) -> Colormap:
     """The color map of a gene: gray where it is not trusted."""
     return matplotlib.colormaps["viridis"] if trusted else _GRAY
-
-
-def color_range(values: np.ndarray) -> Normalize:
-    """Colors from the 1st to the 99th percentile."""
-    known = values[np.isfinite(values)]
-    low, high = np.percentile(known, [1, 99]) if len(known) else (0, 1)
-    return Normalize(low, high if high > low else low + 1)
 
 
 def _label(slide: SlideMap, gene: str) -> str:

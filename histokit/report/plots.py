@@ -10,7 +10,8 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import EllipseCollection
+from matplotlib.collections import EllipseCollection, PolyCollection
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
@@ -42,8 +43,9 @@ class Tissue:
         image: (H, W, 3) uint8 thumbnail.
         scale: thumbnail pixels for each pixel of level 0.
         centers: (N, 2) spot centers x, y in pixels of level 0.
-        diameter: the diameter of a spot, in pixels of level 0.
+        diameter: the diameter of a spot, or the side of a square, in pixels of level 0.
         mpp: microns for each pixel of level 0, or None.
+        square: spots are squares, as bins are.
     """
 
     image: np.ndarray
@@ -51,6 +53,7 @@ class Tissue:
     centers: np.ndarray
     diameter: float
     mpp: float | None = None
+    square: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +84,10 @@ def gene_maps(tissue: Tissue, maps: list[GeneMap], title: str, unit: str) -> Fig
 
     Measured and predicted share one color scale, from the 1st to the 99th percentile of both.
     """
-    left, right, bottom, top = tissue_window(tissue)
-    plain = tissue_picture(tissue, left, right, bottom, top)
+    window = tissue_window(tissue)
+    plain = tissue_picture(tissue, *window)
     faded = faded_picture(plain)
+    left, right, bottom, top = window
     aspect = (bottom - top) / (right - left)
     with matplotlib.rc_context(STYLE):
         figure = new_figure(11.5, 0.7 + len(maps) * (3.3 * aspect + 0.45))
@@ -91,20 +95,15 @@ def gene_maps(tissue: Tissue, maps: list[GeneMap], title: str, unit: str) -> Fig
         axes = figure.subplots(len(maps), 3, squeeze=False)
         for row, gene in zip(axes, maps, strict=True):
             both = np.concatenate([gene.measured, gene.predicted])
-            low, high = np.percentile(both, [1, 99])
-            norm = matplotlib.colors.Normalize(low, high if high > low else low + 1)
+            norm = color_range(both)
             row[0].set_title(gene.title, loc="left", fontweight="bold")
             row[1].set_title("measured")
             row[2].set_title("predicted")
             for axis, values in zip(row, (None, gene.measured, gene.predicted), strict=True):
-                picture = plain if values is None else faded
-                extent = (left, right, bottom, top)  # y grows downwards, as in the image
-                axis.imshow(picture, extent=extent, cmap="gray", vmin=0, vmax=255)
+                draw_window(axis, plain if values is None else faded, window)
                 if values is not None:
                     spots = draw_spots(axis, tissue, values, norm)
-                axis.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
-                axis.set_axis_off()
-            scale_bar(row[0], tissue, left, right, bottom, top)
+            scale_bar(row[0], tissue, *window)
             bar = figure.colorbar(spots, ax=row, shrink=0.85, pad=0.01, aspect=18)
             bar.set_label(unit)
             bar.outline.set_visible(False)
@@ -118,9 +117,10 @@ def spot_maps(
 
     A scale runs from the 1st to the 99th percentile of its map.
     """
-    left, right, bottom, top = tissue_window(tissue)
-    plain = tissue_picture(tissue, left, right, bottom, top)
+    window = tissue_window(tissue)
+    plain = tissue_picture(tissue, *window)
     faded = faded_picture(plain)
+    left, right, bottom, top = window
     rows, aspect = -(-(len(maps) + 1) // columns), (bottom - top) / (right - left)
     with matplotlib.rc_context(STYLE):
         figure = new_figure(11.5, 0.7 + rows * (3.4 * aspect + 0.45))
@@ -129,19 +129,29 @@ def spot_maps(
         for axis in axes:
             axis.set_axis_off()
         for axis, (name, values) in zip(axes, [("", None), *maps.items()], strict=False):
-            picture = plain if values is None else faded
-            extent = (left, right, bottom, top)  # y grows downwards, as in the image
-            axis.imshow(picture, extent=extent, cmap="gray", vmin=0, vmax=255)
-            axis.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
+            draw_window(axis, plain if values is None else faded, window)
             axis.set_title(name, loc="left", fontsize=9)
             if values is None:
-                scale_bar(axis, tissue, left, right, bottom, top)
+                scale_bar(axis, tissue, *window)
                 continue
-            low, high = np.percentile(values, [1, 99])
-            norm = matplotlib.colors.Normalize(low, high if high > low else low + 1)
-            spots = draw_spots(axis, tissue, values, norm)
+            spots = draw_spots(axis, tissue, values, color_range(values))
             figure.colorbar(spots, ax=axis, shrink=0.7, pad=0.01).outline.set_visible(False)
     return figure
+
+
+def color_range(values: np.ndarray) -> Normalize:
+    """Colors from the 1st to the 99th percentile of what is finite."""
+    known = values[np.isfinite(values)]
+    low, high = np.percentile(known, [1, 99]) if len(known) else (0, 1)
+    return Normalize(low, high if high > low else low + 1)
+
+
+def draw_window(axis, picture: np.ndarray, window: tuple[float, float, float, float]) -> None:
+    """Draw a picture of ``tissue_window``; y grows downwards, as in the image."""
+    left, right, bottom, top = window
+    axis.imshow(picture, extent=window, cmap="gray", vmin=0, vmax=255)
+    axis.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
+    axis.set_axis_off()
 
 
 def tissue_window(tissue: Tissue) -> tuple[float, float, float, float]:
@@ -168,6 +178,11 @@ def faded_picture(picture: np.ndarray) -> np.ndarray:
 
 def draw_spots(axis, tissue: Tissue, values: np.ndarray, norm, cmap="viridis"):
     """Draw (N,) values of the spots at their size on the tissue; the collection drawn."""
+    colors = {"array": np.asarray(values), "cmap": cmap, "norm": norm, "linewidths": 0}
+    if tissue.square:
+        corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * tissue.diameter / 2
+        squares = PolyCollection(tissue.centers[:, None] + corners, antialiaseds=False, **colors)
+        return axis.add_collection(squares)
     diameters = np.full(len(values), tissue.diameter)
     spots = EllipseCollection(
         diameters,
@@ -176,10 +191,7 @@ def draw_spots(axis, tissue: Tissue, values: np.ndarray, norm, cmap="viridis"):
         units="xy",
         offsets=tissue.centers,
         offset_transform=axis.transData,
-        array=np.asarray(values),
-        cmap=cmap,
-        norm=norm,
-        linewidths=0,
+        **colors,
     )
     return axis.add_collection(spots)
 

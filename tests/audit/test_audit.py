@@ -63,6 +63,33 @@ def test_table_counts_what_numpy_counts(data):
     assert any("cancer code is XYZ" in text for text in said(table, "C1"))
 
 
+def test_what_most_slides_share_is_one_finding_and_no_code_is_a_note(data):
+    table = measured(data)
+    many = table.loc[["A1"] * 6].set_axis([f"S{i}" for i in range(6)])
+    many = many.assign(cancer=["", "", "", "", "XYZ", "IDC"], cancer_known=[False] * 5 + [True])
+    many["genes_constant"] = [20, 21, 22, 23, 0, 0]
+    found = judge_slides(many)
+    assert found == [
+        (
+            "note",
+            "cohort",
+            "the cancer code of 4 slides (S0, S1, S2 and 1 more) is empty, as of healthy tissue, "
+            "not an OncoTree code that is known",
+        ),
+        ("warning", "S4", "the cancer code is XYZ, not an OncoTree code that is known"),
+        (
+            "warning",
+            "cohort",
+            "4 of 6 slides, such as S0: 20 of 30 measured genes are the same in every spot and "
+            "have no PCC",
+        ),
+    ]
+    many["genes_constant"] = [20, 21, 0, 0, 0, 0]
+    assert [where for _, where, _ in judge_slides(many)] == ["cohort", "S4", "S0", "S1"]
+    many["features_bad"] = 1
+    assert sum(severity == "error" for severity, _, _ in judge_slides(many)) == 6
+
+
 def test_constant_genes_and_empty_spots_are_found(data):
     def change(counts):
         counts[:, :20] = 3

@@ -218,11 +218,20 @@ def test_scanpy_and_squidpy_plot_the_predictions(ridge, tmp_path):
     assert edge < max(picture["images"]["hires"].shape)
 
 
+def test_a_spots_error_is_the_mean_over_the_headline(ridge):
+    written = anndata.read_h5ad(next((ridge / "eval" / "predictions").glob("*/A1.h5ad")))
+    off = np.abs(written.X - written.layers["target"])[:, written.var["hvg"]].mean(axis=1)
+    assert written.n_vars > written.var["hvg"].sum()
+    np.testing.assert_allclose(written.obs["mean_abs_residual"], off, rtol=1e-5)
+
+
 def test_pictures_and_report_are_written(ridge):
     folder = ridge / "eval"
     assert len(list(folder.glob("maps/*/*.png"))) == 2
+    assert len(list(folder.glob("residuals/*/*.png"))) == 2
     html = (folder / "report.html").read_text()
-    assert html.count("data:image") == 4
+    assert html.count("data:image") == 6
+    assert "<h2>Where errors lie</h2>" in html
     assert "new patients" in html
     assert "training.options.panel" in html
     assert not list(ridge.glob(".eval*"))

@@ -32,20 +32,20 @@ def test_means_over_three_to_thirty_units_are_covered(name, units, rng):
 
 
 @pytest.mark.parametrize(
-    ("slides", "least"),
+    "slides",
     [
-        ([20] * 3, 0.94),
-        ([1, 2] * 3, 0.94),
-        (list(range(1, 11)), 0.935),
-        ([12, 9, 7, 5, 4, 3, 2, 2] + [1] * 12, 0.92),  # exponential and wholly alike; else 94.5
+        [20] * 3,
+        [1, 2] * 3,
+        list(range(1, 11)),
+        [8, 8] + [1] * 6,
+        [12, 9, 7, 5, 4, 3, 2, 2] + [1] * 12,
     ],
 )
 @pytest.mark.parametrize("alike", [1, 0.5])
-def test_slides_that_share_patients_are_covered(slides, least, alike, rng):
+def test_slides_that_share_patients_are_covered(slides, alike, rng):
     for name in ("normal", "exponential, 2"):
-        bound = 0.94 if name == "normal" or alike < 1 else least
         share = of_means(DRAWS[name], slides, alike, TRIALS, rng)
-        assert bound - SLACK <= share <= 0.98 + SLACK, name
+        assert 0.94 - SLACK <= share <= 0.98 + SLACK, name
 
 
 @pytest.mark.parametrize("slides", [[1] * 5, [20] * 3, [1, 2] * 5])

@@ -7,7 +7,8 @@ from PIL import Image
 
 from histokit.core.errors import InputError
 from histokit.maps.layers import write_layers
-from histokit.maps.overlays import color_range, colors_of
+from histokit.maps.overlays import colors_of
+from histokit.report.plots import color_range
 
 
 def test_a_pixel_lies_where_its_world_file_says(tmp_path):

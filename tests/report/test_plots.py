@@ -74,9 +74,11 @@ def test_measured_and_predicted_share_one_scale_and_one_color_bar(tissue):
         ("Spatial Transcriptomics", 0.5, 200.0),
         ("Visium", None, 50.0),
         ("unheard of", 0.5, 50.0),
+        ("Visium HD", 0.5, 100.0),
+        ("Xenium", None, 100.0),
     ],
 )
-def test_spot_diameter_is_the_arrays_or_half_the_pitch(technology, mpp, expected):
+def test_spot_diameter_is_the_arrays_or_of_a_squares_whole_pitch(technology, mpp, expected):
     grid = np.stack(np.meshgrid(np.arange(5), np.arange(5)), -1).reshape(-1, 2) * 100.0
     assert spot_diameter(grid, technology, mpp) == pytest.approx(expected)
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from histokit.core.files import atomic_path, make_folder
 from histokit.data.cohort import Cohort, Slide
-from histokit.data.technologies import spot_diameter
+from histokit.data.technologies import POOLED, spot_diameter, technology_kind
+from histokit.evaluate.residuals import headline_residuals
 from histokit.evaluate.topics.base import Topic
 from histokit.evaluate.views import SlideView
 from histokit.models.retrieval import Retrieval
@@ -58,7 +59,8 @@ def read_tissue(cohort: Cohort, slide: Slide) -> Tissue:
         width, height = np.ceil(slide.centers.max(axis=0) * scale).astype(int) + 1
         image = np.full((height, width, 3), 255, np.uint8)
     diameter = spot_diameter(slide.centers, row["technology"], mpp)
-    return Tissue(image, scale, slide.centers, diameter, mpp)
+    square = technology_kind(row["technology"]) in POOLED
+    return Tissue(image, scale, slide.centers, diameter, mpp, square)
 
 
 def write_prediction(
@@ -88,7 +90,10 @@ def write_prediction(
     predicted[:, ~score.learned[chosen]] = np.nan
     data = anndata.AnnData(
         predicted,
-        obs=pd.DataFrame(index=pd.Index(slide.barcodes, name="barcode")),
+        obs=pd.DataFrame(
+            {"mean_abs_residual": np.abs(headline_residuals(view)).mean(axis=1)},
+            index=pd.Index(slide.barcodes, name="barcode"),
+        ),
         var=var[chosen],
         layers={"target": measured},
         obsm={"spatial": np.asarray(slide.centers, dtype=np.float64)},
