@@ -13,8 +13,10 @@ from safetensors.torch import load_file
 import run_train
 from histokit import ops
 from histokit.core.errors import InputError
+from histokit.core.files import read_json
 from histokit.evaluate.runs import Run
 from histokit.models.registry import MODELS, OFFERED
+from histokit.train.options import Options, the_encoder
 
 SCRIPT = Path(run_train.__file__)
 SMALL = {"model": "histoprism", "encoder": "tiny", "lr": 1e-3}
@@ -53,7 +55,8 @@ def test_every_model_trains_every_fold(data, tmp_path, model):
     # of a thousand steps a draw, and twelve layers, nothing is learnt here
     preset = "small" if model == "stem" else "paper"
     folds = "leave-one-patient-out"
-    run = train(data, tmp_path / "run", model=model, folds=folds, preset=preset)
+    chosen = {"model": model, "preset": preset, "neighbors": "none"}
+    run = train(data, tmp_path / "run", folds=folds, **chosen)
     assert [f.name for f in run.folds] == ["A", "B", "C", "D"]
     for fold in run.folds:
         split = fold.split
@@ -131,8 +134,8 @@ def test_packed_slides_train(data, tmp_path, one_fold):
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])
 def test_lower_precision_trains_about_as_well(data, tmp_path, one_fold, kind):
     losses = []
-    for name in ("none", kind):
-        run = train(data, tmp_path / name, autocast=name, folds=one_fold, epochs=10)
+    for name in ("float32", kind):
+        run = train(data, tmp_path / name, precision=name, folds=one_fold, epochs=10)
         losses.append(pd.read_csv(run.folds[0].folder / "metrics.csv").val_loss.iloc[-1])
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
@@ -172,7 +175,9 @@ def test_unmeasured_genes_get_no_gradient(tmp_path):
     folds = tmp_path / "folds.csv"
     folds.write_text("slide_id,split\nA1,train\nB1,val\nC1,test\n")
     runs = {
-        panel: train(tmp_path / "d", tmp_path / panel, panel=panel, folds=str(folds))
+        panel: train(
+            tmp_path / "d", tmp_path / panel, panel=panel, folds=str(folds), preset="paper"
+        )
         for panel in ("union", "common")
     }
     assert list(runs["common"].folds[0].genes.gene) == names[5:20]
@@ -270,3 +275,39 @@ def test_top_genes_are_the_most_variable_of_the_training(data, tmp_path, one_fol
     expected = whole[whole.hvg_rank <= 7]
     pd.testing.assert_frame_equal(fold.genes, expected.reset_index(drop=True))
     assert fold.load_model().head.out_features == 7
+
+
+def test_defaults_are_what_carries_to_a_new_patient(data, tmp_path):
+    """Without options: ridge-low-rank on the extracted features, with neighbors, within slides."""
+    run_train.main(Options(data=str(data), run=str(tmp_path / "run")))
+    options = read_json(tmp_path / "run" / "run.json")["options"]
+    wanted = {"model": "ridge-low-rank", "neighbors": "mean", "standardize": "slide"}
+    assert {name: options[name] for name in wanted} == wanted
+    assert options["encoder"] == "tiny"
+
+
+@pytest.mark.parametrize("model", ["ridge", "histoprism", "bpbooster", "mlp", "knn"])
+def test_preset_paper_leaves_features_as_they_are(data, tmp_path, model):
+    common = {"data": str(data), "run": "run", "model": model}
+    paper = Options(**common, preset="paper").resolved()
+    assert (paper.standardize, paper.neighbors) == ("none", "none")
+    assert Options(**common).resolved().standardize == "slide"
+
+
+@pytest.mark.parametrize("preset", ["paper", "small"])
+def test_recipe_of_hest_bench_takes_features_as_they_are(data, preset):
+    options = Options(data=str(data), run="run", model="ridge-hest", preset=preset).resolved()
+    assert (options.standardize, options.neighbors) == ("none", "none")
+
+
+def test_the_features_that_were_extracted_are_trained_on(tmp_path):
+    folder = tmp_path / "features"
+    default = "efficientnet-lite0"
+    for encoder, found in {"uni": "uni", "hed": None, default: default}.items():
+        (folder / encoder).mkdir(parents=True)
+        (folder / encoder / "A1.h5").touch()
+        if found:
+            assert the_encoder(str(tmp_path)) == found
+        else:
+            with pytest.raises(InputError, match="holds features of hed, uni; name one by --enc"):
+                the_encoder(str(tmp_path))
