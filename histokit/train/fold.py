@@ -107,7 +107,8 @@ def read_slides(
     moments, kept = TrainingMoments(len(panel), cfg.target), []
     genes = panel[["gene", "gene_id", "symbol"]]
     cohort, taught, split = slides.cohort, slides.taught, slides.split
-    fitted = slides.members if cfg.refit else split.train
+    on_all = cfg.refit or not MODELS[cfg.model].validates  # closed forms have no validation
+    fitted = slides.members if on_all else split.train
     bar = progress_bar(
         slides.members if stacked else team.share(slides.members),
         desc="reading",

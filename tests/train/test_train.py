@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 import run_train
 from histokit import ops
 from histokit.core.errors import InputError
-from histokit.core.files import read_json
 from histokit.evaluate.runs import Run
 from histokit.models.registry import MODELS, OFFERED
 from histokit.train.options import Options, the_encoder
@@ -280,7 +279,7 @@ def test_top_genes_are_the_most_variable_of_the_training(data, tmp_path, one_fol
 def test_defaults_are_what_carries_to_a_new_patient(data, tmp_path):
     """Without options: ridge-low-rank on the extracted features, with neighbors, within slides."""
     run_train.main(Options(data=str(data), run=str(tmp_path / "run")))
-    options = read_json(tmp_path / "run" / "run.json")["options"]
+    options = Run(tmp_path / "run").config["options"]
     wanted = {"model": "ridge-low-rank", "neighbors": "mean", "standardize": "slide"}
     assert {name: options[name] for name in wanted} == wanted
     assert options["encoder"] == "tiny"
@@ -311,3 +310,18 @@ def test_the_features_that_were_extracted_are_trained_on(tmp_path):
         else:
             with pytest.raises(InputError, match="holds features of hed, uni; name one by --enc"):
                 the_encoder(str(tmp_path))
+
+
+@pytest.mark.parametrize(("model", "learned"), [("ridge", True), ("mlp", False)])
+def test_genes_of_the_validation_slide_alone(tmp_path, model, learned):
+    """A closed form is fitted on validation slides too; a network without refit is not."""
+    names = [f"GENE{i}" for i in range(30)]
+    slides = {"A1": ("IDC", "A", 40), "B1": ("IDC", "B", 45), "C1": ("IDC", "C", 38)}
+    write_cohort(tmp_path / "d", slides, genes={"A1": names[:20], "B1": names[5:]})
+    folds = tmp_path / "folds.csv"
+    folds.write_text("slide_id,split\nA1,train\nB1,val\nC1,test\n")
+    run = train(tmp_path / "d", tmp_path / "run", model=model, panel="union", folds=str(folds),
+                preset="paper")  # fmt: skip
+    genes = run.folds[0].genes.set_index("gene")
+    assert (genes.loc[names[20:], "train_spots"] > 0).all() == learned
+    assert (genes.loc[names[:20], "train_spots"] > 0).all()
