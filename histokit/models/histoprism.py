@@ -134,6 +134,7 @@ class HistoPrism(Model):
         self.cancers = list(cancers) if conditioning == "on" else None
         self.cross_heads, self.num_heads, self.dropout = cross_heads, num_heads, dropout
         self.max_patches = max_patches
+        self._folds = None
         self.input_proj = Linear(input_dim, hidden_dim)
         if conditioning == "on":
             self.onco_embedder = nn.Linear(len(cancers), input_dim)
@@ -177,8 +178,18 @@ class HistoPrism(Model):
         x, codes = batch.features, batch.cancers.to(batch.features.device)
         # An unknown code (-1) is all zeros, as the authors' one-hot is: the bias alone remains.
         onehot = (codes[:, None] == torch.arange(len(self.cancers), device=x.device)).to(x.dtype)
-        context = self.onco_embedder(onehot)[:, None]
         attention, norm = self.conditioner.attention, self.conditioner.norm
+        weights = (
+            attention.in_proj_weight,
+            attention.in_proj_bias,
+            attention.out_proj.weight,
+            attention.out_proj.bias,
+            norm.weight,
+            norm.bias,
+        )
+        if self._folds is not None and not torch.is_grad_enabled() and not self.training:
+            return self._fold(onehot, batch.cancers, weights)(x, batch.slide_index)
+        context = self.onco_embedder(onehot)[:, None]
         mask = None
         if self.training and self.dropout > 0:
             keep = x.new_full((len(x), self.cross_heads), 1 - self.dropout)
@@ -186,17 +197,31 @@ class HistoPrism(Model):
         return ops.cancer_cross_attention(
             x,
             context,
-            attention.in_proj_weight,
-            attention.in_proj_bias,
-            attention.out_proj.weight,
-            attention.out_proj.bias,
-            norm.weight,
-            norm.bias,
+            *weights,
             num_heads=self.cross_heads,
             slide_index=batch.slide_index,
             dropout_mask=mask,
             eps=norm.eps,
         )
+
+    def keep_folds(self) -> None:
+        """Promise that weights stay as they are: each cancer's context is folded once.
+
+        For an evaluation, where a fold reads two D x D matrices for every slide. A change of the
+        weights is not noticed afterwards (the optimizers' fused steps leave no trace); this,
+        called again, forgets what was folded.
+        """
+        self._folds = {}
+
+    def _fold(self, onehot, codes, weights) -> ops.FoldedContext:
+        lower = torch.is_autocast_enabled(onehot.device.type)
+        key = (tuple(codes.tolist()), onehot.device, onehot.dtype, weights[0].dtype, lower)
+        if key not in self._folds:
+            context, eps = self.onco_embedder(onehot)[:, None], self.conditioner.norm.eps
+            self._folds[key] = ops.fold_context(
+                context, *weights, num_heads=self.cross_heads, eps=eps
+            )
+        return self._folds[key]
 
     def _encode(self, layer: nn.TransformerEncoderLayer, h, sizes: list[int]):
         """One post-norm layer; a patch attends to the patches of its own slide only."""

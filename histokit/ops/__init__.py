@@ -18,7 +18,11 @@ on the compiled kernels where they serve the device (:class:`use` chooses). Rule
 
 from __future__ import annotations
 
-from histokit.ops.cancer_cross_attention import cancer_cross_attention
+from histokit.ops.cancer_cross_attention import (
+    FoldedContext,
+    cancer_cross_attention,
+    fold_context,
+)
 from histokit.ops.csr import Csr
 from histokit.ops.dispatch import use
 from histokit.ops.distance_attention import distance_attention
@@ -30,9 +34,11 @@ from histokit.ops.streaming import StreamingPearson, pearson_compute, pearson_me
 
 __all__ = [
     "Csr",
+    "FoldedContext",
     "StreamingPearson",
     "cancer_cross_attention",
     "distance_attention",
+    "fold_context",
     "linear_mse",
     "linear_pearson",
     "pearson_compute",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -43,15 +45,7 @@ def cancer_cross_attention(
     check_float(op, x=x, context=context, **params, dropout_mask=dropout_mask)
     check_shape(op, "x", x, (None, None), "(N, D)")
     rows, dim = x.shape
-    check_shape(op, "context", context, (None, None, dim), "(S, T, D)")
-    slides, tokens = context.shape[:2]
-    if slides < 1 or tokens < 1:
-        raise ValueError(f"{op}: context must hold a slide and a token, got {tuple(context.shape)}")
-    shapes = ((3 * dim, dim), (3 * dim,), (dim, dim), (dim,), (dim,), (dim,))
-    symbols = ("(3 D, D)", "(3 D,)", "(D, D)", "(D,)", "(D,)", "(D,)")
-    for (name, tensor), shape, text in zip(params.items(), shapes, symbols, strict=True):
-        check_shape(op, name, tensor, shape, text)
-    check_divides(op, "num_heads", num_heads, dim)
+    slides, tokens = _check_context(op, context, params, dim, num_heads)
     check_shape(op, "dropout_mask", dropout_mask, (rows, num_heads * tokens), "(N, h T)")
     check_index(op, slide_index, rows, slides, x)
     with dispatch.full_precision(x):
@@ -70,6 +64,111 @@ def cancer_cross_attention(
             data, *folded, gamma, beta, slide_index, mask, tokens, eps
         )[0]
         return y.to(x.dtype)
+
+
+def _check_context(op: str, context: Tensor, params: dict, dim: int | None, num_heads: int):
+    """Check shapes against the width D, the context's own for None; gives S and T."""
+    check_shape(op, "context", context, (None, None, dim), "(S, T, D)")
+    slides, tokens, dim = context.shape
+    if slides < 1 or tokens < 1:
+        raise ValueError(f"{op}: context must hold a slide and a token, got {tuple(context.shape)}")
+    shapes = ((3 * dim, dim), (3 * dim,), (dim, dim), (dim,), (dim,), (dim,))
+    symbols = ("(3 D, D)", "(3 D,)", "(D, D)", "(D,)", "(D,)", "(D,)")
+    for (name, tensor), shape, text in zip(params.items(), shapes, symbols, strict=True):
+        check_shape(op, name, tensor, shape, text)
+    check_divides(op, "num_heads", num_heads, dim)
+    return slides, tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldedContext:
+    """What :func:`fold_context` gives: ``cancer_cross_attention`` of x alone, for many x.
+
+    Attributes:
+        weights: score weight and bias, value and bias, LayerNorm's weight and bias; the first four
+            as far as T asks for them.
+        slides: S.
+        tokens: T.
+        eps: LayerNorm's.
+    """
+
+    weights: tuple[Tensor | None, ...]
+    slides: int
+    tokens: int
+    eps: float
+
+    def __call__(self, x: Tensor, slide_index: Tensor | None = None) -> Tensor:
+        """Of x (N, D) and slide_index (N,) as ``cancer_cross_attention`` takes them -> (N, D).
+
+        Raises:
+            ValueError: x is of another width, type or device; IndexError: a slide is out of range.
+        """
+        op, value, gamma = "FoldedContext", self.weights[2], self.weights[4]
+        check_float(op, x=x, context=value)
+        check_shape(op, "x", x, (None, len(gamma)), "(N, D)")
+        check_index(op, slide_index, len(x), self.slides, x)
+        if dispatch.acc_type(x) != value.dtype:
+            raise ValueError(f"{op}: x must be summed in {value.dtype}, got {x.dtype}")
+        with dispatch.full_precision(x):
+            if not dispatch.kernels_serve("cancer_cross_attention", x):
+                return self._plain(x.to(value.dtype), slide_index).to(x.dtype)
+            data = x.to(value.dtype) if x.device.type == "cpu" else x
+            return torch.ops.histokit.cancer_cross_attention(
+                data, *self.weights, slide_index, None, self.tokens, self.eps
+            )[0].to(x.dtype)
+
+    def _plain(self, x: Tensor, slide_index: Tensor | None) -> Tensor:
+        score_weight, score_bias, value, bias, gamma, beta = self.weights
+        slide = x.new_zeros(len(x), dtype=torch.int64) if slide_index is None else slide_index
+        added = x.new_zeros(x.shape)
+        for s in range(self.slides):  # no (N, K, D)
+            own = (slide == s)[:, None]
+            if self.tokens == 1:
+                added = torch.where(own, value[s].sum(0), added)
+                continue
+            scores = F.linear(x, score_weight[s], score_bias[s]).unflatten(1, (-1, self.tokens))
+            added = torch.where(own, scores.softmax(-1).flatten(1) @ value[s], added)
+        x = x + added if bias is None else x + added + bias
+        return F.layer_norm(x, gamma.shape, gamma, beta, self.eps)
+
+
+def fold_context(
+    context: Tensor,
+    in_proj_weight: Tensor,
+    in_proj_bias: Tensor,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    *,
+    num_heads: int,
+    eps: float = 1e-5,
+) -> FoldedContext:
+    """The part of ``cancer_cross_attention`` without dropout that does not depend on x.
+
+    context (S, T, D), and the weights, as there. ``fold_context(...)(x)`` is what it gives for x;
+    in evaluation one fold serves all slides of a cancer.
+
+    Raises:
+        ValueError: a wrong shape, type or device.
+    """
+    op = "fold_context"
+    params = {
+        "in_proj_weight": in_proj_weight,
+        "in_proj_bias": in_proj_bias,
+        "out_proj_weight": out_proj_weight,
+        "out_proj_bias": out_proj_bias,
+        "norm_weight": norm_weight,
+        "norm_bias": norm_bias,
+    }
+    check_float(op, context=context, **params)
+    slides, tokens = _check_context(op, context, params, None, num_heads)
+    with dispatch.full_precision(context):
+        acc = dispatch.acc_type(context)
+        given = (t.to(acc) for t in (context, *params.values()))
+        folded = _fold(*given, num_heads, with_mask=False)
+        weights = tuple(None if t is None else t.contiguous() for t in folded)
+        return FoldedContext(weights, slides, tokens, eps)
 
 
 def _fold(context, w_in, b_in, w_out, b_out, gamma, beta, num_heads: int, *, with_mask: bool):

@@ -148,3 +148,33 @@ def test_bad_input(change, error, text):
             options[key] = value
     with pytest.raises(error, match=f"cancer_cross_attention: .*{text}"):
         ops.cancer_cross_attention(*arguments, **options)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("slides", [1, 3])
+def test_a_folded_context_gives_the_same(slides, tokens, backend):
+    (x, *given), options = case(20, 4, 5, slides, tokens)
+    index = options.pop("slide_index", None)
+    with ops.use(backend):
+        expected = ops.cancer_cross_attention(x, *given, **options, slide_index=index, eps=1e-3)
+        folded = ops.fold_context(*given, **options, eps=1e-3)
+        torch.testing.assert_close(folded(x, index), expected)
+        torch.testing.assert_close(
+            folded(x[:7], None if index is None else index[:7]), expected[:7]
+        )
+
+
+def test_a_folded_context_refuses_what_does_not_fit():
+    (x, *given), options = case(6, 2, 4, 2, 1)
+    folded = ops.fold_context(*given, num_heads=2)
+    with pytest.raises(ValueError, match=r"x must be \(N, D\) = \(any, 8\), got \(6, 4\)"):
+        folded(x[:, :4], options["slide_index"])
+    with pytest.raises(ValueError, match="slide_index must be given with 2 slides"):
+        folded(x)
+    with pytest.raises(IndexError, match=r"slide_index must be in \[0, 2\), got 5"):
+        folded(x, options["slide_index"] + 5 - options["slide_index"])
+    with pytest.raises(ValueError, match=r"x must be summed in torch\.float64, got torch\.float32"):
+        folded(x.float(), options["slide_index"])
+    with pytest.raises(ValueError, match=r"fold_context: in_proj_bias must be \(3 D,\)"):
+        ops.fold_context(*given[:2], given[2][:3], *given[3:], num_heads=2)

@@ -21,7 +21,7 @@ def test_every_op_has_its_row_and_all_examples_are_run():
     from histokit import ops
 
     assert len(EXAMPLES) == 2
-    apart = {"use", "pearson_compute", "pearson_merge"}
+    apart = {"use", "fold_context", "pearson_compute", "pearson_merge"}
     functions = [name for name in ops.__all__ if name.islower() and name not in apart]
     assert len(functions) == 6
     assert all(f"| `{name}` |" in PAGE for name in functions)
