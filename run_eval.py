@@ -30,7 +30,9 @@ def main(cfg: Options) -> None:
     results = {}
     for job in jobs:
         listed = questions.headline(job, cfg.protocol, team)
-        views = Views(job.run, job.cohort, cfg.num_hvg, listed, cfg.device, questions.context)
+        views = Views(
+            job.run, job.cohort, cfg.num_hvg, listed, cfg.device, questions.context, cfg.precision
+        )
         with whole_folder(job.out) if team.first else nullcontext() as folder:
             folder = team.gather(folder)[0]
             current = report.Report(job, cfg, questions, views, folder)

@@ -25,6 +25,7 @@ import traceback
 import warnings
 
 from histokit.core.options import Checked, option, run
+from histokit.core.precision import PRECISIONS
 
 CHECKED, FEW_GENES = 300, 1000  # patches and genes of the comparison with the other form
 WARM = 64  # patches of a call before the memory is measured: it loads what is loaded once
@@ -49,6 +50,13 @@ class Options(Checked):
     out: str = option("work/profile", "folder for profile.csv and profile.png")
     device: str = option("cpu", "torch device, such as cpu or cuda", group="machine")
     dtype: str = option("float32", "type of weights and data", tuple(TOLERANCE), group="machine")
+    precision: str = option(
+        "float32",
+        "of the products of float32 factors, in all rows; what it changes in their results is in "
+        "the table; tf32 is for CUDA",
+        PRECISIONS,
+        group="machine",
+    )
     repeat: int = option(3, "timed calls, of which the median counts", group="machine", least=1)
     limit: float = option(
         600.0, "seconds that all of one row may take", group="machine", above=0, most=1e6
@@ -63,6 +71,13 @@ def main(cfg: Options) -> None:
     from histokit.core.files import make_folder, write_rows
 
     check_device(cfg.device)
+    if cfg.precision != "float32" and cfg.dtype != "float32":
+        raise InputError(
+            f"--precision {cfg.precision} is of float32 factors, got --dtype {cfg.dtype}; give one "
+            "of the two"
+        )
+    if cfg.precision == "tf32" and not cfg.device.startswith("cuda"):
+        print(f"--precision tf32 changes nothing on {cfg.device}: float32", flush=True)
     unknown = set(cfg.rows) - set(GROUPS)
     if unknown:
         raise InputError(f"--rows {sorted(unknown)[0]} is none of {', '.join(GROUPS)}")
@@ -128,6 +143,9 @@ def _row(cfg: Options, name: str, patches: int, limits, rows) -> dict:
         "attention_gflop_per_s": round(limits["attention"], 1),
         "copy_gb_per_s": round(limits["copy"], 1),
         "dtype": cfg.dtype,
+        "precision": cfg.precision,
+        "max_difference": found.get("max_difference", ""),
+        "rms_difference": found.get("rms_difference", ""),
         "torch": limits["torch"],
         "kernels": limits["kernels"],
     }
@@ -196,6 +214,7 @@ def _child(cfg: Options, name: str, patches: int, tell) -> dict:
     import torch
 
     from histokit.core.memory import keep_freed_memory
+    from histokit.core.precision import products
     from histokit.profile import measure
     from histokit.profile.cases import ROWS, attention_rate
 
@@ -204,8 +223,9 @@ def _child(cfg: Options, name: str, patches: int, tell) -> dict:
     dtype = getattr(torch, cfg.dtype)
     if name == "rates":
         about = {"machine": measure.machine(cfg.device), "torch": torch.__version__}
-        about |= {"kernels": _kernels(), "attention": attention_rate(cfg.device, dtype)}
-        return about | measure.rates(cfg.device, dtype)
+        with products(cfg.precision, cfg.device):
+            about |= {"kernels": _kernels(), "attention": attention_rate(cfg.device, dtype)}
+            return about | measure.rates(cfg.device, dtype)
     at = measure.Setting(patches, cfg.genes, cfg.device, dtype)
     build = ROWS[name].build
 
@@ -220,11 +240,16 @@ def _child(cfg: Options, name: str, patches: int, tell) -> dict:
         wait = _expected_seconds(few, at)
         if wait > SLOW:
             tell(wait)
-        ours, theirs = few(CHECKED).check()
+        small = few(CHECKED)
+        ours, theirs = small.check()
         error = ((ours - theirs).abs().max() / theirs.abs().max()).item()
         if not error <= TOLERANCE[cfg.dtype]:  # NaN is none either
             raise RuntimeError(f"relative difference {error:.1e} from the other form")
-        del ours, theirs
+    with torch.no_grad(), products(cfg.precision, cfg.device):
+        changed = {}
+        if cfg.precision != "float32":
+            changed = _difference(small.check()[0].float(), ours)
+        del ours, theirs, small
         case, peak = build(at), []
         start = time.perf_counter()
         gflop = measure.operations(lambda: peak.append(measure.peak_memory(case.call, cfg.device)))
@@ -241,7 +266,15 @@ def _child(cfg: Options, name: str, patches: int, tell) -> dict:
     found = {"ms_p20": p20, "ms_p50": p50, "ms_p80": p80, "calls": len(seconds)}
     gflop = (gflop + case.uncounted) / 1e9
     found |= {"peak_mb": round(peak[0], 1), "gflop": round(gflop, 2), "gb": case.traffic / 1e9}
-    return found | {"error": float(f"{error:.1e}")}
+    return found | {"error": float(f"{error:.1e}")} | changed
+
+
+def _difference(found, expected) -> dict[str, float]:
+    """The largest and the root mean square difference, of the expected results' own."""
+    error, size = (found - expected).double(), expected.double()
+    most = (error.abs().max() / size.abs().max()).item()
+    mean = (error.square().mean() / size.square().mean()).sqrt().item()
+    return {"max_difference": float(f"{most:.1e}"), "rms_difference": float(f"{mean:.1e}")}
 
 
 def _expected_seconds(few, at) -> float:
@@ -282,6 +315,8 @@ def _show(row: dict) -> None:
     ratios = ""
     if row["time_ratio"]:
         ratios = f"{row['time_ratio']:.1f}x time, {row['memory_ratio']:.1f}x memory"
+    if row["max_difference"] != "":
+        ratios += f"; {row['precision']} changes {row['rms_difference']:.0e} (RMS)"
     if row["careful_time_ratio"]:
         ratios += f"; against the careful form {row['careful_time_ratio']:.1f}x time"
     print(

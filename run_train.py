@@ -28,11 +28,12 @@ def main(cfg: Options) -> None:
     """Train every fold that is not trained yet, and its controls where they are asked for."""
     from histokit import ops
     from histokit.core import distributed
+    from histokit.core.precision import tensor_float
     from histokit.train.ablation import variants
 
     distributed.check_device(cfg.device)
     team = distributed.start(cfg.device)
-    with ops.use(cfg.kernels):
+    with ops.use(cfg.kernels), tensor_float(cfg.precision, cfg.device):
         if not cfg.ablate:
             train(cfg.resolved(), team)
             return

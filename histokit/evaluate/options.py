@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from histokit.core.options import Checked, option, required
+from histokit.core.precision import PRECISIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,4 +70,11 @@ class Options(Checked):
     max_pictures: int = option(6, "slides drawn at most, one a fold", least=0)
     device: str = option(
         "cpu", "torch device on which networks run, such as cpu or cuda", group="machine"
+    )
+    precision: str = option(
+        "float32",
+        "of the networks' matrix products; scores are computed from what comes of them, in "
+        "float32; tf32 is for CUDA",
+        choices=PRECISIONS,
+        group="machine",
     )

@@ -390,6 +390,8 @@ def _provenance(job: Job, cfg: Options, context: Context | None) -> dict:
     }
     if context:
         knobs["context"] = str(context)
+    if cfg.precision != "float32":
+        knobs["precision"] = cfg.precision
     return {
         "run": str(job.run.folder),
         "model": options["model"],

@@ -10,6 +10,7 @@ import pandas as pd
 
 from histokit.core.errors import InputError
 from histokit.core.files import file_id, read_json, reading
+from histokit.core.precision import from_autocast
 from histokit.core.tables import read_table
 from histokit.data.features import FOLD_FEATURES
 from histokit.data.splits import ROLES
@@ -146,6 +147,7 @@ class Run:
                     f"{self.folder / 'config.json'} does not describe a run: it has no {key}; "
                     "train again"
                 )
+        self.config["options"] = from_autocast(self.config["options"])
 
     @property
     def official(self) -> dict:

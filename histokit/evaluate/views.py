@@ -13,6 +13,7 @@ import torch
 
 from histokit.core.distributed import ALONE, Team
 from histokit.core.errors import InputError
+from histokit.core.precision import products
 from histokit.data.cohort import Cohort, Slide, refuse_tuned
 from histokit.data.features import difference
 from histokit.data.genes import normalize
@@ -97,6 +98,7 @@ def embed(
     slide: Slide,
     device: str = "cpu",
     known: tuple[torch.Tensor, torch.Tensor] | None = None,
+    precision: str = "float32",
 ) -> torch.Tensor:
     """A slide (N spots) to the input of the model's last layer, (N, d) on the CPU.
 
@@ -108,6 +110,7 @@ def embed(
         slide: the slide.
         device: where the network runs.
         known: expression that the model is shown, as ``STPathModel.embed_told`` takes it.
+        precision: of the network's matrix products (``histokit.core.precision``).
     """
     run, more = model.embed, {}
     if hasattr(model, "embed_told"):
@@ -115,7 +118,11 @@ def embed(
         more["known"] = known
     coords = torch.from_numpy(slide.centers)
     model.to(device)
-    hidden = run(slide.features, slide.cancer, allow_unknown=True, coords=coords, **more).cpu()
+    with products(precision, device):
+        hidden = run(slide.features, slide.cancer, allow_unknown=True, coords=coords, **more)
+    if precision != "float32":  # what autocast leaves in a lower type
+        hidden = hidden.float()
+    hidden = hidden.cpu()
     model.cpu()
     return hidden
 
@@ -127,6 +134,7 @@ def predict(
     slide: Slide,
     device: str = "cpu",
     known: tuple[torch.Tensor, torch.Tensor] | None = None,
+    precision: str = "float32",
 ) -> Prediction:
     """Predicted expression of a slide that the fold held out.
 
@@ -135,13 +143,14 @@ def predict(
         fold: the fold.
         model: its model.
         slide: the slide.
-        device, known: as ``embed`` takes them.
+        device, known, precision: as ``embed`` takes them.
 
     Raises:
         InputError: the prediction is not finite.
     """
     fold.check_held_out(slide.slide_id)
-    prediction = Prediction(embed(model, slide, device, known), model.head, fold.learned)
+    hidden = embed(model, slide, device, known, precision)
+    prediction = Prediction(hidden, model.head, fold.learned)
     if not (prediction.hidden.isfinite().all() and prediction.outputs.is_finite()):
         raise InputError(
             f"the model of fold {fold.name} of {run.folder} predicts values that are not finite "
@@ -184,6 +193,7 @@ class Views:
         listed: genes that replace the training slides' most variable ones.
         device: where networks run.
         context: spots whose expression the models are shown; they are in no view.
+        precision: of the networks' matrix products.
 
     Raises:
         InputError: as ``check_run``.
@@ -197,9 +207,10 @@ class Views:
         listed: GeneLists | None = None,
         device: str = "cpu",
         context: Context | None = None,
+        precision: str = "float32",
     ):
         self.run, self.cohort, self.num_hvg, self.listed = run, cohort, num_hvg, listed
-        self.device, self.context = device, context
+        self.device, self.context, self.precision = device, context, precision
         self.work = [
             (fold, slide_id)
             for tests, group in groupby(check_run(run, cohort), key=lambda item: item[1])
@@ -229,7 +240,7 @@ class Views:
         if self.context is not None:
             shown = self.context.of(slide)
             known = csr_tensor(target), torch.from_numpy(shown)
-        prediction = predict(self.run, fold, model, slide, self.device, known)
+        prediction = predict(self.run, fold, model, slide, self.device, known, self.precision)
         context = tuple(np.array(slide.barcodes)[shown].tolist())
         if context:
             slide, target = _some(slide, ~shown), target[~shown]
@@ -244,7 +255,9 @@ class Views:
     def model(self, fold: Fold) -> Model:
         """The model of a fold, loaded once while it is kept."""
         if fold.id not in self._models:
-            self._models[fold.id] = fold.load_model()
+            model = self._models[fold.id] = fold.load_model()
+            if hasattr(model, "keep_folds"):
+                model.keep_folds()
             while len(self._models) > 1 and sum(map(_size, self._models.values())) > _KEPT:
                 del self._models[next(iter(self._models))]
         return self._models[fold.id]

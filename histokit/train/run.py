@@ -11,6 +11,7 @@ from histokit import __version__
 from histokit.core.distributed import Team
 from histokit.core.errors import InputError
 from histokit.core.files import atomic_path, read_json, write_json
+from histokit.core.precision import from_autocast
 from histokit.data.cohort import Cohort, refuse_tuned
 from histokit.data.features import difference, feature_identity
 from histokit.data.gene_keys import GeneKey, gene_key
@@ -150,6 +151,7 @@ def claim(
         cohort.gene_map.write(folder / GENE_MAP)
     if path.is_file():
         there = read_json(path)
+        there["options"] = from_autocast(there["options"])
         # an option newer than the run in the folder had its default, or its preset's, then
         same = ["data", "model", "run", "encoder", "preset"] + ["init", "programs"] * bool(
             cfg.programs

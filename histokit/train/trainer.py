@@ -17,6 +17,7 @@ import torch
 from histokit.core.distributed import ALONE, Team
 from histokit.core.errors import InputError
 from histokit.core.files import FULL, atomic_path, unreadable
+from histokit.core.precision import lower_type
 from histokit.core.progress import placed, progress_bar
 from histokit.core.stopping import Stopped, noted_signals
 from histokit.models.base import Batch, Model, Target
@@ -46,7 +47,7 @@ class Settings:
     slides_per_step: int = 1
     stop_after: int | None = None
     checkpoint_seconds: float = 30
-    autocast: str = "none"
+    precision: str = "float32"
     on_error: str = "stop"
     stnet_literal: bool | None = None
 
@@ -98,11 +99,12 @@ class Result:
     history: list[dict]
 
 
-def step_loss(model: Model, slides: list[TrainingSlide], autocast: str = "none") -> torch.Tensor:
+def step_loss(
+    model: Model, slides: list[TrainingSlide], precision: str = "float32"
+) -> torch.Tensor:
     """The model's loss over packed slides (Eq. 5 of HistoPrism, per entry).
 
-    ``autocast`` names the type, ``bfloat16`` or ``float16``, of the matrix products before the
-    loss; the loss itself is float32.
+    ``precision`` is that of the matrix products before the loss; the loss itself is float32.
     """
     sizes = [len(s.features) for s in slides]
     x = torch.cat([s.features for s in slides])
@@ -111,8 +113,7 @@ def step_loss(model: Model, slides: list[TrainingSlide], autocast: str = "none")
     codes = torch.tensor([model.cancer_code(s.cancer) for s in slides])
     coords = torch.cat([s.coords for s in slides]) if model.uses_coords else None
     targets = [Target(s.target, s.measured) for s in slides]
-    lower = getattr(torch, autocast, None)
-    return model.loss(Batch(x, codes, packed, coords), targets, lower)
+    return model.loss(Batch(x, codes, packed, coords), targets, lower_type(precision))
 
 
 def train_network(
@@ -150,7 +151,7 @@ def train_network(
     steps = -(-len(train) // slides_a_step) * settings.epochs
     optimizer, factor = _descent(model, settings, steps)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    half = settings.autocast == "float16"  # gradients of float16 underflow without a scale
+    half = settings.precision == "float16"  # gradients of float16 underflow without a scale
     scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=half)
     parts = Parts(model, optimizer, schedule, scaler)
 
@@ -171,7 +172,7 @@ def train_network(
                     "a validation slide cannot be read, without which epochs no longer compare; "
                     "extract it again"
                 )
-            loss = step_loss(model, [slide], settings.autocast).item()
+            loss = step_loss(model, [slide], settings.precision).item()
             if not math.isfinite(loss):
                 raise InputError(
                     f"the loss of validation slide {slide.slide_id} is {loss}; it may measure no "
@@ -198,9 +199,9 @@ def _losses(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What the step descends, and the mean over slides that is reported of it."""
     if not settings.stnet_literal:
-        loss = step_loss(model, slides, settings.autocast)
+        loss = step_loss(model, slides, settings.precision)
         return loss, loss
-    losses = torch.stack([step_loss(model, [slide], settings.autocast) for slide in slides])
+    losses = torch.stack([step_loss(model, [slide], settings.precision) for slide in slides])
     spots = torch.tensor([len(slide.features) for slide in slides]).to(losses)
     return (spots * losses).mean(), losses.detach().mean()
 

@@ -121,6 +121,31 @@ def test_a_row_past_the_memory_is_left_out():
     assert found == {"note": "left out: does not fit the memory"}
 
 
+def test_a_lower_precision_is_set_beside_float32(monkeypatch):
+    monkeypatch.setattr(measure, "bound_memory", lambda device: None)  # of this process
+    monkeypatch.setattr("histokit.core.memory.keep_freed_memory", lambda: None)
+    threads = torch.get_num_threads()
+    cfg = run_profile.Options(precision="bfloat16", genes=40, repeat=1, threads=threads)
+    found = run_profile._child(cfg, "STPath layer fused", 70, print)
+    assert found["error"] < 1e-4  # the forms agree in float32
+    assert 1e-4 < found["rms_difference"] < 2e-2
+    assert 1e-4 < found["max_difference"] < 5e-2
+    cfg = dataclasses.replace(cfg, precision="float32")
+    assert "rms_difference" not in run_profile._child(cfg, "STPath layer fused", 70, print)
+
+
+def test_one_type_and_one_precision(call):
+    done = call(run_profile, "--dtype", "float16", "--precision", "bfloat16")
+    assert done.returncode == 2
+    assert "give one of the two" in done.stderr
+
+
+def test_differences_are_relative():
+    expected = torch.tensor([3.0, -4.0])
+    found = run_profile._difference(expected + torch.tensor([0.0, 0.4]), expected)
+    assert found == {"max_difference": 0.1, "rms_difference": 0.08}
+
+
 def test_table_and_figure(tmp_path, children):
     command = [ROOT / "run_profile.py", "--patches", "70", "--genes", "40"]
     command += ["--rows", "stpath-layer", "--repeat", "2", "--out", tmp_path]

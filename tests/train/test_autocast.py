@@ -25,14 +25,14 @@ def test_trains_in_bfloat16(call, data, tmp_path, one_fold, model):
     given = ["--data", data, "--encoder", "tiny", "--model", model, "--preset", preset]
     given += ["--folds", one_fold, "--epochs", 1, "--no-refit", *TINY.get(model, ())]
     found = {}
-    for kind in ("none", "bfloat16"):
-        done = call(run_train, *given, "--run", tmp_path / kind, "--autocast", kind)
+    for kind in ("float32", "bfloat16"):
+        done = call(run_train, *given, "--run", tmp_path / kind, "--precision", kind)
         assert done.returncode == 0, done.stderr
         fold = Run(tmp_path / kind).folds[0]
         state = fold.load_model().state_dict().values()
         assert all(t.isfinite().all() for t in state if t.is_floating_point())
         curve = fold.folder / "metrics.csv"
         found[kind] = pd.read_csv(curve) if curve.is_file() else None
-    if found["none"] is not None:
+    if found["float32"] is not None:
         losses = [table.train_loss.item() for table in found.values()]
         assert losses[1] == pytest.approx(losses[0], rel=0.05)

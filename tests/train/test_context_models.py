@@ -79,7 +79,7 @@ def test_one_seed_one_result(call, data, tmp_path, one_fold, model):
 
 @pytest.mark.parametrize("model", TINY)
 @pytest.mark.parametrize(
-    "options", [{"autocast": "bfloat16"}, {"slides_per_step": 2}], ids=["bfloat16", "packed"]
+    "options", [{"precision": "bfloat16"}, {"slides_per_step": 2}], ids=["bfloat16", "packed"]
 )
 def test_lower_precision_and_packed_slides(call, data, tmp_path, one_fold, model, options):
     run = train(call, data, tmp_path / "run", model, folds=one_fold, **options)
