@@ -78,7 +78,7 @@ def compare_runs(
         duels = duel_sections(collections, genes, order, folder)
         more = ablation_comparison(results, folder, num_hvg)
         more += protocol_comparison(results, cfg.protocol, folder)
-        more += cluster_comparison(results, folder)
+        more += cluster_comparison(results, folder) if cfg.clusters else []
         page = Page(
             "Runs side by side",
             f"{plural(len(results), 'run')} on the same test slides",

@@ -1,10 +1,19 @@
 import tracemalloc
+import types
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.decomposition import PCA
 
-from histokit.evaluate.topics.clusters import ROWS, Block, StreamingPCA, _first_pass, score_clusters
+from histokit.evaluate.topics.clusters import (
+    ROWS,
+    Block,
+    StreamingPCA,
+    _first_pass,
+    cluster_comparison,
+    score_clusters,
+)
 
 
 def blocks(signal, slides=9, spots=40, genes=50, cancers="ABC"):
@@ -61,6 +70,13 @@ def test_streaming_components_are_those_of_all_rows_together():
 def test_one_cancer_cannot_be_scored():
     with pytest.raises(ValueError, match="at least two cancer types"):
         score_clusters(blocks(1.0, cancers="A"))
+
+
+def test_runs_without_clusters_are_told_why(tmp_path):
+    runs = dict.fromkeys("ab", types.SimpleNamespace(clusters=pd.DataFrame()))
+    (section,) = cluster_comparison(runs, tmp_path)
+    assert "of one cancer" in section.text
+    assert not list(tmp_path.iterdir())
 
 
 def test_constant_predictions_agree_with_nothing():

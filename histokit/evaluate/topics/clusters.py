@@ -271,10 +271,10 @@ def cluster_section(table: pd.DataFrame | None) -> Section:
 
 
 def cluster_comparison(results: Mapping[str, Evaluation], folder: Path) -> list[Section]:
-    """AMI and ARI of several runs, in clusters.csv of a folder and a section; none without any."""
+    """AMI and ARI of several runs, in clusters.csv of a folder and a section; or why not."""
     tables = {name: r.clusters for name, r in results.items() if len(r.clusters)}
     if not tables:
-        return []
+        return [cluster_section(None)]
     whole = pd.concat([table.assign(run=name) for name, table in tables.items()])
     whole.to_csv(folder / "clusters.csv", index=False, float_format="%.6g")
     rows = [[name, *row] for name, table in tables.items() for row in _shown(table)]
