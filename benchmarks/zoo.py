@@ -45,6 +45,7 @@ class Options:
     out: str = option("work/zoo", "folder for features and runs")
     features: list[str] = option(["plain", "best"], "features to measure", choices=tuple(FEATURES))
     target: str = option("counts10k-log1p", "scale of the targets")
+    genes: int = option(200, "genes of the panel, the most variable in training; 0: all", least=0)
     models: list[str] = option([], "rows of the table; all if empty", choices=tuple(ZOO))
     seeds: int = option(3, "seeds of each network", least=1)
     jobs: int = option(2, "trainings at a time, each on one core", least=1)
@@ -85,8 +86,12 @@ def extract(cfg: Options) -> None:
 def choices(cfg: Options, row: str) -> list[Task]:
     """Every setting, trained on each patient and scored on each other one; on plain features."""
     folds = tuple(f"{x}>{y}" for x in PATIENTS for y in PATIENTS if x != y)
-    count = len(ZOO[row]["tries"])
-    return [Task(cfg.out, cfg.target, row, "plain", k, 0, folds) for k in range(count) if count > 1]
+    count, genes = len(ZOO[row]["tries"]), cfg.genes or None
+    return [
+        Task(cfg.out, cfg.target, row, "plain", genes, k, 0, folds)
+        for k in range(count)
+        if count > 1
+    ]
 
 
 def finals(cfg: Options, row: str, features: str) -> list[Task]:
@@ -96,7 +101,7 @@ def finals(cfg: Options, row: str, features: str) -> list[Task]:
     folds = {fold: chosen.get(fold, chosen["C"]) for fold in (*PATIENTS, *PATIENTS["C"])}
     groups = {k: tuple(f for f, own in folds.items() if own == k) for k in folds.values()}
     return [
-        Task(cfg.out, cfg.target, row, features, setting, seed, own)
+        Task(cfg.out, cfg.target, row, features, cfg.genes or None, setting, seed, own)
         for seed in range(1 if closed else cfg.seeds)
         for setting, own in sorted(groups.items())
     ]
@@ -147,23 +152,36 @@ def collect(tasks: Sequence[Task]) -> pd.DataFrame:
     for task in tasks:
         found = task.scores()
         common = {"target": task.target, "features": task.features, "model": task.row}
+        common |= {"genes": task.genes or "all"}
         common |= {"seed": task.seed, "setting": str(ZOO[task.row]["tries"][task.setting])}
         common |= {k: v for k, v in found.items() if k not in ("folds", "stamp")}
         for fold, own in found["folds"].items():
             common |= {"fold": fold, "protocol": "patients" if fold in PATIENTS else "within C"}
             common |= {k: v for k, v in own.items() if k != "slides"}
             rows += [common | slide for slide in own["slides"]]
-    first = ["target", "features", "protocol", "model", "fold", "seed", "slide_id", "setting"]
+    first = [
+        "target",
+        "genes",
+        "features",
+        "protocol",
+        "model",
+        "fold",
+        "seed",
+        "slide_id",
+        "setting",
+    ]
     table = pd.DataFrame(rows)
-    return table[[*first, *(c for c in table if c not in first)]].sort_values(first[:7])
+    return table[[*first, *(c for c in table if c not in first)]].sort_values(first[:8])
 
 
 def with_others(scores: pd.DataFrame, cfg: Options) -> pd.DataFrame:
-    """The rows just measured, and those of other targets that were measured before."""
+    """The rows just measured, and those of other targets or genes that were measured before."""
     if not SCORES.is_file():
         return scores
     known = pd.read_csv(SCORES)
-    return pd.concat([scores, known[known["target"] != cfg.target]], ignore_index=True)
+    genes = str(cfg.genes or "all")
+    other = (known["target"] != cfg.target) | (known["genes"].astype(str) != genes)
+    return pd.concat([scores, known[other]], ignore_index=True)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import run_train
 from histokit.core.files import make_folder, read_json, write_json
 
 PATIENTS = {"A": ["A1"], "B": ["B4"], "C": ["C2", "C3", "C4", "C5"]}
-GENES, LISTED = 200, 50
+LISTED = 50
 RULES = 1  # of scoring; scores under others are measured again
 
 
@@ -30,6 +30,7 @@ class Task:
         target: scale of the expression.
         row: of the zoo.
         features: of ``FEATURES``.
+        genes: of the panel, the most variable in training; all of it where None.
         setting: position of its options among the row's tries.
         seed: of the training.
         folds: test slides by the fold's name; ``B>A`` is trained on B and scored on A, ``A`` on the
@@ -40,6 +41,7 @@ class Task:
     target: str
     row: str
     features: str
+    genes: int | None
     setting: int
     seed: int
     folds: tuple[str, ...]
@@ -53,7 +55,8 @@ class Task:
     def folder(self) -> Path:
         """Where its run lies."""
         kind = "choice" if self.chooses else "final"
-        place = Path(self.out) / "runs" / self.target / self.features / self.row.replace(", ", "-")
+        features = self.features if self.genes else f"{self.features}-all-genes"
+        place = Path(self.out) / "runs" / self.target / features / self.row.replace(", ", "-")
         return place / f"{kind}-{self.setting}-seed{self.seed}"
 
     @property
@@ -64,7 +67,7 @@ class Task:
             "encoder": FEATURES[self.features],
             "target": self.target,
             "panel": "detected",
-            "top_genes": GENES,
+            "top_genes": self.genes,
             "standardize": "slide",
             "folds": str(self.folder / "split.csv"),
             "seed": self.seed,

@@ -31,8 +31,9 @@ def check(results: Path) -> None:
 def write_table(scores: pd.DataFrame, results: Path) -> None:
     """Replace the part of a document that holds the tables."""
     parts = []
-    for (target, features), own in scores.groupby(["target", "features"], sort=False):
-        parts.append(f"### Target {target}, {features} features\n")
+    groups = scores.groupby(["target", "genes", "features"], sort=False)
+    for (target, genes, features), own in groups:
+        parts.append(f"### Target {target}, {features} features, {genes} genes\n")
         parts.append(markdown(accuracy(own)))
         parts.append("")
         parts.append(markdown(costs(own)))
