@@ -29,7 +29,7 @@ struct Running {
 
 // Block (x, y): queries of tile x, head y; keys and values pass by.
 template <class P>
-__global__ void __launch_bounds__(kThreads) forward_mma(const Params p, const bool wide) {
+__global__ void __launch_bounds__(kThreads, 2) forward_mma(const Params p, const bool wide) {
   using T = typename P::T;
   HK_DYNAMIC_SHARED(memory);
   T* const queries = reinterpret_cast<T*>(memory);

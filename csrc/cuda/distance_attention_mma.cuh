@@ -22,6 +22,7 @@ struct Plan {
   static constexpr int kPack = 16 / sizeof(T), kStride = kDim + kPack;
   static constexpr int kRows = kBlockWarps * kTiles * kTileRows;  // of a block
   static constexpr int kAcross = kColumns / kTileColumns, kSteps = kColumns / F::kDepth;
+  static constexpr int kUnroll = sizeof(T) == 4 ? 4 : kDim / F::kDepth;  // by what spills less
   static constexpr int kRowSlab = kRows * kStride, kColumnSlab = kColumns * kStride;
   using Scores = typename F::Sums[kTiles][kAcross];
   using Weights = float[kTiles][kAcross][4];
@@ -60,7 +61,7 @@ __device__ __forceinline__ void multiply(typename P::Scores& out, const typename
                                          const typename P::T* passing) {
   using F = typename P::F;
   own += threadIdx.x / kWarp * P::kTiles * kTileRows * P::kStride;
-#pragma unroll 4  // more cost registers
+#pragma unroll P::kUnroll
   for (int k = 0; k < P::kDim; k += F::kDepth) {
     typename F::A a[P::kTiles];
 #pragma unroll
