@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 from sklearn.model_selection import GroupKFold
 
 from histokit.core.progress import progress_bar
-from histokit.data.genes import moments, power_sums
+from histokit.data.genes import moments
 from histokit.models.baselines import LinearMap
 from histokit.train.spots import Spots
 
@@ -29,8 +29,8 @@ def fit_low_rank(spots: Spots, rescale: bool = True) -> tuple[LinearMap, float]:
     What tells tumor, stroma and immune cells apart is in the first principal components of
     expression, and carries to other patients better than what follows. The mean over ranks shrinks
     the components as these do: the first two not at all, those after the 32nd to a sixth. Genes
-    have deviation 1 within the training slides for it, and features and targets are centered within
-    each slide: levels between slides are left to the mean of the genes.
+    have mean 0 and deviation 1 within each slide for it, and features are centered there: levels
+    between slides are left to the mean of the genes.
 
     The penalty has the largest mean correlation of the 50 most variable genes on held-out groups of
     slides. (Reduced-rank regression, Izenman 1975; its penalized form, Mukherjee and Zhu 2011; here
@@ -92,7 +92,7 @@ class _Decomposed:
     Attributes:
         mean, scale: (D,) of the features.
         pca: K components of the features, centered within slides.
-        product: (K, G), scores^T times targets of deviation 1.
+        product: (K, G), scores^T times the targets of ``within_slides``.
         rotated: (K, R), scores^T times the components of the targets.
         loadings: (R, G) of the components, each times the share of ranks that have it.
         average: (G,) mean of the targets.
@@ -160,22 +160,27 @@ def _decompose(spots: Spots, rescale: bool) -> _Decomposed:
 
 
 def within_slides(spots: Spots) -> tuple[LinearOperator, np.ndarray]:
-    """Targets of mean 0 within each slide and deviation 1 over all, without a dense copy.
+    """Targets of mean 0 and deviation 1 within each slide, without a dense copy.
+
+    Slides that were sequenced deeply and slides that were not count alike then, spot by spot.
 
     Returns:
-        An operator (N, G), zero where a slide did not measure a gene or a gene does not vary, and
-        the deviations (G,) of the genes within slides over the spots that measured them.
+        An operator (N, G), zero where a slide did not measure a gene or a gene does not vary there,
+        and the deviations (G,) of the genes within slides over the spots that measured them.
     """
-    slides = np.unique(spots.slide)
-    membership = sp.csr_matrix((spots.slide[:, None] == slides).astype(np.float64))
+    slides, place = np.unique(spots.slide, return_inverse=True)
+    membership = sp.csr_matrix((place[:, None] == np.arange(len(slides))).astype(np.float64))
     count = np.asarray(membership.sum(axis=0))[0]
-    means = (membership.T @ spots.y).toarray() / count[:, None]
+    y = spots.y.astype(np.float64)
+    means = (membership.T @ y).toarray() / count[:, None]
+    squares = (membership.T @ y.multiply(y)).toarray() / count[:, None]
+    variances = np.maximum(squares - np.square(means), 0)
     counted = count @ spots.measured[slides]
-    square = power_sums(spots.y)[1]
-    variance = (square - count @ np.square(means)) / np.maximum(counted, 1)
-    deviation = np.sqrt(np.where(variance > 1e-9, variance, 0))
-    inverse = np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 0)
-    scaled = (spots.y @ sp.diags(inverse)).tocsr()
+    deviation = np.sqrt(count @ variances / np.maximum(counted, 1))
+    varies = variances > 1e-9
+    inverse = np.divide(1, np.sqrt(variances), out=np.zeros_like(means), where=varies)
+    rows = np.repeat(place, np.diff(y.indptr))
+    scaled = sp.csr_matrix((y.data * inverse[rows, y.indices], y.indices, y.indptr), y.shape)
     means = means * inverse
 
     def times(x: np.ndarray) -> np.ndarray:
@@ -184,9 +189,8 @@ def within_slides(spots: Spots) -> tuple[LinearOperator, np.ndarray]:
     def transposed(x: np.ndarray) -> np.ndarray:
         return scaled.T @ x - means.T @ (membership.T @ x)
 
-    shape = spots.y.shape
     operator = LinearOperator(
-        shape, times, transposed, matmat=times, rmatmat=transposed, dtype=np.float64
+        y.shape, times, transposed, matmat=times, rmatmat=transposed, dtype=np.float64
     )
     return operator, deviation
 
