@@ -21,7 +21,7 @@ $(READY): requirements.txt pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*)
 DATA ?=
 DEMO := work/$(if $(DATA),$(notdir $(patsubst %/,%,$(DATA))),demo)
 FOLDS ?= auto
-MODELS ?= mean ridge bpbooster histoprism
+MODELS ?= mean ridge-low-rank bpbooster histoprism
 # what a model of the demo takes beside its preset: fewer epochs for what would take longest
 ARGS_histoprism := --epochs 50
 
