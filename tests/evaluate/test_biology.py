@@ -43,7 +43,10 @@ def test_one_run_reports_pathways_signatures_and_clusters(runs):
     pcc = pd.read_csv(out / "pcc_by_slide.csv", index_col="gene")
     table = pd.read_csv(out / "coherence_sets.csv", index_col="pathway")
     assert table.index.tolist() == ["ONE", "TWO", "THREE"]
-    assert table.loc["ONE", "score"] == pytest.approx(pcc.loc[GENES[:10]].mean().mean(), abs=1e-3)
+    by_slide = pcc.loc[GENES[:10]].mean()
+    patients = by_slide.groupby(by_slide.index.str[0]).mean()
+    assert table.loc["ONE", "score"] == pytest.approx(patients.mean(), abs=1e-3)
+    assert table.loc["ONE", "score_over_slides"] == pytest.approx(by_slide.mean(), abs=1e-3)
     assert table.loc["THREE", ["genes", "slides"]].tolist() == [1, 5]  # not measured on C1
     reasons = pd.read_csv(out / "curation_sets.csv", index_col="name")
     assert reasons.loc["THREE", ["size", "size_in_universe"]].tolist() == [2, 1]
