@@ -123,6 +123,7 @@ def test_rates_of_a_published_configuration_hold_unless_dropout_is_given(
 )
 def test_errors_name_the_option(call, data, tmp_path, one_fold, options, text):
     given = {"data": data, "run": tmp_path / "run", "encoder": "tiny", "folds": one_fold}
+    given |= {"preset": "paper"}
     done = call(run_train, *flags(**given, **options))
     assert done.returncode == 2
     assert text in done.stderr
