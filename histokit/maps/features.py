@@ -41,6 +41,11 @@ def plan_of(
     wanted = _own(run, place)
     name = wanted["encoder"]
     encoder, maker = split_maker(name)
+    if machine["features_from"] and not maker:
+        raise InputError(
+            f"--features-from {machine['features_from']} gives features made elsewhere, and "
+            f"{run.folder} takes those of {name}, which are extracted here; leave the option out"
+        )
     if maker:
         if not machine["features_from"]:
             raise InputError(

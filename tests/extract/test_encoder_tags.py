@@ -68,3 +68,12 @@ def test_maps_ask_for_the_maker_of_another_reading(tmp_path):
     machine = {"features_from": None, "weights": None, "device": "cpu", "batch_size": "auto"}
     with pytest.raises(InputError, match="trained on features that trident made"):
         plan_of(run, 0, [], {}, machine)
+
+
+def test_features_made_elsewhere_are_refused_where_the_run_extracts_its_own():
+    features = {"encoder": "efficientnet-lite0", "patch_um": 112.0}
+    options = {"encoder": features["encoder"]}
+    run = types.SimpleNamespace(folder="run", config={"features": features, "options": options})
+    machine = {"features_from": "made", "weights": None, "device": "cpu", "batch_size": "auto"}
+    with pytest.raises(InputError, match="--features-from made gives features made elsewhere"):
+        plan_of(run, 0, [], {}, machine)
