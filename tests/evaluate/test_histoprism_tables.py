@@ -141,7 +141,7 @@ def test_gaps_of_the_codes_are_no_code(files, bench, tmp_path):
             data=str(bench / "data"), encoder="hed", model="histoprism", preset="small", epochs=1,
             panel="common", target="log1p", gene_map=str(files / "symbol2ensembl.json"),
             folds=str(files / "splits"), cancer_codes="unfilled",
-            allow_missing=True, allow_leakage=True, run=str(tmp_path / "run"),
+            standardize="none", allow_missing=True, allow_leakage=True, run=str(tmp_path / "run"),
         )
     )  # fmt: skip
     first, second = Run(tmp_path / "run").folds

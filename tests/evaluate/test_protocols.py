@@ -281,7 +281,7 @@ def test_the_report_and_the_tables_hold_every_choice(runs, tmp_path):
     for column in ("pooling", "nan", "averaging", "target", "regressor", "protocol_regressor"):
         assert table[column].notna().all()
     summary = pd.read_csv(folder / "eval" / "summary.csv")
-    assert set(summary["average"]) == {"micro", "macro"}
+    assert set(summary["average"]) == {"mean", "macro"}
     assert set(summary["protocol"]) == {"histokit"}
     assert (summary["target"] == "log1p").all()
     html = (folder / "eval" / "report.html").read_text()

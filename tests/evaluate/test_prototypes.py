@@ -32,7 +32,7 @@ def runs(tmp_path_factory):
             run_train.Options(
                 data=str(data), run=str(folder / name), model="bpbooster", encoder="tiny",
                 latent_dim=16, num_hvgs=10, epochs=4, folds="leave-one-patient-out",
-                val_fraction=0.0, **options,
+                val_fraction=0.0, standardize="none", **options,
             )
         )  # fmt: skip
     return folder

@@ -134,7 +134,7 @@ def test_pictures_of_slides_whose_joined_names_are_alike_are_kept_apart(tmp_path
         "1_A/B.png",
     ]
     shown = re.findall(r'src="(data:image[^"]+)"', (run / "eval" / "report.html").read_text())
-    assert len(set(shown)) == len(shown) == 4  # two maps, two overviews
+    assert len(set(shown)) == len(shown) == 6  # two maps, two overviews, two residual maps
 
 
 def test_report_shows_names_as_they_are(strange):

@@ -145,13 +145,14 @@ def test_test_slides_do_not_touch_training(tmp_path, pathways):
 def test_validation_slides_do_not_touch_the_network(data, tmp_path, one_fold):
     # They choose genes, epoch and readout, as in every model, but give no gradient.
     other = write_cohort(tmp_path / "d")
-    run = train(data, tmp_path / "run", folds=one_fold, epochs=1)
+    run = train(data, tmp_path / "run", folds=one_fold, epochs=1, preset="paper")
     import h5py
 
     with h5py.File(other / "features/tiny/B1.h5", "a") as file:
         file["features"][:] *= 0.5
-    again = train(other, tmp_path / "again", folds=one_fold, epochs=1, standardize="none")
-    plain = train(data, tmp_path / "plain", folds=one_fold, epochs=1, standardize="none")
+    common = {"folds": one_fold, "epochs": 1, "preset": "paper", "standardize": "none"}
+    again = train(other, tmp_path / "again", **common)
+    plain = train(data, tmp_path / "plain", **common)
     a, b = (weights(r.folder) for r in (plain, again))
     assert torch.equal(a["projection.weight"], b["projection.weight"])
     assert not torch.equal(a["head.weight"], b["head.weight"])
