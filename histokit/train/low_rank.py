@@ -33,8 +33,9 @@ def fit_low_rank(spots: Spots, rescale: bool = True) -> tuple[LinearMap, float]:
     between slides are left to the mean of the genes.
 
     The penalty has the largest mean correlation of the 50 most variable genes on held-out groups of
-    slides. (Reduced-rank regression, Izenman 1975; its penalized form, Mukherjee and Zhu 2011; here
-    with components of the targets, which need no penalty of their own, and averaged.)
+    slides, up to the square of the features' first singular value. (Reduced-rank regression,
+    Izenman 1975; its penalized form, Mukherjee and Zhu 2011; here with components of the targets,
+    which need no penalty of their own, and averaged.)
 
     Args:
         spots: where a slide did not measure a gene, its spots take the gene's mean.
@@ -48,8 +49,11 @@ def fit_low_rank(spots: Spots, rescale: bool = True) -> tuple[LinearMap, float]:
     total = np.zeros(len(ALPHAS))
     for train, held in progress_bar(splits, total=folds, desc="choosing the penalty", unit="part"):
         total += correlations(spots, train, held, rescale)
-    alpha = float(ALPHAS[total.argmax()])
-    return _decompose(spots, rescale).linear_map(alpha), alpha
+    fitted = _decompose(spots, rescale)
+    # a correlation does not see that a penalty beyond the first component flattens the prediction
+    usable = max(1, int((np.square(fitted.pca.singular_values_[0]) >= ALPHAS).sum()))
+    alpha = float(ALPHAS[total[:usable].argmax()])
+    return fitted.linear_map(alpha), alpha
 
 
 def correlations(

@@ -120,3 +120,14 @@ def test_fewer_spots_than_ranks():
     spots = make(sizes=(6, 5), dims=40)
     model, _ = low_rank.fit_low_rank(spots)
     assert np.isfinite(predict(model, spots.x)).all()
+
+
+def test_penalty_leaves_half_of_the_first_component():
+    """A correlation is blind to the size of what is predicted; the prediction is not flattened."""
+    spots = make(sizes=(30, 30, 30), dims=8, seed=1)
+    noise = np.random.default_rng(2).permutation(len(spots))
+    mixed = Spots(spots.x[noise], spots.y, spots.measured, spots.slide, spots.group)
+    for given in (spots, mixed):
+        _, alpha = low_rank.fit_low_rank(given)
+        first = low_rank._decompose(given, True).pca.singular_values_[0] ** 2
+        assert alpha <= first
