@@ -33,8 +33,8 @@ class Options(Checked):
     out: str = required("folder to write into; made if absent")
     encoder: str = option(
         "efficientnet-lite0",
-        "efficientnet-lite0, efficientnet-lite0-random, hed, a pathology model such as uni "
-        "(docs/encoders.md), or timm:<name>",
+        "efficientnet-lite0 to -lite2, efficientnet-lite0-random, hed, a pathology model such as "
+        "uni (docs/encoders.md), or timm:<name>",
     )
     weights: str | None = option(
         None,

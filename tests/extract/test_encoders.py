@@ -10,6 +10,7 @@ from tiny_slides import picture
 
 from histokit.core.errors import InputError
 from histokit.extract.base import How
+from histokit.extract.bundled import BUNDLED, bundled_weights, timm_state
 from histokit.extract.encoders import NetworkEncoder, import_timm, make_encoder
 
 
@@ -23,22 +24,26 @@ def patches():
     return np.stack([picture(seed, 224) for seed in range(5)])
 
 
-def test_bundled_weights_recognize_a_photograph(lite0):
-    """The renamed weights classify: scikit-learn's photograph of a flower is a daisy."""
+@pytest.mark.parametrize(
+    ("name", "photograph", "shown"),
+    [("efficientnet-lite0", "flower", "daisy"), *((name, "china", "palace") for name in BUNDLED)],
+)
+def test_bundled_weights_recognize_a_photograph(name, photograph, shown):
+    """The renamed weights classify scikit-learn's photographs."""
     from sklearn.datasets import load_sample_image
-    from timm.data import ImageNetInfo
 
-    from histokit.extract.encoders import _bundled_weights, _timm_key
     from histokit.extract.patches import resample
 
-    state = torch.load(_bundled_weights(), weights_only=True)
-    model = import_timm().create_model("tf_efficientnet_lite0").eval()
-    model.load_state_dict({_timm_key(key): value for key, value in state.items()})
-    photograph = load_sample_image("flower.jpg")
-    square = resample(np.ascontiguousarray(photograph[:, 106:533][:427]), 224)
+    timm, encoder = import_timm(), make_encoder(name)
+
+    state = torch.load(bundled_weights(name), weights_only=True)
+    model = timm.create_model(f"tf_{name.replace('-', '_')}").eval()
+    model.load_state_dict(timm_state(state, [len(stage) for stage in model.blocks]))
+    pixels = load_sample_image(f"{photograph}.jpg")
+    square = resample(np.ascontiguousarray(pixels[:, 106:533][:427]), encoder.size)
     with torch.inference_mode():
-        best = int(model(lite0.transform([square])).argmax())
-    assert ImageNetInfo().index_to_description(best) == "daisy"
+        best = int(model(encoder.transform([square])).argmax())
+    assert timm.data.ImageNetInfo().index_to_description(best) == shown
 
 
 @pytest.mark.parametrize("name", ["efficientnet-lite0", "hed"])
