@@ -26,7 +26,7 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from zoo_models import FEATURES, LEFT_OUT, REFERENCE, ZOO
+from zoo_models import FEATURES, LEFT_OUT, REFERENCE, SIZES, SPECS, ZOO
 from zoo_run import PATIENTS, Task, train_and_score
 
 import run_extract
@@ -57,7 +57,7 @@ def main(cfg: Options) -> None:
     """Extract, choose settings, train, score; then the table."""
     from zoo_table import check, write_table
 
-    check(ROOT / cfg.results)
+    check(ROOT / cfg.results, "zoo")
     if cfg.measure:
         extract(cfg)
         rows = [row for row in ZOO if not cfg.models or row in (*cfg.models, REFERENCE)]
@@ -69,7 +69,7 @@ def main(cfg: Options) -> None:
 
 def extract(cfg: Options) -> None:
     """Features of all sections; what is there is kept."""
-    best = {"pool": "stages", "scales": "112,224,448"}
+    best = {"pool": "stages", "scales": SIZES}
     for source in (cfg.source, cfg.third):
         for features in cfg.features:
             run_extract.main(
@@ -153,7 +153,7 @@ def collect(tasks: Sequence[Task]) -> pd.DataFrame:
         found = task.scores()
         common = {"target": task.target, "features": task.features, "model": task.row}
         common |= {"genes": task.genes or "all"}
-        common |= {"seed": task.seed, "setting": str(ZOO[task.row]["tries"][task.setting])}
+        common |= {"seed": task.seed, "setting": str(SPECS[task.row]["tries"][task.setting])}
         common |= {k: v for k, v in found.items() if k not in ("folds", "stamp")}
         for fold, own in found["folds"].items():
             common |= {"fold": fold, "protocol": "patients" if fold in PATIENTS else "within C"}

@@ -5,9 +5,25 @@ from __future__ import annotations
 from itertools import product
 
 NET = "efficientnet-lite0"
+SIZES = "112,224,448"
+_SIZES = "112-224-448um"
 FEATURES = {
     "plain": NET,  # patches of 112 um
-    "best": f"{NET}-stages-112-224-448um",  # early stages too, patches of three sizes
+    "best": f"{NET}-stages-{_SIZES}",  # early stages too, patches of three sizes
+}
+NORMALIZED = "best, stain normalized"
+# what new_patient.py compares beside them
+MORE_FEATURES = {
+    "the last map, three sizes": f"{NET}-{_SIZES}",
+    "four depths, one size": f"{NET}-stages",
+    "best and 896 um": f"{NET}-stages-112-224-448-896um",
+    "best, 8 views": f"{NET}-stages-8views-{_SIZES}",
+    "best of lite1": f"efficientnet-lite1-stages-{_SIZES}",
+    "best of lite0, lite1 and lite2": "+".join(
+        f"efficientnet-lite{n}-stages-{_SIZES}" for n in range(3)
+    ),
+    "best beside hed": f"{NET}-stages-{_SIZES}+hed-{_SIZES}",
+    NORMALIZED: f"{NET}-stages-{_SIZES}",
 }
 # Every network is trained for a number of epochs on all training slides: with one slide of another
 # patient to choose by, early stopping would see the slide that settings are chosen on.
@@ -26,8 +42,8 @@ def _fitted(model: str, **more) -> dict:
     return {"options": {"model": model} | more, "tries": [{}]}
 
 
-STEM = {"epochs": (20, 60), "top_genes": 50}
-STEM |= {"hidden_dim": 64, "num_layers": 3, "samples": 4, "stem_batch": 32}
+STEM = {"epochs": (20, 100), "top_genes": 50}
+STEM |= {"hidden_dim": 64, "num_layers": 3, "samples": 2, "stem_batch": 32}
 REFERENCE = "ridge, neighbors"
 ZOO = {
     "mean": _fitted("mean"),
@@ -52,12 +68,18 @@ ZOO = {
     "merge": _network("merge", 1e-3),
     "stpath": _network("stpath", 5e-4),
     "stflow": _network("stflow", 5e-4),
-    # 50 genes, for they attend to each other; narrower than its preset, for 25 steps of 4 draws
+    # 50 genes, for they attend to each other; narrower than its preset, for 25 steps of 2 draws
     "stem, 50 genes": _network("stem", 1e-3, **STEM),
     "histoprism": _network("histoprism", 5e-4),
     "bpbooster": _network("bpbooster", 1e-3, epochs=(2, 5, 15), rates=(1.0, 0.3)),
 }
-# The best features are measured with the models that train in seconds. For HistoPrism's
-# cross-attention, which has four matrices of D x D weights, they are too wide as well.
-SLOW = ("bleep", "histogene", "triplex", "merge", "stpath", "stflow", "stem, 50 genes")
-LEFT_OUT = {("best", row) for row in (*SLOW, "histoprism")}
+LEFT_OUT = {("best", "stem, 50 genes")}  # it takes longer than all others together
+# models of new_patient.py, as run_train.py has them without options
+SMALL = {
+    name: _fitted(name, preset="small", neighbors="mean")
+    for name in ("mlp", "bpbooster", "histoprism", "average", "auto")
+}
+OTHER_SCALE = "ridge-low-rank, neighbors; features standardized over all slides"
+SPECS = (
+    ZOO | SMALL | {OTHER_SCALE: _fitted("ridge-low-rank", neighbors="mean", standardize="train")}
+)

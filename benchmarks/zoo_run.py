@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from zoo_models import FEATURES, ZOO
+from zoo_models import FEATURES, MORE_FEATURES, NORMALIZED, SPECS
 
 import run_train
 from histokit.core.files import make_folder, read_json, write_json
@@ -28,8 +28,8 @@ class Task:
     Attributes:
         out: folder of all runs.
         target: scale of the expression.
-        row: of the zoo.
-        features: of ``FEATURES``.
+        row: of ``SPECS``.
+        features: of ``FEATURES`` or ``MORE_FEATURES``.
         genes: of the panel, the most variable in training; all of it where None.
         setting: position of its options among the row's tries.
         seed: of the training.
@@ -63,8 +63,8 @@ class Task:
     def options(self) -> dict:
         """Of its training, but for the folder."""
         given = {
-            "data": f"{self.out}/data",
-            "encoder": FEATURES[self.features],
+            "data": f"{self.out}/{'normalized' if self.features == NORMALIZED else 'data'}",
+            "encoder": (FEATURES | MORE_FEATURES)[self.features],
             "target": self.target,
             "panel": "detected",
             "top_genes": self.genes,
@@ -73,7 +73,7 @@ class Task:
             "seed": self.seed,
             "allow_leakage": True,  # sections of patient C test one another within C
         }
-        spec = ZOO[self.row]
+        spec = SPECS[self.row]
         return given | spec["options"] | spec["tries"][self.setting]
 
     @property

@@ -15,16 +15,17 @@ from histokit.evaluate.intervals import mean_interval, units_of
 WORDS = {"patients": "a new patient", "within C": "a new section of patient C"}
 
 
-def check(results: Path) -> None:
-    """See that the document has a place for the tables, before hours are spent on them.
+def check(results: Path, name: str) -> None:
+    """See that the document has a place for a table, before hours are spent on it.
 
     Raises:
         InputError: it has none.
     """
-    if not all(f"<!-- zoo:{end} -->" in results.read_text() for end in ("begin", "end")):
+    ends = [f"<!-- {name}:{end} -->" for end in ("begin", "end")]
+    if not all(end in results.read_text() for end in ends):
         raise InputError(
-            f"{results} has no place for the tables: write <!-- zoo:begin --> and <!-- zoo:end --> "
-            "on lines of their own"
+            f"{results} has no place for the table: write {' and '.join(ends)} on lines of their "
+            "own"
         )
 
 

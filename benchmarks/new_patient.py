@@ -1,0 +1,154 @@
+r"""What carries to a new patient: features, models, averages and what did not help, on her2st.
+
+    python benchmarks/new_patient.py --source ../shared/data/her2st \
+        --third ../shared/data/her2st_A1
+
+Patients, folds and scores are those of ``zoo.py``, the panel holds all genes. First the default
+model on every kind of features, each also trained on one of two patients and scored on the other,
+by which features are chosen for the third. Then other models on the best features. Writes
+benchmarks/results/new-patient.csv, a row a test slide, and a part of RESULTS.md. Stopped and given
+again, it goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from her2st import markdown, replace_between
+from stain import normalized
+from zoo import collect, perform
+from zoo_models import FEATURES, MORE_FEATURES, NET, OTHER_SCALE, SIZES, SMALL, ZOO
+from zoo_run import PATIENTS, Task
+from zoo_table import WORDS, by_unit, check, with_interval
+
+import run_extract
+from histokit.core.options import option, required, run
+
+SCORES = ROOT / "benchmarks" / "results" / "new-patient.csv"
+DEFAULT = "ridge-low-rank, neighbors"
+CHOSEN = "chosen on the other two patients"
+KINDS = (*FEATURES, *MORE_FEATURES)
+RIDGES = [name for name in ZOO if name.startswith("ridge") and name != DEFAULT]
+# rows of the table: model and features
+ROWS = [(DEFAULT, kind) for kind in KINDS]
+ROWS += [(OTHER_SCALE, "plain"), (OTHER_SCALE, "best")]
+ROWS += [(model, "best") for model in ("mean", *RIDGES, *SMALL)]
+REFERENCE = (DEFAULT, "best")
+INNER = tuple(f"{x}>{y}" for x in PATIENTS for y in PATIENTS if x != y)
+STAGES = {"encoder": NET, "pool": "stages"}
+EXTRACTED = (
+    {"encoder": NET},
+    {"encoder": NET, "scales": SIZES},
+    STAGES,
+    STAGES | {"scales": SIZES},
+    STAGES | {"scales": f"{SIZES},896"},
+    STAGES | {"scales": SIZES, "views": 8},
+    STAGES | {"scales": SIZES, "encoder": "efficientnet-lite1"},
+    STAGES | {"scales": SIZES, "encoder": "efficientnet-lite2"},
+    {"encoder": "hed", "scales": SIZES},
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of the measurement."""
+
+    source: str = required("folder of the her2st sections B4, C2, C3, C4, C5")
+    third: str = required("cohort of the section A1")
+    out: str = option("work/new-patient", "folder for features and runs")
+    target: str = option("counts10k-log1p", "scale of the targets")
+    jobs: int = option(2, "trainings at a time, each on one core", least=1)
+    measure: bool = option(True, "train what is missing; without it, only write the table")
+    results: str = option("RESULTS.md", "file whose part on new patients is replaced")
+
+
+def main(cfg: Options) -> None:
+    """Extract, train, score; then the table."""
+    check(ROOT / cfg.results, "new-patient")
+    if cfg.measure:
+        extract(cfg)
+        measure(cfg).to_csv(SCORES, index=False, float_format="%.6g")
+        print(f"wrote {SCORES}")
+    replace_between(ROOT / cfg.results, "new-patient", markdown(table(pd.read_csv(SCORES))))
+    print(f"wrote the table to {cfg.results}")
+
+
+def extract(cfg: Options) -> None:
+    """Every kind of features of all sections; what is there is kept."""
+    for source in (cfg.source, cfg.third):
+        for wanted in EXTRACTED:
+            _extract(source, f"{cfg.out}/data", wanted)
+        of_images = normalized(Path(source), Path(cfg.out) / "stain" / Path(source).name)
+        _extract(str(of_images), f"{cfg.out}/normalized", STAGES | {"scales": SIZES})
+
+
+def _extract(source: str, out: str, wanted: dict) -> None:
+    run_extract.main(run_extract.Options(source=source, out=out, cancer="IDC", **wanted))
+
+
+def measure(cfg: Options) -> pd.DataFrame:
+    """Train and score what is missing; a row a test slide."""
+    final = (*PATIENTS, *PATIENTS["C"])
+    tasks = [
+        Task(cfg.out, cfg.target, model, kind, None, 0, 0, folds)
+        for model, kind in ROWS
+        for folds in ((INNER, final) if model == DEFAULT else (final,))
+    ]
+    perform(cfg, tasks, "training")
+    scores = collect(tasks)
+    inner = scores["fold"].str.contains(">")
+    return scores.assign(protocol=scores["protocol"].mask(inner, "choosing"))
+
+
+def table(scores: pd.DataFrame) -> pd.DataFrame:
+    """A row for each model and kind of features, and one for the features that are chosen."""
+    scores = scores.assign(model=scores["model"] + "|" + scores["features"])
+    found = {protocol: by_unit(scores, protocol) for protocol in (*WORDS, "choosing")}
+    chosen = {p: best_for(p, found["choosing"]) for p in PATIENTS}
+    label = f"{DEFAULT}|{CHOSEN}"
+    for protocol in WORDS:
+        own = found[protocol]
+        own[label] = [own.loc[unit, chosen.get(unit, chosen["C"])] for unit in own.index]
+    reference = "|".join(REFERENCE)
+    rows = []
+    for name in ("|".join(row) for row in ROWS):
+        rows.append(_row(name, found, reference))
+        if name == f"{DEFAULT}|{KINDS[-1]}":
+            rows.append(_row(label, found, reference))
+    return pd.DataFrame(rows)
+
+
+def best_for(patient: str, choosing: pd.DataFrame) -> str:
+    """The column with the largest mean over the folds that a patient has no part in."""
+    own = choosing[[patient not in fold.split(">") for fold in choosing.index]]
+    return own.mean().idxmax()
+
+
+def _row(name: str, found: dict[str, pd.DataFrame], reference: str) -> dict[str, str]:
+    model, kind = name.split("|")
+    row = {"model": model, "features": kind}
+    for protocol, words in WORDS.items():
+        own = found[protocol][name]
+        row[f"{words}: PCC"] = f"{own.mean():.3f}"
+        row[f"{words}: above the default on best features"] = (
+            "-" if name == reference else with_interval(own - found[protocol][reference])
+        )
+    patients = found["patients"][name]
+    row["A / B / C"] = " / ".join(f"{patients[p]:.3f}" for p in PATIENTS)
+    inner = found["choosing"].get(name, pd.Series([np.nan]))
+    row["trained on one patient"] = "-" if inner.isna().all() else f"{inner.mean():.3f}"
+    return row
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    run(main, Options, __doc__)
