@@ -97,16 +97,23 @@ def _extract(source: str, out: str, wanted: dict) -> None:
 
 def measure(cfg: Options) -> pd.DataFrame:
     """Train and score what is missing; a row a test slide."""
-    final = (*PATIENTS, *PATIENTS["C"])
     tasks = [
         Task(cfg.out, cfg.target, model, kind, None, 0, 0, folds)
         for model, kind in ROWS
-        for folds in ((INNER, final) if model == DEFAULT else (final,))
+        for folds in parts(model)
     ]
     perform(cfg, tasks, "training")
     scores = collect(tasks)
     inner = scores["fold"].str.contains(">")
     return scores.assign(protocol=scores["protocol"].mask(inner, "choosing"))
+
+
+def parts(model: str) -> list[tuple[str, ...]]:
+    """Folds of each run of a model; ``auto`` trains all others, and is tried on patients alone."""
+    if model == "auto":
+        return [tuple(PATIENTS)]
+    final = (*PATIENTS, *PATIENTS["C"])
+    return [INNER, final] if model == DEFAULT else [final]
 
 
 def table(scores: pd.DataFrame) -> pd.DataFrame:
@@ -137,10 +144,12 @@ def _row(name: str, found: dict[str, pd.DataFrame], reference: str) -> dict[str,
     model, kind = name.split("|")
     row = {"model": model, "features": kind}
     for protocol, words in WORDS.items():
-        own = found[protocol][name]
-        row[f"{words}: PCC"] = f"{own.mean():.3f}"
+        own = found[protocol].get(name)
+        row[f"{words}: PCC"] = "-" if own is None else f"{own.mean():.3f}"
         row[f"{words}: above the default on best features"] = (
-            "-" if name == reference else with_interval(own - found[protocol][reference])
+            "-"
+            if own is None or name == reference
+            else with_interval(own - found[protocol][reference])
         )
     patients = found["patients"][name]
     row["A / B / C"] = " / ".join(f"{patients[p]:.3f}" for p in PATIENTS)
