@@ -76,10 +76,10 @@ ZOO = {
 LEFT_OUT = {("best", "stem, 50 genes")}  # it takes longer than all others together
 # models of new_patient.py, as run_train.py has them without options
 SMALL = {
-    name: _fitted(name, preset="small", neighbors="mean")
-    for name in ("mlp", "bpbooster", "histoprism", "average", "auto")
+    f"{name}, neighbors": _fitted(name, preset="small", neighbors="mean")
+    for name in ("mlp", "bpbooster", "histoprism")
 }
+SMALL |= {name: _fitted(name, preset="small", neighbors="mean") for name in ("average", "auto")}
 OTHER_SCALE = "ridge-low-rank, neighbors; features standardized over all slides"
-SPECS = (
-    ZOO | SMALL | {OTHER_SCALE: _fitted("ridge-low-rank", neighbors="mean", standardize="train")}
-)
+MORE = SMALL | {OTHER_SCALE: _fitted("ridge-low-rank", neighbors="mean", standardize="train")}
+SPECS = ZOO | MORE

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import stain
+import zoo_models
 import zoo_run
 import zoo_table
 
@@ -35,6 +36,11 @@ def test_every_row_of_the_table_is_a_run_that_the_zoo_can_make():
         zoo_run.Task("work", "log1p", *row, None, 0, 0, ("A",)).folder for row in new_patient.ROWS
     }
     assert len(folders) == len(new_patient.ROWS)
+
+
+def test_no_model_of_one_benchmark_takes_the_place_of_another():
+    assert not set(zoo_models.ZOO) & set(zoo_models.MORE)
+    assert not set(zoo_models.FEATURES) & set(zoo_models.MORE_FEATURES)
 
 
 def test_normalized_tissue_has_one_color_and_glass_stays():
