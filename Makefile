@@ -3,7 +3,7 @@
 # make test            the test suite
 # make lint            ruff and clang-format
 # make results         RESULTS.md's table from HER2ST=DIR (hours on a laptop)
-# make zoo             RESULTS.md's table of every model, from HER2ST=DIR and its DIR_A1 (two hours)
+# make zoo             RESULTS.md's table of every model, from HER2ST=DIR and its DIR_A1 (three hours)
 
 PYTHON ?= python3
 VENV := .venv
