@@ -131,7 +131,9 @@ def covered(low: np.ndarray, high: np.ndarray) -> float:
 class Options:
     """Options of the simulation."""
 
-    trials: int = option(20_000, "trials behind each figure; a tenth for macro means and win rates")
+    trials: int = option(
+        20_000, "trials behind each figure; a tenth for macro means, a twentieth for win rates"
+    )
     seed: int = option(0, "of the random numbers")
 
 
