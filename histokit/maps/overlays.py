@@ -9,11 +9,13 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from histokit.core.files import file_id, make_folder
+from histokit.data.gene_names import full_name
 from histokit.maps.anndata_file import check_genes
 from histokit.maps.slide_map import SlideMap
 from histokit.report import plots
@@ -189,7 +191,7 @@ def _sheet(slide: SlideMap, canvas: _Canvas, genes: list[str]) -> Figure:
 def _draw_panel(figure, axis, slide: SlideMap, canvas: _Canvas, gene: str) -> None:
     """A gene of the sheet."""
     row, values = slide.genes.loc[gene], slide.columns([gene])[:, 0]
-    name = textwrap.shorten(_label(slide, gene), 26, placeholder="...")
+    name = textwrap.shorten(_label(slide, gene), 33, placeholder="...")
     axis.set_title(f"{name}\n{_held_out(row, short=True)}", loc="left", fontsize=9)
     colors, small = colors_of(row["trusted"]), canvas.patch[::2, ::2]
     drawn = _draw_map(axis, canvas, values, plots.color_range(values), colors, small)
@@ -231,9 +233,9 @@ def colors_of(trusted: bool) -> Colormap:
 
 
 def _label(slide: SlideMap, gene: str) -> str:
-    """The symbol of a gene, and its name where that is another."""
-    symbol = slide.genes.loc[gene, "symbol"]
-    return f"{symbol} ({gene})" if isinstance(symbol, str) and symbol not in ("", gene) else gene
+    """A gene's name for people; a map may lack its symbol or its id."""
+    names = slide.genes.loc[gene, ["symbol", "gene_id"]]
+    return full_name(gene, *("" if pd.isna(name) else str(name) for name in names))
 
 
 def _held_out(row, short: bool = False) -> str:

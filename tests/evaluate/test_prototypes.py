@@ -98,9 +98,10 @@ def test_raised_genes_are_those_of_a_patch_that_attends_to_one_prototype():
     for effect, prediction in zip(effects, predicted, strict=True):
         torch.testing.assert_close(effect, prediction - mean, atol=1e-5, rtol=1e-4)
     genes = pd.DataFrame(
-        {"gene": list("abcde"), "symbol": ["A", "", "C", "D", "E"],
+        {"gene": list("abcde"), "symbol": ["A", "", "C", "D", "E"], "gene_id": ["id1", *[""] * 4],
          "train_variance": [1.0, 1.0, 0.0, 1.0, 1.0], "hvg_rank": [1, 2, 3, np.nan, 4]}
     )  # fmt: skip
     for effect, named in zip(effects.numpy(), top_genes(model, genes), strict=True):
         order = [i for i in np.argsort(-effect) if i in (0, 1, 4) and effect[i] > 0]
-        assert named.split() == [["A", "b", "C", "D", "E"][i] for i in order]
+        full = ["A (id1)", "b", "C (c)", "D (d)", "E (e)"]
+        assert named == ", ".join(full[i] for i in order)

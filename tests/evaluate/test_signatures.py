@@ -3,7 +3,9 @@ import pandas as pd
 import pytest
 
 from histokit.core.errors import InputError
+from histokit.evaluate.topics.pathway_plots import signature_bars
 from histokit.evaluate.topics.signatures import (
+    _labeled,
     find_genes,
     random_genes,
     read_signature,
@@ -64,3 +66,24 @@ def test_bad_signatures_are_named(tmp_path):
     (tmp_path / "s.txt").write_text("A\nB\n")
     with pytest.raises(InputError, match="none of the 2 genes of the signature s"):
         find_genes(read_signature(str(tmp_path / "s.txt")), panel("ENSG1"))
+
+
+def test_bars_name_genes_as_the_signature_does_with_their_ids():
+    found = pd.DataFrame(
+        {
+            "gene": ["KNTC2", "ENSG00000141736", "NUF2", "ACTB"],
+            "symbol": ["KNTC2", "ERBB2", "NUF2", "ACTB"],
+            "gene_id": ["ENSG00000080986", "ENSG00000141736", "", "ENSG00000075624"],
+            "pcc": [0.1, 0.4, 0.3, 0.2],
+            "pcc_lowest": 0.0,
+            "pcc_highest": 0.5,
+        },
+        index=pd.Index(["NDC80", "ENSG00000141736", "NUF2", "ACTB"], name="name"),
+    )
+    axis = signature_bars(_labeled(found), 0.5, 0.3, 0.2).axes[0]
+    assert [label.get_text() for label in axis.get_xticklabels()] == [
+        "ERBB2 (ENSG00000141736)",
+        "NUF2",
+        "ACTB (ENSG00000075624)",
+        "NDC80 (ENSG00000080986)",
+    ]

@@ -413,6 +413,24 @@ def test_overlays_say_how_far_a_gene_is_trusted(tmp_path, monkeypatch):
     assert "genes in gray are not trusted" in texts["genes.png"]
 
 
+def test_overlays_name_genes_with_their_ids_where_they_are_known(tmp_path, monkeypatch):
+    names = ["EPCAM", "ENSG00000110651", "HIST1H2BK", "a/b"]
+    slide = slide_map(names=names)
+    slide.genes["symbol"] = ["EPCAM", "CD81", "HIST1H2BK", np.nan]
+    slide.genes["gene_id"] = ["ENSG00000119888", "ENSG00000110651", "ENSG00000197903", np.nan]
+    texts = drawn_texts(monkeypatch, tmp_path, slide, names)
+    shown = [
+        "EPCAM (ENSG00000119888)",
+        "CD81 (ENSG00000110651)",
+        "HIST1H2BK (ENSG00000197903)",
+        "a/b",
+    ]
+    drawn = (texts[f"{name}.png"] for name in ("EPCAM", "ENSG00000110651", "HIST1H2BK"))
+    for name, text in zip(shown, drawn, strict=False):
+        assert name in text.splitlines()
+    assert set(shown) < set(texts["genes.png"].splitlines())
+
+
 def test_overlays_color_trusted_genes_alone(tmp_path):
     def colorful(path):  # right half: the tissue on the left has colors of its own
         pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)

@@ -122,14 +122,15 @@ def signature_bars(genes: pd.DataFrame, score: float, random: float, mean_pcc: f
     """PCC of each gene of a signature, best first.
 
     Args:
-        genes: index the gene's name; columns pcc, pcc_lowest, pcc_highest over slides.
+        genes: index the name to show; columns pcc, pcc_lowest, pcc_highest over slides.
         score: PCC of the signature's score, a solid line.
         random: the PCC of the score of random genes, a thin line.
         mean_pcc: the mean PCC of all genes, a dashed line.
     """
     genes = genes.dropna(subset="pcc").sort_values("pcc", ascending=False, kind="stable")
+    letters = genes.index.str.len().max()  # upright, each takes .07 inches
     with matplotlib.rc_context(STYLE):
-        figure = new_figure(max(5, 1.5 + 0.2 * len(genes)), 4)
+        figure = new_figure(max(5, 1.5 + 0.2 * len(genes)), 3.5 + 0.07 * letters)
         axis = figure.subplots()
         place = np.arange(len(genes))
         axis.vlines(place, genes["pcc_lowest"], genes["pcc_highest"], color=PALE, lw=1.4)

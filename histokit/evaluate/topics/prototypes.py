@@ -11,6 +11,7 @@ import torch
 
 from histokit.core.distributed import Team
 from histokit.data.cohort import Cohort, Slide
+from histokit.data.gene_names import full_name
 from histokit.evaluate.evaluation import Evaluation
 from histokit.evaluate.scores import SlideScore
 from histokit.evaluate.topics.base import Part, Topic
@@ -131,10 +132,11 @@ def top_genes(model: BPBooster, genes: pd.DataFrame) -> list[str]:
     # In genes that few spots detect, a small change is many deviations.
     detected = genes["hvg_rank"].notna().to_numpy() & (deviation > 0)
     effects = effects.numpy() / np.where(detected, deviation, np.inf)
-    names = genes["symbol"].where(genes["symbol"] != "", genes["gene"]).to_numpy()
+    rows = genes[["gene", "symbol", "gene_id"]].itertuples(index=False)
+    names = np.array([full_name(*row) for row in rows], dtype=object)
     best = np.argsort(-effects, axis=1, kind="stable")[:, :GENES]
     raised = np.take_along_axis(effects, best, axis=1) > 0
-    return [" ".join(names[b[r]]) for b, r in zip(best, raised, strict=True)]
+    return [", ".join(names[b[r]]) for b, r in zip(best, raised, strict=True)]
 
 
 def draw_attention(

@@ -13,6 +13,7 @@ import torch
 from histokit.core.distributed import Team
 from histokit.core.errors import InputError
 from histokit.core.files import file_id
+from histokit.data.gene_names import full_name
 from histokit.data.genes import read_gene_list
 from histokit.evaluate.coherence import (
     coherence,
@@ -296,10 +297,21 @@ def signature_section(
     pictures = []
     if own["pcc"].notna().any():
         path = folder / f"signature_{signature.name}.png"
-        plots.save(signature_bars(own, value, random, everything), path)
+        plots.save(signature_bars(_labeled(own), value, random, everything), path)
         caption = "Each gene: PCC, mean over patients, and the span of its slides."
         pictures.append(Picture(path, caption, 90))
     return Section(f"Signature: {signature.name}", text, tables, pictures)
+
+
+def _labeled(genes: pd.DataFrame) -> pd.DataFrame:
+    """Genes of a panel by the name that the signature has for them, with their ids where known."""
+    named = zip(genes.index, genes["gene"], genes["symbol"], genes["gene_id"], strict=True)
+    # a signature may list ids, whose symbols the panel knows
+    labels = [
+        full_name(gene, symbol if name == gene_id else name, gene_id)
+        for name, gene, symbol, gene_id in named
+    ]
+    return genes.set_axis(labels)
 
 
 def _coherence_of(name: str, places: pd.Series, genes: PathwayGenes) -> pd.Series:
