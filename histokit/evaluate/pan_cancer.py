@@ -11,19 +11,16 @@ import pandas as pd
 from histokit.core.encoder_names import split_maker
 from histokit.core.errors import InputError
 from histokit.core.tables import read_table
+from histokit.evaluate.figures import figure_name
 from histokit.evaluate.published import beside_published
 from histokit.evaluate.runs import Run
 from histokit.report.page import NONE, Table, number
 
 PROTOCOL = "histoprism"
 PRINTED_AS = {"histoprism": "HistoPrism", "stpath": "STPath", "mlp": "MLP"}
-AVERAGES = {
-    "pcc-top50-macro": "PCC of 50 genes, mean of cancers (macro)",
-    "pcc-top50-micro": "PCC of 50 genes, mean of slides (micro)",
-    "pcc-all-macro": "PCC of all genes, mean of cancers",
-    "pcc-all-micro": "PCC of all genes, mean of slides",
-}
-AGREEMENT = {"ami": "AMI of clusters and cancers", "ari": "ARI of clusters and cancers"}
+AVERAGES = ("pcc-top50-macro", "pcc-top50-micro", "pcc-all-macro", "pcc-all-micro")
+AGREEMENT = ("ami", "ari")
+OF_CANCER = "pcc-top50-cancer"
 LEVEL = ("slide", "k-means")  # of clusters.csv: the rest of it stays there
 
 
@@ -47,7 +44,7 @@ def table_of(run: Run, folder: Path) -> pd.DataFrame:
     found["value"] = pd.to_numeric(found["value"].replace("", "nan"))
     listed = found["gene_rule"].iloc[0].startswith("a list of")
     agreed = _agreement(folder)
-    cancers = found.loc[found["figure"] == "pcc-top50-cancer", "group"]
+    cancers = found.loc[found["figure"] == OF_CANCER, "group"]
     parts = []
     for task in ("average", *cancers):
         if task == "average":
@@ -93,16 +90,17 @@ def as_table(tables: Mapping[str, pd.DataFrame], title: str) -> Table:
     names = list(tables)
     keyed = {name: t.set_index(["task", "figure"]) for name, t in tables.items()}
     keys = list(dict.fromkeys(key for t in keyed.values() for key in t.index))
-    keys = [k for k in keys if k[1] in (*AVERAGES, *AGREEMENT, "pcc-top50-cancer")]
+    keys = [k for k in keys if k[1] in (*AVERAGES, *AGREEMENT, OF_CANCER)]
     rows = []
     for task, figure in keys:
-        label = AVERAGES.get(figure) or AGREEMENT.get(figure) or f"PCC of 50 genes, {task}"
+        label = figure_name(figure) if task == "average" else f"{figure_name(figure)}, {task}"
         cells = [_cell(keyed[name], (task, figure)) for name in names]
         rows.append([label, *cells])
     note = (
         "In brackets what is published for the model; see histoprism.csv for its source and "
         "whether it is comparable. Correlations are within a slide, on log1p of raw counts, so "
-        "sequencing depth counts. Of a cancer: mean over the slides of a split, then over splits."
+        "sequencing depth counts. Top genes: HistoPrism's 50. Of a cancer: mean over the slides of "
+        "a split, then over splits."
     )
     return Table(title, ["figure", *names], rows, note)
 

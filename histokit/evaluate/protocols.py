@@ -75,7 +75,7 @@ PROTOCOLS = {
             "most variable on the training slides of each fold",
             "slide",
             "skip",
-            "mean over genes, then over slides",
+            "mean over genes, then over the slides of a patient, then over patients",
             "as the run's",
             "How well the pattern within one new slide is predicted, for genes chosen without it.",
             "Papers choose genes with the test slides, or pool slides; both give other figures.",
@@ -163,6 +163,8 @@ class Unit:
         chosen: (G,) bool, genes of the protocol's list.
         pcc: (G,), NaN where undefined.
         mse: (G,), NaN where not measured.
+        variance: (G,) of the target over the pool's spots, NaN where ``mse`` is: the error of a
+            constant that knew each gene's mean there.
     """
 
     name: str
@@ -171,6 +173,7 @@ class Unit:
     chosen: np.ndarray
     pcc: np.ndarray
     mse: np.ndarray
+    variance: np.ndarray
 
 
 def check_protocol(run: Run, protocol: Protocol) -> None:
@@ -263,9 +266,10 @@ class ProtocolScores:
         """
         units = []
         for (fold, name), pool in self.pools.items():
-            pcc, mse = pool.moments.compute()[0].numpy(), pool.moments.mse()[0].numpy()
-            pcc, mse = np.where(pool.missing, np.nan, pcc), np.where(pool.missing, np.nan, mse)
-            units.append(Unit(name, fold, pool.cancer, pool.chosen, pcc, mse))
+            moments = pool.moments
+            found = (moments.compute(), moments.mse(), moments.target_variance())
+            values = (np.where(pool.missing, np.nan, value[0].numpy()) for value in found)
+            units.append(Unit(name, fold, pool.cancer, pool.chosen, *values))
         options = self.run.config["options"]
         knobs = self.protocol.knobs() | {"target": options["target"]}
         if self.rule:
@@ -343,10 +347,21 @@ def _figures(protocol: Protocol, units: list[Unit]) -> list[tuple]:
         for unit, *row in zip(units, values, genes, undefined, strict=True):
             own = float(np.std(unit.pcc[choose(unit)])) if protocol.name == "stpath" else np.nan
             rows.append((figure, unit.name, row[0], own, *row[1:], 1))
-    if protocol.name == "hest-bench":
-        errors = [float(np.mean(u.mse)) for u in units]
-        shape = (len(units[0].mse), sum(int(np.isnan(u.mse).sum()) for u in units), len(units))
-        rows.append(("mse", "all", float(np.mean(errors)), float(np.std(errors)), *shape))
+    return rows + (_errors(protocol, units) if protocol.name == "hest-bench" else [])
+
+
+def _errors(protocol: Protocol, units: list[Unit]) -> list[tuple]:
+    """The MSE over the pools of spots, and the targets' variance by which to judge it."""
+    rows = []
+    for figure, own in (
+        ("mse", [u.mse for u in units]),
+        ("target_variance", [u.variance for u in units]),
+    ):
+        means = [_mean(values, protocol.nan) for values in own]
+        spread = float(np.std(means)) if protocol.pooling == "fold" else np.nan
+        lost = sum(int(np.isnan(values).sum()) for values in own)
+        value = _mean(np.array(means), protocol.nan)
+        rows.append((figure, "all", value, spread, len(own[0]), lost, len(units)))
     return rows
 
 
@@ -366,10 +381,7 @@ def _top_figures(protocol: Protocol, units: list[Unit]) -> list[tuple]:
         rows.append((f"pcc-{k}", "all", *head))
         for unit, value, taken, lost in zip(units, values, best, undefined, strict=True):
             rows.append((f"pcc-{k}", unit.name, value, np.nan, len(taken), lost, 1))
-    errors = [mean_or_nan(u.mse) for u in units]
-    lost = sum(int(np.isnan(u.mse).sum()) for u in units)
-    rows.append(("mse", "all", mean_or_nan(errors), np.nan, len(units[0].mse), lost, len(units)))
-    return rows
+    return rows + _errors(protocol, units)
 
 
 def _mean(values: np.ndarray, nan: str) -> float:

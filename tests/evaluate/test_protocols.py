@@ -1,6 +1,7 @@
 """Every protocol against scipy and scikit-learn, written from the papers' definitions."""
 
 import dataclasses
+import re
 
 import anndata
 import numpy as np
@@ -20,6 +21,7 @@ from histokit.core.errors import InputError
 from histokit.data.cohort import Cohort
 from histokit.data.genes import read_gene_list
 from histokit.data.splits import read_splits
+from histokit.evaluate.figures import figure_name
 from histokit.evaluate.protocol_genes import hest_genes, stem_genes
 from histokit.evaluate.protocols import PROTOCOLS, score_protocol
 from histokit.evaluate.published import HISTOPRISM, TASKS, beside_published, read_published
@@ -97,7 +99,7 @@ def stack(parts):
 def test_hest_bench_is_its_recipe_in_scikit_learn(runs, cohort):
     table = score_protocol(runs["log1p"], cohort, PROTOCOLS["hest-bench"], LIST)
     columns = [GENES.index(gene) for gene in LIST]
-    means, errors = [], []
+    means, errors, spreads = [], [], []
     for fold in runs["log1p"].folds:
         sides = {}
         for side in ("train", "test"):
@@ -116,8 +118,12 @@ def test_hest_bench_is_its_recipe_in_scikit_learn(runs, cohort):
         assert figure(table, "pcc", fold.name) == pytest.approx(np.mean(scores), abs=1e-5)
         means.append(np.mean(scores))
         errors.append(np.mean((y_test - prediction) ** 2))
+        spreads.append(np.mean((y_test - y_test.mean(axis=0)) ** 2))
     assert figure(table, "pcc") == pytest.approx(np.mean(means), abs=1e-5)
     assert figure(table, "mse") == pytest.approx(np.mean(errors), rel=1e-4)
+    variance = table.query("figure == 'target_variance'").iloc[0]
+    assert variance["value"] == pytest.approx(np.mean(spreads), rel=1e-5)
+    assert variance["deviation"] == pytest.approx(np.std(spreads), rel=1e-4)
     row = table.query("figure == 'pcc' and group == 'all'").iloc[0]
     assert row["deviation"] == pytest.approx(np.std(means), abs=1e-5)
     assert (row["genes"], row["pools"], row["target"]) == (8, 2, "log1p")
@@ -173,16 +179,18 @@ def test_stpath_pools_all_samples_of_a_cancer(runs, cohort):
 
 def test_stem_ranks_by_the_correlation_reached(runs, cohort):
     table = score_protocol(runs["log2"], cohort, PROTOCOLS["stem-topk"], GENES)
-    best, errors = [], []
+    best, errors, spreads = [], [], []
     log2 = lambda counts: np.log2(counts.astype(float) + 1)  # noqa: E731
     for *_, prediction, target in predictions(runs["log2"], cohort, log2):
         scores = correlations(prediction, target, GENES)
         best.append(np.sort(scores[~np.isnan(scores)])[::-1])
         errors.append(np.mean((prediction - target) ** 2))
+        spreads.append(np.mean(target.var(axis=0)))
     for k in (10, 50, 200):
         expected = np.mean([scores[:k].mean() for scores in best])
         assert figure(table, f"pcc-{k}") == pytest.approx(expected, abs=1e-6)
     assert figure(table, "mse") == pytest.approx(np.mean(errors), rel=1e-6)
+    assert figure(table, "target_variance") == pytest.approx(np.mean(spreads), rel=1e-6)
     taken = table.query("figure == 'pcc-50' and group == 'all'").iloc[0]
     assert (taken["genes"], taken["genes_undefined"]) == (30, 1)
 
@@ -284,10 +292,33 @@ def test_the_report_and_the_tables_hold_every_choice(runs, tmp_path):
     assert set(summary["average"]) == {"mean", "macro"}
     assert set(summary["protocol"]) == {"histokit"}
     assert (summary["target"] == "log1p").all()
+    assert set(summary["averaging"]) == {
+        "mean over genes, then over the slides of a patient, then over patients"
+    }
     html = (folder / "eval" / "report.html").read_text()
     assert "Under the protocol hest-bench" in html
     assert "Genes were chosen with the test slides" in html
     assert "other test slides (A1, A2, B1, ...)" in html
+    whole = table[table["group"] == "all"].set_index("figure")["value"]
+    cells = [f"<td>{whole[name]:.4f}</td>" for name in ("mse", "target_variance")]
+    shown = dict(
+        re.findall(r"<td[^>]*>(MSE|target variance)</td>\s*<td[^>]*>all</td>\s*(<td>.*)", html)
+    )
+    assert shown == dict(zip(("MSE", "target variance"), cells, strict=True))
+    assert f"have a variance of {whole['target_variance']:.4f}" in html
+    assert "pcc-" not in html.split("What the numbers mean")[0]
+
+
+def test_every_figure_has_a_name_for_people(runs, cohort):
+    figures = set(read_published()["metric"])
+    for name, protocol in PROTOCOLS.items():
+        if name != "histokit":
+            run = runs[protocol.target]
+            figures |= set(score_protocol(run, cohort, protocol, GENES)["figure"])
+    names = {figure: figure_name(figure) for figure in figures}
+    assert not any(name == figure or "_" in name for figure, name in names.items())
+    assert len(set(names.values())) == len(names)
+    assert names["pcc-top50-macro"] == "PCC of the top genes, mean of cancers (macro)"
 
 
 def test_published_figures_are_whole_and_marked(runs):

@@ -84,6 +84,7 @@ def write_prediction(
     slide, score, prediction, target = view.slide, view.score, view.prediction, view.target
     var = score.genes.set_index("gene")[["gene_id", "symbol"]]
     var = var.assign(hvg=score.hvg, measured=score.measured, pcc=score.pcc, mse=score.mse)
+    var = var.assign(target_variance=score.variance)
     measured = target[:, np.flatnonzero(chosen)].toarray()
     measured[:, ~score.measured[chosen]] = np.nan
     predicted = prediction[:, np.flatnonzero(chosen)].numpy()

@@ -9,6 +9,7 @@ import pandas as pd
 
 from histokit.core.distributed import Team
 from histokit.evaluate.evaluation import Evaluation
+from histokit.evaluate.figures import figure_name
 from histokit.evaluate.protocols import PROTOCOLS, Protocol, ProtocolScores
 from histokit.evaluate.published import beside_published
 from histokit.evaluate.scores import SlideScore
@@ -62,7 +63,7 @@ class PublishedTopic(Topic):
             evaluation.job.run, self.task, self.protocol, evaluation.protocol, self.listed
         )
         rows.to_csv(evaluation.folder / "published.csv", index=False)
-        return Part(sections=[_published_section(self.task, rows)])
+        return Part(sections=[_published_section(self.task, rows, evaluation.protocol)])
 
 
 def _protocol_section(protocol: Protocol, figures: pd.DataFrame) -> Section:
@@ -71,7 +72,7 @@ def _protocol_section(protocol: Protocol, figures: pd.DataFrame) -> Section:
     whole = figures["group"] == "all"
     parts = figures[~whole]
     rows = pd.concat([figures[whole], parts if len(parts) <= _POOLS else parts.iloc[:0]])
-    cells = [[*row[:2], *(number(float(v), 4) for v in row[2:4]), *row[4:]]
+    cells = [[figure_name(row[0]), row[1], *(number(float(v), 4) for v in row[2:4]), *row[4:]]
              for row in rows[keys].astype(object).to_numpy().tolist()]  # fmt: skip
     first = figures.iloc[0]
     knobs = [
@@ -97,19 +98,37 @@ def _protocol_section(protocol: Protocol, figures: pd.DataFrame) -> Section:
     )
 
 
-def _published_section(task: str, rows: pd.DataFrame) -> Section:
+def _published_section(task: str, rows: pd.DataFrame, figures: pd.DataFrame) -> Section:
     rows = rows.sort_values(["comparable", "metric", "value"], ascending=[False, True, False])
     cells = [
-        [r.model, r.encoder or NONE, r.source, r.note, r.metric, number(r.value, 4),
+        [r.model, r.encoder or NONE, r.source, r.note, figure_name(r.metric), number(r.value, 4),
          number(r.run, 4), "yes" if r.comparable else "no"]
         for r in rows.itertuples()
     ]  # fmt: skip
     reasons = "; ".join(dict.fromkeys(r for row in rows["reason"] if row for r in row.split("; ")))
     columns = ["model", "encoder", "source", "note", "figure"]
-    table = Table("", [*columns, "published", "this run", "comparable"], cells, "", 5)
+    table = Table(
+        "",
+        [*columns, "published", "this run", "comparable"],
+        cells,
+        _variance_note(rows, figures),
+        5,
+    )
     said = f"What sets them apart from this run: {reasons}; published.csv says which by row."
     text = f"Figures that papers print for {task}. {said if reasons else ''}".strip()
     return Section(f"Beside published figures: {task}", text, [table])
+
+
+def _variance_note(rows: pd.DataFrame, figures: pd.DataFrame) -> str:
+    """The variance by which to judge this run's MSE beside published ones; empty without any."""
+    if rows.loc[rows["metric"] == "mse", "run"].isna().all():
+        return ""
+    whole = figures[figures["group"] == "all"].set_index("figure")["value"]
+    return (
+        "The targets behind this run's MSE have a variance of "
+        f"{number(float(whole['target_variance']), 4)}: a constant that knew each gene's mean "
+        "would have that MSE. The variance behind a published MSE is not known."
+    )
 
 
 def protocol_comparison(
@@ -129,4 +148,4 @@ def protocol_comparison(
     rows = [[run, *(number(float(v), 4) for v in row)] for run, row in wide.iterrows()]
     title = f"Under the protocol {name}"
     text = f"{protocol.meaning} {protocol.warning}"
-    return [Section(title, text, [Table(title, ["run", *wide.columns], rows)])]
+    return [Section(title, text, [Table(title, ["run", *map(figure_name, wide.columns)], rows)])]
