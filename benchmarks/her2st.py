@@ -120,7 +120,10 @@ def score(folder: Path) -> None:
 
 
 def row_of(path: Path) -> dict:
-    """PCC and MSE of a summary.csv with intervals, for the C sections and for B4."""
+    """PCC and MSE of a summary.csv with intervals, for the C sections and for B4.
+
+    The targets' variance stands beside the MSE; it is no estimate and has no interval.
+    """
     summary = pd.read_csv(path, dtype={"group": str})
     summary = summary[summary["average"] == "mean"].set_index(["by", "group", "metric"])
     summary = summary[["value", "low", "high"]]
@@ -128,6 +131,8 @@ def row_of(path: Path) -> dict:
     for group, seen in (("C, one section held out [over sections]", "yes"), ("C -> B4", "no")):
         for metric, digits in (("pcc_hvg", 3), ("pcc_all", 3), ("mse", 3)):
             row[group, metric] = _cell(*summary.loc["patient_seen", seen, metric], digits)
+        variance = summary.loc[("patient_seen", seen, "target_variance"), "value"]
+        row[group, "target_variance"] = f"{variance:.3f}"
     return row
 
 
@@ -150,19 +155,20 @@ def with_interval(values: pd.Series) -> str:
     if values.isna().any():
         return "-"
     found = mean_interval(values.to_numpy(), units_of(["C"] * len(values)))
-    return f"{values.mean():.3f} [{found.low:.3f}, {found.high:.3f}]"
+    return f"{values.mean():z.3f} [{found.low:z.3f}, {found.high:z.3f}]"
 
 
 def _cell(value: float, low: float, high: float, digits: int) -> str:
     if pd.isna(value):
         return "-"  # a constant prediction has no correlation
-    interval = "" if pd.isna(low) else f" [{low:.{digits}f}, {high:.{digits}f}]"
-    return f"{value:.{digits}f}{interval}"
+    interval = "" if pd.isna(low) else f" [{low:z.{digits}f}, {high:z.{digits}f}]"
+    return f"{value:z.{digits}f}{interval}"
 
 
 def markdown(rows: pd.DataFrame) -> str:
     """A table of text, its columns named by words or by (group, metric)."""
     names = {"pcc_hvg": "PCC top 50", "pcc_all": "PCC all", "mse": "MSE"}
+    names["target_variance"] = "target variance"
     heads = [c if isinstance(c, str) else f"{c[0]}: {names[c[1]]}" for c in rows.columns]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows.to_numpy()])

@@ -79,7 +79,7 @@ def _table(cfg: Options, target: str) -> pd.DataFrame:
     best = by_slide[AGAINST]["pcc_hvg"]
     rows = []
     for name, found in sorted(by_slide.items(), key=lambda item: -item[1]["pcc_hvg"][:-1].mean()):
-        pcc, mse = found["pcc_hvg"], found["mse"]
+        pcc, mse, variance = (found[name] for name in ("pcc_hvg", "mse", "target_variance"))
         gain = pcc - best
         row = {"model": name}
         row["C [over sections]: PCC top 50"] = with_interval(pcc[:-1])
@@ -87,15 +87,17 @@ def _table(cfg: Options, target: str) -> pd.DataFrame:
             "-" if name == AGAINST else with_interval(gain[:-1])
         )
         row["C [over sections]: MSE"] = with_interval(mse[:-1])
+        row["C: target variance"] = f"{variance[:-1].mean():.3f}"
         row["B4: PCC top 50"] = f"{pcc.iloc[-1]:.3f}"
         row["B4: seeds"] = f"{found['low'].iloc[-1]:.3f} to {found['high'].iloc[-1]:.3f}"
         row["B4: MSE"] = f"{mse.iloc[-1]:.3f}"
+        row["B4: target variance"] = f"{variance.iloc[-1]:.3f}"
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def _slides(cfg: Options, target: str, name: str) -> pd.DataFrame:
-    """By slide, B4 last: the mean over seeds of pcc_hvg and mse, and the range of pcc_hvg."""
+    """By slide, B4 last: means over seeds, the range of pcc_hvg, and the targets' variance."""
     place = Path(cfg.out) / "boost" / target
     tables = [
         pd.read_csv(place / f"seed-{seed}" / name / "eval" / "slides.csv", index_col="slide_id")
@@ -105,7 +107,7 @@ def _slides(cfg: Options, target: str, name: str) -> pd.DataFrame:
     mean = pd.concat([table["mse"] for table in tables], axis=1).mean(axis=1)
     found = pd.DataFrame(
         {"pcc_hvg": pcc.mean(axis=1), "mse": mean, "low": pcc.min(axis=1), "high": pcc.max(axis=1)}
-    )
+    ).join(tables[0]["target_variance"])
     return found.sort_index(ascending=False).sort_index(key=lambda i: i == "B4", kind="stable")
 
 

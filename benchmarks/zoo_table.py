@@ -123,4 +123,4 @@ def with_interval(gain: pd.Series) -> str:
     """The mean over patients, or over sections of one, with its 95 % interval."""
     units = units_of([f"{name}" for name in gain.index])
     found = mean_interval(gain.to_numpy(), units)
-    return f"{gain.mean():+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    return f"{gain.mean():+z.3f} [{found.low:+z.3f}, {found.high:+z.3f}]"
