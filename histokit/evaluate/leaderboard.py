@@ -126,13 +126,14 @@ def as_table(entries: Sequence[Entry], title: str) -> Table:
         pooled = number(e.pooled, 4)
         if not np.isnan(e.deviation):
             pooled += f" ± {e.deviation:.4f}"
-        apart = NONE if np.isnan(e.pooled - e.published) else f"{e.pooled - e.published:+.4f}"
+        apart = NONE if np.isnan(e.pooled - e.published) else f"{e.pooled - e.published:+z.4f}"
         within = with_interval(e.slide, e.low, e.high)
         rows.append([e.task, e.model, e.target, pooled, number(e.published, 4), apart, within])
     columns = ["task", "model", "target", "PCC, spots of a fold pooled", "published", "difference"]
     note = (
         "Pooled: as HEST-Bench, mean over 50 given genes, then over folds (± their deviation), on "
         "log1p of raw counts; differences between slides and in sequencing depth count there. "
-        "Within slides: the same genes, mean over slides; brackets: 95 % interval over patients."
+        "Within slides: the same genes, mean over the slides of a patient, then over patients; "
+        "brackets: 95 % interval over them."
     )
     return Table(title, [*columns, "PCC within slides"], rows, note, text_columns=3)

@@ -22,6 +22,7 @@ from histokit.data.genes import normalize
 from histokit.data.views import LibrarySizeCohort, ShuffledCohort
 from histokit.evaluate.controls import controls_of, open_cohort
 from histokit.evaluate.runs import Run
+from histokit.evaluate.topics.controls import _draws
 from histokit.train.ridge import fit_library_size, fit_ridge
 from histokit.train.spots import Spots
 
@@ -204,6 +205,33 @@ def test_the_report_holds_the_controls(run, capsys):
     assert abs(scores["shuffled"]) < 0.15
     assert 0.1 < scores["library"] < scores["run"]  # raw counts grow with the library
     assert not (run.folder / "controls" / "shuffled-spots" / "eval" / "predictions").exists()
+
+
+def test_the_range_of_draws_is_of_means_over_patients():
+    """Three slides of one patient have no more say than the one of the other."""
+    slides = pd.DataFrame(
+        {
+            "fold": ["0, draw 1", "0, draw 1", "1, draw 1", "1, draw 1"],
+            "slide_id": ["A1", "B1", "B2", "B3"],
+            "patient": ["A", "B", "B", "B"],
+            "cancer": "IDC",
+            "patient_seen": "no",
+            "below_floor": False,
+            "pcc_hvg": [0.0, 0.4, 0.4, 0.4],
+            "pcc_all": 0.0,
+            "mse": 0.0,
+            "target_variance": 0.0,
+        }
+    )
+    assert _draws(slides) == "\u2013"
+    second = slides.assign(
+        fold=slides["fold"].str.replace("draw 1", "draw 2"), pcc_hvg=[0.5, 0.0, 0.2, 0.4]
+    )
+    both = pd.concat([slides, second], ignore_index=True)
+    assert _draws(both) == "2 draws from 0.20 to 0.35"  # over slides: 0.28 and 0.30
+    small = both["slide_id"] == "B3"
+    assert _draws(both.assign(below_floor=small)) == "2 draws from 0.20 to 0.30"
+    assert _draws(both.assign(pcc_hvg=np.nan)) == "\u2013"
 
 
 def test_controls_stand_behind_the_runs_they_belong_to(run):

@@ -83,7 +83,7 @@ def _fault(runs: Mapping[str, Evaluation], table: pd.DataFrame) -> str:
 
 TEXT = (
     "Parts of HistoPrism, as its paper's Tables 3 and 4 take them apart: mean ± standard deviation "
-    "over seeds of each run's mean over test slides. The deviation is that of weights, dropout, "
+    "over seeds of each run's mean, averaged as above. The deviation is that of weights, dropout, "
     "order and the choice of validation patients; how the figures would vary with other patients "
     "is in the intervals of the table of runs."
 )

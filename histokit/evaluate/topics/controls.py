@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 
 from histokit.data.views import LABELS, SHUFFLED, draw_of
 from histokit.evaluate.compare import compare, comparison_rows
 from histokit.evaluate.controls import MEANING, outdated
 from histokit.evaluate.evaluation import Evaluation
-from histokit.evaluate.summary import averaged
+from histokit.evaluate.summary import pick, summarize
 from histokit.evaluate.topics.base import Part, Topic
 from histokit.evaluate.verdict import no_interval, with_interval
 from histokit.report.page import NONE, Section, Table, number
@@ -79,9 +80,10 @@ def control_parts(
 
 
 def _draws(slides: pd.DataFrame) -> str:
-    """Range over the draws of a control of the mean PCC over slides; a dash with a single one."""
-    draw = slides["fold"].map(draw_of)
-    means = averaged(slides)["pcc_hvg"].groupby(draw).mean().dropna()
-    if draw.nunique() < 2 or means.empty:
+    """Range over a control's draws of the mean PCC, averaged as the headline; a dash with one."""
+    draws = slides.groupby(slides["fold"].map(draw_of))
+    means = [pick(summarize(rows), "pcc_hvg")["value"] for _, rows in draws]
+    if len(means) < 2 or np.isnan(means).all():
         return NONE
-    return f"{draw.nunique()} draws from {number(means.min())} to {number(means.max())}"
+    low, high = number(np.nanmin(means)), number(np.nanmax(means))
+    return f"{len(means)} draws from {low} to {high}"

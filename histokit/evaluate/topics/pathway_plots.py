@@ -61,7 +61,7 @@ def pathway_dots(table: pd.DataFrame, mean_pcc: float) -> Figure:
         axis.set_yticks(place, [short_name(name) for name in table.index])
         axis.tick_params(axis="y", length=0, labelsize=8)
         axis.set_ylim(place.max() + 0.6, -0.6)
-        axis.set_xlabel("pathway coherence: mean PCC of its genes, mean over test slides")
+        axis.set_xlabel("pathway coherence: mean PCC of its genes")
         _level_bar(figure, axis)
     return figure
 
@@ -141,6 +141,6 @@ def signature_bars(genes: pd.DataFrame, score: float, random: float, mean_pcc: f
         axis.axhline(0, color=PALE, linewidth=0.8, linestyle=":")
         axis.set_xticks(place, genes.index, rotation=90, fontsize=8)
         axis.set_xlim(-0.7, len(genes) - 0.3)
-        axis.set_ylabel("PCC, mean over test slides")
+        axis.set_ylabel("mean PCC")
         figure.legend(loc="outside upper center", ncols=4)
     return figure
