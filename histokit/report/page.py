@@ -60,7 +60,7 @@ class Section:
 def number(value, digits: int = 2) -> str:
     """A number for people: ``0.31``, ``1,234``, and a dash where there is none."""
     if isinstance(value, float):
-        text = NONE if math.isnan(value) else f"{value:.{digits}f}"
+        text = NONE if math.isnan(value) else f"{value:z.{digits}f}"  # z: no minus before 0.00
         return text.replace("-", "\u2212")
     return f"{value:,}" if isinstance(value, numbers.Integral) else str(value)
 

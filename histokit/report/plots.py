@@ -17,6 +17,7 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from histokit.core.files import atomic_path
+from histokit.report.page import number
 
 # Okabe and Ito's colors, told apart with every common color vision.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
@@ -229,12 +230,12 @@ def pcc_histogram(genes: pd.DataFrame) -> Figure:
             text = f"{name}: {len(values):,}"
             if len(values):
                 axis.axvline(values.mean(), color=INK, linewidth=1.4)
-                text += f", mean {values.mean():.2f}"
+                text += f", mean {number(float(values.mean()))}"
             axis.set_title(text, loc="left")
         lowest, highest = scored["pcc"].min(), scored["pcc"].max()
         if len(scored):
             panels[0].set_xlim(min(-0.2, lowest) - 0.05, max(0.6, highest) + 0.05)
-        panels[1].set_xlabel("PCC of measured and predicted expression, mean over test slides")
+        panels[1].set_xlabel("mean PCC of measured and predicted expression")
     return figure
 
 
@@ -279,7 +280,7 @@ def slide_bars(slides: pd.DataFrame, num_hvg: int) -> Figure:
 
 
 def _label(axis, value: float, at: tuple, offset: float, **style) -> None:
-    text = "undefined" if np.isnan(value) else f"{value:.2f}".replace("-", "\u2212")
+    text = "undefined" if np.isnan(value) else number(float(value))
     axis.annotate(text, at, (offset, 0), textcoords="offset points", va="center", **style)
 
 

@@ -84,7 +84,7 @@ def choose(task: FoldTask, slides: Sequence[Slide]) -> str:
         return CANDIDATES[0]
     chosen, units = str(means.idxmax()), table["held_out"].nunique()
     kind = "patients" if len({slide.patient for slide in slides}) > 1 else "slides"
-    listed = ", ".join(f"{candidate} {mean:.4f}" for candidate, mean in means.items())
+    listed = ", ".join(f"{candidate} {mean:z.4f}" for candidate, mean in means.items())
     print(
         f"{name}: {chosen} is chosen; mean PCC of the {GENES} most variable genes over {units} "
         f"training {kind}, each held out once: {listed}"

@@ -114,6 +114,9 @@ def test_numbers_for_people():
     assert number(0.314159) == "0.31"
     assert number(-0.5, 1) == "\u22120.5"
     assert number(float("nan")) == "\u2013"
+    assert number(-0.004) == number(-0.0) == "0.00"
+    assert number(-0.005001) == "\u22120.01"
+    assert with_interval(-0.001, -0.2, 0.1) == "0.00 [\u22120.20, 0.10]"
     assert number(np.int64(12345)) == "12,345"
     assert number("text") == "text"
     assert with_interval(0.2, float("nan"), float("nan")) == "0.20"
@@ -153,3 +156,16 @@ def test_report_is_one_file_with_everything_in_it(tmp_path):
     assert Image.open(tmp_path / "back.png").getpixel((3, 3)) == color
     assert "must not be compared" in html
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
+
+
+def test_a_table_called_as_its_section_repeats_no_heading(tmp_path):
+    tables = [Table(title, ["slide"], [["S1"]]) for title in ("Scores", "By slide")]
+    page = Page("Title", "subtitle", [], [Section("Scores", "", tables)], {}, [])
+    render(tmp_path / "report.html", page)
+    html = (tmp_path / "report.html").read_text()
+    assert re.findall(r"<h([23])>(.*)</h", html) == [
+        ("2", "Scores"),
+        ("3", "By slide"),
+        ("2", "What the numbers mean"),
+        ("2", "Configuration"),
+    ]

@@ -110,6 +110,9 @@ def test_bars_hatch_seen_patients_and_say_undefined():
         }
     )
     figure = plots.slide_bars(slides, 50)
+    near = plots.slide_bars(slides.assign(pcc_hvg=[-0.001, -0.2, np.nan]), 50)
+    texts = [text.get_text() for text in near.axes[0].texts]
+    assert texts == ["\u22120.20", "0.00", "undefined"]
     drawn = bars(figure)
     assert drawn["A"].get_hatch()
     assert not drawn["B"].get_hatch()
