@@ -18,6 +18,7 @@ from histokit.core.files import make_folder
 from histokit.core.options import Checked, option, required, run
 
 FORMATS = ("page", "h5ad", "geojson", "overlays", "spatialdata")
+OF_RUN, OF_OFFICIAL = "fold eval training_data features_from".split(), ["checkpoint", "gene_list"]
 OF_EXTRACTION = "cancer image mpp bin_um mask no_mask allow_misfit weights features_from".split()
 
 
@@ -139,15 +140,22 @@ def check(cfg: Options) -> None:
         raise InputError("give --run, or --official with --checkpoint FILE, one of the two")
     if cfg.official and not cfg.checkpoint:
         raise InputError(f"--official {cfg.official} needs its file: --checkpoint FILE")
-    shaping = {f.name: f.default for f in fields(cfg) if f.name in OF_EXTRACTION}
-    given = [name for name, default in shaping.items() if getattr(cfg, name) != default]
-    if cfg.data is not None and given:
-        name = given[0].replace("_", "-")
+    unread, takes = (OF_RUN, "run") if cfg.official else (OF_OFFICIAL, "official")
+    if given := _given(cfg, unread):
+        other = "official" if cfg.official else "run"
+        raise InputError(f"{given} applies only to --{takes}, not to --{other}; leave it out")
+    if cfg.data is not None and (given := _given(cfg, OF_EXTRACTION)):
         raise InputError(
-            f"--{name} is for slides that are extracted here, and those of --data are extracted "
+            f"{given} is for slides that are extracted here, and those of --data are extracted "
             "already; leave it, or give the slides with --source"
         )
     check_batch_size(cfg.batch_size)
+
+
+def _given(cfg: Options, names: list[str]) -> str:
+    """The first of some options that is not left at its default; empty without one."""
+    first = [f.name for f in fields(cfg) if f.name in names and getattr(cfg, f.name) != f.default]
+    return f"--{first[0].replace('_', '-')}" if first else ""
 
 
 def ask(cfg: Options):

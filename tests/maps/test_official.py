@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import run_predict
 from histokit.core.errors import InputError
 from histokit.data.genes import read_gene_list
 from histokit.data.official_genes import read_outputs
@@ -407,3 +408,26 @@ def test_a_slide_is_mapped(tmp_path, histoprism):
     np.testing.assert_allclose(measured[:, :3], np.log1p(counts), rtol=1e-6)
     assert np.isnan(measured[:, 3:]).all()
     assert any("no gene is marked as trusted" in sentence for sentence in made.said)
+
+
+@pytest.mark.parametrize(
+    ("predictor", "given", "sentence"),
+    [
+        ("official", {"features_from": "made"}, "--features-from applies only to --run, not to"),
+        ("official", {"fold": "0"}, "--fold applies only to --run, not to --official; leave it"),
+        ("official", {"eval": "runs/a/eval"}, "--eval applies only to --run"),
+        ("official", {"training_data": "data"}, "--training-data applies only to --run"),
+        (
+            "run",
+            {"gene_list": "genes.json"},
+            "--gene-list applies only to --official, not to --run",
+        ),
+        ("run", {"checkpoint": "stfm.pth"}, "--checkpoint applies only to --official"),
+    ],
+)
+def test_options_that_a_predictor_does_not_read_are_refused(predictor, given, sentence):
+    named = {"official": {"official": "stpath", "checkpoint": "stfm.pth"}, "run": {"run": "runs/a"}}
+    options = named[predictor] | {"source": "slides", "out": "maps"}
+    run_predict.check(run_predict.Options(**options))
+    with pytest.raises(InputError, match=sentence):
+        run_predict.check(run_predict.Options(**options | given))
