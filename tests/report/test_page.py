@@ -4,6 +4,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from chromium import Chromium, executable
 from PIL import Image
 
 from histokit.evaluate.intervals import row_intervals
@@ -169,3 +170,25 @@ def test_a_table_called_as_its_section_repeats_no_heading(tmp_path):
         ("2", "What the numbers mean"),
         ("2", "Configuration"),
     ]
+
+
+@pytest.mark.skipif(executable() is None, reason="no Chromium")
+def test_wide_tables_fit_a_page_of_1200_pixels(tmp_path):
+    figures = ["0.31 [0.25, 0.36]", "0.12 [\u22120.08, 0.17]", "0.203 [0.181, 0.224]", "0.211"]
+    heads = ["PCC, top 50 HVGs", "PCC, all genes", "MSE", "target variance"]
+    run = ["patients-new, shuffled spots", "ridge-low-rank", "efficientnet-lite0-stages-8views"]
+    genes = ", ".join(f"GENE{i} (ENSG{i:011d})" for i in range(8))
+    tables = [
+        Table("", ["", "slides", *heads, "by"], [["all", 12, *figures, "6 patients, or slides"]]),
+        Table("", ["run", "model", "encoder", *heads, "to best"], [[*run, *figures, figures[1]]],
+              text_columns=3),
+        Table("", ["prototype", "raises", "gate"], [["prototype 3", genes, 0.5]], text_columns=2),
+    ]  # fmt: skip
+    render(tmp_path / "report.html", Page("Title", "", [], [Section("A", "", tables)], {}, []))
+    browser = Chromium()
+    try:
+        browser.open(tmp_path / "report.html", width=1200)
+        boxes = "[...document.querySelectorAll('.scroll')]"
+        assert browser.run(f"{boxes}.every(box => box.scrollWidth <= box.clientWidth)")
+    finally:
+        browser.close()
