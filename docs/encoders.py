@@ -31,8 +31,8 @@ Features that TRIDENT, CLAM or HEST made are taken as they are: `--features-from
 NAME`, one `SLIDE.h5` each; they are called `NAME@trident` (or `@clam`, `@hest`) and mix with no
 others. A spot takes the patch that contains its center. Ours have the same layout.
 
-Beside these: `efficientnet-lite0`, `-lite1`, `-lite2` (ImageNet weights come with the installation),
-`efficientnet-lite0-random`, `hed` (no weights), and any model of timm as `timm:NAME`.
+Beside these: `efficientnet-lite0`, `-lite1` and `-lite2` (their ImageNet weights come with the
+installation), `efficientnet-lite0-random`, `hed` (no weights), and any model of timm as `timm:NAME`.
 
 """
 TAIL = """
