@@ -21,8 +21,8 @@ from histokit.models.average import Average
 from histokit.models.base import Model
 from histokit.models.outputs import Outputs
 from histokit.models.registry import AVERAGE, AVERAGED, CANDIDATES, CHOSEN
-from histokit.ops import StreamingPearson
 from histokit.train import average, fold
+from histokit.train.correlation import mean_pcc
 from histokit.train.task import FoldTask, Trained
 
 HELD_OUT = 4  # inner folds at most
@@ -189,7 +189,4 @@ def slide_pcc(model: Model, slide: Slide, genes: np.ndarray, target: str) -> flo
             f"a candidate predicts values that are not finite on slide {slide.slide_id}; lower --lr"
         )
     truth = normalize(slide.counts, slide.library_size, target)[:, genes].toarray()
-    score = StreamingPearson(len(genes))
-    score.update(prediction, torch.from_numpy(truth).float())
-    pcc = score.compute()[0].nan_to_num(0)[~score.constant_target()[0]]
-    return float(pcc.mean())
+    return mean_pcc(prediction, torch.from_numpy(truth).float())

@@ -14,6 +14,7 @@ from sklearn.model_selection import GroupKFold
 from histokit.core.progress import progress_bar
 from histokit.data.genes import moments
 from histokit.models.baselines import LinearMap
+from histokit.train.correlation import mean_pcc
 from histokit.train.spots import Spots
 
 RANKS = (2, 4, 8, 16, 32)  # beside the full one
@@ -75,18 +76,11 @@ def correlations(
         chosen = genes[spots.measured[s, genes]]
         if len(chosen) and len(rows) > 1:
             scores = fitted.scores(spots.x[rows])
-            truth = spots.y[rows][:, chosen].toarray().astype(np.float64)
-            found.append([_pcc(scores @ fitted.slopes(a, chosen), truth) for a in ALPHAS])
-    return np.mean(found, axis=0) if found else np.zeros(len(ALPHAS))
-
-
-def _pcc(predicted: np.ndarray, truth: np.ndarray) -> float:
-    """Mean correlation of the columns that vary in truth; zero where the prediction does not."""
-    a, b = predicted - predicted.mean(axis=0), truth - truth.mean(axis=0)
-    varies = np.square(b).sum(axis=0) > 0
-    scale = np.sqrt(np.square(a).sum(axis=0) * np.square(b).sum(axis=0))
-    found = np.divide((a * b).sum(axis=0), scale, out=np.zeros(len(scale)), where=scale > 1e-12)
-    return float(found[varies].mean()) if varies.any() else 0.0
+            truth = torch.from_numpy(spots.y[rows][:, chosen].toarray())
+            predicted = (torch.from_numpy(scores @ fitted.slopes(a, chosen)) for a in ALPHAS)
+            found.append([mean_pcc(p, truth) for p in predicted])
+    # a slide on which no gene varies has no say between the penalties
+    return np.nan_to_num(found).mean(axis=0) if found else np.zeros(len(ALPHAS))
 
 
 @dataclasses.dataclass(frozen=True)

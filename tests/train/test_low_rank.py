@@ -74,12 +74,36 @@ def test_penalty_has_the_best_correlation_on_held_out_groups():
         y = spots.y.toarray()
         spread = within(y[train], spots.slide[train]).std(axis=0)
         top = np.argsort(-spread)[: low_rank.GENES]
+        fitted = low_rank._decompose(part, True)
         for k, alpha in enumerate(low_rank.ALPHAS):
-            model = low_rank._decompose(part, True).linear_map(alpha)
+            model = fitted.linear_map(alpha)
             p, t = predict(model, spots.x[~train])[:, top], y[~train][:, top]
             total[k] += np.mean([np.corrcoef(p[:, g], t[:, g])[0, 1] for g in range(len(top))])
     _, alpha = low_rank.fit_low_rank(spots)
     assert alpha == low_rank.ALPHAS[total.argmax()]
+
+
+def test_each_part_and_the_whole_are_decomposed_once_for_all_penalties(monkeypatch):
+    calls = []
+
+    def counted(owner, name):
+        original = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, **k: calls.append(name) or original(*a, **k))
+
+    counted(low_rank.PCA, "fit")
+    counted(low_rank, "svds")
+    low_rank.fit_low_rank(make())  # three slides, held out in turn
+    assert calls == ["fit", "svds"] * (3 + 1)
+
+
+def test_slides_on_which_no_gene_varies_have_no_say():
+    spots = make()
+    train, held = np.flatnonzero(spots.slide == 0), np.flatnonzero(spots.slide > 0)
+    silent = spots.y.tolil()
+    silent[spots.slide == 2] = 0.3
+    silent = Spots(spots.x, silent.tocsr(), spots.measured, spots.slide, spots.group)
+    alone = low_rank.correlations(spots, train, np.flatnonzero(spots.slide == 1))
+    np.testing.assert_allclose(low_rank.correlations(silent, train, held), alone / 2, rtol=1e-12)
 
 
 def test_levels_of_slides_do_not_matter():
