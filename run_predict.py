@@ -124,10 +124,7 @@ def main(cfg: Options) -> None:
         for sentence in slide.said:
             print(f"{slide_id}: {sentence}")
         write_slide(slide, out / slide_id, oracle, cohort, cfg)
-    thumbnails = cohort.folder / "thumbnails"
-    mapped = sorted(record.parent.name for record in out.glob("*/prediction.json"))
-    mapped = [name for name in mapped if (thumbnails / f"{name}.jpg").is_file()]
-    print(f"all maps: {write_index(out, thumbnails, mapped)}")
+    print(f"all maps: {write_index(out)}")
 
 
 def check(cfg: Options) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from urllib.parse import quote
 
 from histokit.core.files import atomic_path, read_json
+from histokit.evaluate.folders import MANIFEST
+from histokit.maps.writing import RECORD, THUMBNAIL
 from histokit.report.page import templates
 
 _TEMPLATE = """<!DOCTYPE html>
@@ -27,7 +28,7 @@ p { margin: 0 0 6px; color: #57606a; }
 <ul>
 {% for slide in slides %}
 <li>
-  <img src="{{ slide.picture }}" alt="tissue of {{ slide.name }}">
+  {% if slide.picture %}<img src="{{ slide.picture }}" alt="tissue of {{ slide.name }}">{% endif %}
   <div>
     <h2>{% if slide.page %}<a href="{{ slide.page }}">{{ slide.name }}</a>
       {% else %}{{ slide.name }}{% endif %}</h2>
@@ -41,33 +42,40 @@ p { margin: 0 0 6px; color: #57606a; }
 """
 
 
-def write_index(out: Path, thumbnails: Path, slide_ids: list[str]) -> Path:
-    """Write ``index.html`` over the folders of slides that lie beside it.
+def write_index(out: Path) -> Path:
+    """Write ``index.html`` over all folders of slides that lie beside it, sorted by name.
 
     Args:
-        out: the folder that holds a folder for each slide.
-        thumbnails: the folder of the slides' pictures.
-        slide_ids: the slides, in their order.
+        out: the folder that holds a folder for each slide, of this and of earlier calls.
 
     Returns:
         The page.
     """
-    slides = []
-    for slide_id in slide_ids:
-        record = read_json(out / slide_id / "prediction.json")
-        page = out / slide_id / "page" / "index.html"
-        picture = os.path.relpath(thumbnails / f"{slide_id}.jpg", out)
-        slides.append(
-            {
-                "name": slide_id,
-                "page": quote(f"{slide_id}/page/index.html") if page.is_file() else "",
-                "picture": quote(picture),
-                "patches": f"{record['patches']:,}",
-                "genes": f"{record['genes']:,}",
-                "said": record["said"],
-            }
-        )
+    slides = [_entry(folder) for folder in _mapped(out)]
     html = templates("histokit.maps").from_string(_TEMPLATE).render(slides=slides)
     with atomic_path(out / "index.html") as temporary:
         temporary.write_text(html, encoding="utf-8")
     return out / "index.html"
+
+
+def _mapped(out: Path) -> list[Path]:
+    """Finished folders of slides; one that is being written has a dot before its name."""
+    records = sorted(out.glob(f"[!.]*/{RECORD}"))
+    return [record.parent for record in records if (record.parent / MANIFEST).is_file()]
+
+
+def _entry(folder: Path) -> dict:
+    """What the page says of a slide."""
+    record = read_json(folder / RECORD)
+
+    def link(name: str) -> str:
+        return quote(f"{folder.name}/{name}") if (folder / name).is_file() else ""
+
+    return {
+        "name": folder.name,
+        "page": link("page/index.html"),
+        "picture": link(THUMBNAIL),
+        "patches": f"{record['patches']:,}",
+        "genes": f"{record['genes']:,}",
+        "said": record["said"],
+    }

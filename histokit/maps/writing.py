@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,8 @@ from histokit.maps.spatialdata_file import write_spatialdata
 
 CHOSEN = 12  # genes of pictures and of the files for viewers, where none are named
 LARGEST_TABLE = 2000  # genes up to which SpatialData, which opens whole, gets all
-_RECORD = "prediction.json"
+RECORD = "prediction.json"
+THUMBNAIL = "thumbnail.jpg"
 _MACHINE = ("out", "batch_size", "device", "workers")
 
 
@@ -53,9 +55,12 @@ def write_slide(slide: SlideMap, folder: Path, oracle: Oracle, cohort: Cohort, c
             write_layers(slide, place / "layers", genes)
         if "page" in cfg.formats:
             write_page(slide, place / "page")
+        thumbnail = cohort.folder / "thumbnails" / f"{slide.slide_id}.jpg"
+        if thumbnail.is_file():  # for the index, which outlives the extraction
+            shutil.copyfile(thumbnail, place / THUMBNAIL)
         record = {"made_from": made_from(oracle, cohort, slide.slide_id, cfg), "said": slide.said}
         record |= {"patches": len(slide.barcodes), "genes": len(slide.genes)}
-        write_json(place / _RECORD, record | {"versions": versions()})
+        write_json(place / RECORD, record | {"versions": versions()})
     count = len(slide.barcodes)
     print(f"{slide.slide_id}: {count:,} patches x {len(slide.genes):,} genes in {folder}")
     if "page" in cfg.formats:
@@ -77,7 +82,7 @@ def is_finished(folder: Path, oracle: Oracle, cohort: Cohort, slide_id: str, cfg
         return False
     if not all((folder / name).is_file() for name in read_json(folder / MANIFEST)["files"]):
         return False
-    record = read_json(folder / _RECORD)
+    record = read_json(folder / RECORD)
     return record.get("made_from") == made_from(oracle, cohort, slide_id, cfg)
 
 

@@ -209,6 +209,25 @@ def test_slides_of_one_source_are_kept_when_asked_for_one_by_one(study, predict)
     assert "tissue of IDC-2" in index
 
 
+def test_slides_of_another_extraction_join_the_index(study, call, tmp_path):
+    for k, slide in enumerate(("IDC-1", "IDC-2")):
+        data = tmp_path / f"data{k}"
+        shutil.copytree(study / "data", data)
+        for other in (data / "thumbnails").glob("*.jpg"):
+            if other.stem != slide:
+                other.unlink()
+        given = ["--run", study / "ridge", "--data", data, "--slides", slide]
+        said = call(run_predict, *given, "--formats", "page", "--out", tmp_path / "maps")
+        assert said.returncode == 0, said.stderr
+        shutil.rmtree(data)
+    html = (tmp_path / "maps" / "index.html").read_text()
+    assert html.count("<li>") == 2
+    for slide in ("IDC-1", "IDC-2"):
+        for link in (f'href="{slide}/page/index.html"', f'src="{slide}/thumbnail.jpg"'):
+            assert link in html
+            assert (tmp_path / "maps" / link.split('"')[1]).is_file()
+
+
 def test_a_run_of_joined_encoders_predicts_spots_and_has_no_single_grid(study, call, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(study / "data", data)
