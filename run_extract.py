@@ -18,13 +18,14 @@ from pathlib import Path
 
 from histokit.core.errors import InputError
 from histokit.core.files import make_folder, safe_name
-from histokit.core.options import Checked, option, required, run
+from histokit.core.options import option, required, run
+from histokit.extract.options import SlideOptions
 
 BEST_SCALES = "112,224,448"  # of --features best
 
 
 @dataclass(frozen=True)
-class Options(Checked):
+class Options(SlideOptions):
     """Options of run_extract.py."""
 
     source: str = required(
@@ -68,36 +69,14 @@ class Options(Checked):
         "side of a patch in level-0 pixels, instead of microns; for slides without mpp",
         least=1,
     )
-    mpp: float | None = option(
-        None, "microns per level-0 pixel of every slide, overriding its own", above=0, below=1000
-    )
-    image: str | None = option(
-        None, "the full-resolution image, for a folder of one slide that does not hold it"
-    )
-    bin_um: float = option(
-        112.0,
-        "side in microns of the squares into which bins, cells and transcripts of Visium HD and "
-        "Xenium are pooled",
-        above=0,
-        below=10000.0,
-    )
-    mask: str | None = option(
-        None, "tissue of slides without spots: a GeoJSON in level-0 pixels, or an image"
-    )
-    no_mask: bool = option(False, "take every patch of a slide without spots, not tissue alone")
     features_from: str | None = option(
         None,
         "folder of features that TRIDENT, CLAM or HEST made, SLIDE.h5 each; --encoder names theirs",
     )
-    cancer: str = option("Unknown", "OncoTree code for sources that state none")
     layer: str | None = option(
         None, "layer of .h5ad files that holds the raw counts; raw is their raw.X", shown="X"
     )
     slides: list[str] = option([], "ids of the slides to extract; an empty list means all")
-    allow_misfit: bool = option(
-        False,
-        "extract slides although spots, counts and image do not seem to belong together",
-    )
     batch_size: str = option(
         "auto",
         "patches encoded at a time; auto is 16 on the CPU and 256 elsewhere, halved where memory "

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from histokit.core.errors import InputError
 from histokit.core.files import make_folder
-from histokit.core.options import Checked, option, required, run
+from histokit.core.options import option, required, run
+from histokit.extract.options import SlideOptions
 
 FORMATS = ("page", "h5ad", "geojson", "overlays", "spatialdata")
 OF_RUN, OF_OFFICIAL = "fold eval training_data features_from".split(), ["checkpoint", "gene_list"]
@@ -23,7 +24,7 @@ OF_EXTRACTION = "cancer image mpp bin_um mask no_mask allow_misfit weights featu
 
 
 @dataclass(frozen=True)
-class Options(Checked):
+class Options(SlideOptions):
     """Options of run_predict.py."""
 
     out: str = required("folder to write into; made if absent")
@@ -46,7 +47,6 @@ class Options(Checked):
         None, "in place of --source, a folder that run_extract.py wrote as for this run"
     )
     fold: str = option("all", "the fold whose model predicts; all: the mean of all")
-    cancer: str = option("Unknown", "OncoTree code for sources that state none")
     slides: list[str] = option([], "ids of the slides to predict; an empty list means all")
     formats: list[str] = option(
         list(FORMATS), f"what to write: {', '.join(FORMATS)}", choices=FORMATS
@@ -70,25 +70,6 @@ class Options(Checked):
     )
     training_data: str | None = option(
         None, "where the run's training features lie now", shown="as the run recorded it"
-    )
-    image: str | None = option(
-        None, "the full-resolution image, for a folder of one slide that does not hold it"
-    )
-    mpp: float | None = option(
-        None, "microns per level-0 pixel of every slide, overriding its own", above=0, below=1000
-    )
-    bin_um: float = option(
-        112.0,
-        "side of the squares that Visium HD and Xenium are pooled into",
-        above=0,
-        below=10000.0,
-    )
-    mask: str | None = option(
-        None, "tissue of slides without spots: a GeoJSON in level-0 pixels, or an image"
-    )
-    no_mask: bool = option(False, "take every patch of a slide without spots, not tissue alone")
-    allow_misfit: bool = option(
-        False, "go on although spots, counts and image do not seem to belong together"
     )
     weights: str | None = option(
         None, "weights of the run's encoder", shown="from the hub or its cache"
