@@ -75,12 +75,14 @@ Tensor with_dense(const char* op, const Tensor& dense, const Tensor& values, int
 
 }  // namespace
 
-Tensor csr_matmul(Tensor row_offsets, Tensor col_index, Tensor values, Tensor dense) {
+Tensor csr_matmul(Tensor row_offsets, Tensor col_index, Tensor values, Tensor dense,
+                  int64_t products) {
   constexpr const char* kOp = "csr_matmul";
   Matrix y(kOp, row_offsets, col_index, values, dense.size(0));
   y.check(kOp);
   CsrParams& p = y.p;
   const Tensor other = with_dense(kOp, dense, values, p.num_cols, p);
+  p.products = checked_products(kOp, products);
   Tensor out = new_tensor(dense, {p.num_rows, p.dim}, dense.scalar_type());
   if (p.num_rows == 0 || p.dim == 0) return out;
   p.out = out.mutable_data_ptr();

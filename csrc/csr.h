@@ -17,8 +17,9 @@ struct CsrParams {
   bool wide_index;   // indices are int64_t, otherwise int32_t
   int64_t num_rows;  // compressed rows
   int64_t num_cols;
-  int64_t num_entries;      // nnz
-  int64_t dim;              // d
+  int64_t num_entries;  // nnz
+  int64_t dim;          // d
+  int64_t products;  // CUDA matmul: 0 plain kernel; on tensor cores float32 in 1 or 3 TF32 products
   const void* row_offsets;  // (num_rows + 1,)
   const void* col_index;    // (nnz,), ascending strictly within a row
   const void* values;       // (nnz,)
@@ -40,6 +41,10 @@ void csr_check_cpu(const CsrParams& p, int64_t begin, int64_t end);
 
 Error csr_check_cuda(CsrParams p, Stream stream);
 Error csr_matmul_cuda(CsrParams p, Stream stream);
+// The same on tensor cores, and whether it was asked for, and type, device and the share of stored
+// entries allow it; the launcher above asks.
+bool csr_matmul_by_mma(const CsrParams& p);
+Error csr_matmul_mma_cuda(CsrParams p, Stream stream);
 Error csr_moments_cuda(CsrParams p, Stream stream);  // reads row_offsets and values, writes moments
 
 }  // namespace histokit

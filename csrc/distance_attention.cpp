@@ -39,9 +39,7 @@ struct Inputs {
     p.value = value.const_data_ptr(), p.value_row = value.stride(0), p.value_head = value.stride(1);
     HK_CHECK(dropout >= 0 && dropout < 1 && (seeds || dropout == 0), kOp,
              ": dropout must be in [0, 1), with a seed where it is not 0, got ", dropout);
-    HK_CHECK(products == 0 || products == 1 || products == 3, kOp,
-             ": products must be 0, 1 or 3, got ", products);
-    p.products = products;
+    p.products = checked_products(kOp, products);
     seed = checked(kOp, "seed", seeds, ScalarType::Long, {1}, q);
     p.seed = data_as<int64_t>(seed), p.dropout = dropout;
     p.finite_coords = q.is_cuda() || (p.dtype == Dtype::f64 ? finite<double>() : finite<float>());

@@ -42,6 +42,12 @@ OptionalTensor checked(const char* op, const char* name, const OptionalTensor& t
   return checked(op, name, *t, type, shape, like);
 }
 
+int64_t checked_products(const char* op, int64_t products) {
+  HK_CHECK(products == 0 || products == 1 || products == 3, op,
+           ": products must be 0, 1 or 3, got ", products);
+  return products;
+}
+
 Tensor rows_of(const char* op, const char* name, const Tensor& t) {
   HK_CHECK(t.dim() == 2, op, ": ", name, " must have 2 dimensions, got ", t.dim());
   const bool ready = t.size(1) <= 1 || t.stride(1) == 1;

@@ -51,6 +51,9 @@ Tensor checked(const char* op, const char* name, const Tensor& t, ScalarType typ
 OptionalTensor checked(const char* op, const char* name, const OptionalTensor& t, ScalarType type,
                        std::initializer_list<int64_t> shape, const Tensor& like);
 
+// How many products on tensor cores make one of float32 (0 for none), or an error.
+int64_t checked_products(const char* op, int64_t products);
+
 // A (rows, cols) tensor whose columns are contiguous; copied only when they are not.
 Tensor rows_of(const char* op, const char* name, const Tensor& t);
 

@@ -49,7 +49,8 @@ void pearson_update(Tensor state, Tensor pred, Tensor target, OptionalTensor mas
                     OptionalTensor order, OptionalTensor offsets);
 
 // -> out (num_rows, d)
-Tensor csr_matmul(Tensor row_offsets, Tensor col_index, Tensor values, Tensor dense);
+Tensor csr_matmul(Tensor row_offsets, Tensor col_index, Tensor values, Tensor dense,
+                  int64_t products);
 
 // -> out (num_cols, d), moments (2, num_cols) float64
 std::tuple<Tensor, Tensor> csr_transpose_matmul(Tensor row_offsets, Tensor col_index, Tensor values,

@@ -23,15 +23,17 @@ STABLE_TORCH_LIBRARY(histokit, m) {
       "Tensor out, Tensor normalizer, int num_heads) -> (Tensor, Tensor, Tensor)");
   m.def(
       "distance_attention(Tensor query, Tensor key, Tensor value, Tensor coords, Tensor slope, "
-      "Tensor? seed, float dropout, int products=0) -> (Tensor, Tensor)");
+      "Tensor? seed, float dropout, int products) -> (Tensor, Tensor)");
   m.def(
       "distance_attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, "
       "Tensor coords, Tensor slope, Tensor? seed, float dropout, Tensor out, Tensor normalizer, "
-      "bool with_slope, int products=0) -> (Tensor, Tensor, Tensor, Tensor)");
+      "bool with_slope, int products) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "pearson_update(Tensor(a!) state, Tensor pred, Tensor target, Tensor? mask, Tensor? order, "
       "Tensor? offsets) -> ()");
-  m.def("csr_matmul(Tensor row_offsets, Tensor col_index, Tensor values, Tensor dense) -> Tensor");
+  m.def(
+      "csr_matmul(Tensor row_offsets, Tensor col_index, Tensor values, Tensor dense, int products) "
+      "-> Tensor");
   m.def(
       "csr_transpose_matmul(Tensor row_offsets, Tensor col_index, Tensor values, Tensor dense, "
       "int num_cols) -> (Tensor, Tensor)");

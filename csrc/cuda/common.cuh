@@ -28,6 +28,7 @@ namespace {
 
 constexpr int kWarp = 32;
 constexpr int kBlockWarps = HK_BLOCK_WARPS;
+constexpr int kThreads = kBlockWarps * kWarp;  // of a block
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int64_t kMaxBlocks = 1 << 20;  // of a grid-stride loop
 

@@ -4,7 +4,6 @@
 namespace histokit {
 namespace {
 
-constexpr int kThreads = kBlockWarps * kWarp;
 constexpr int kLaneValues = 8;  // columns of out a lane keeps: a warp covers 256 at a time
 constexpr int kInFlight = 4;    // rows of dense whose loads overlap
 
@@ -148,6 +147,7 @@ Error csr_check_cuda(CsrParams p, Stream stream) {
 }
 
 Error csr_matmul_cuda(CsrParams p, Stream stream) {
+  if (csr_matmul_by_mma(p)) return csr_matmul_mma_cuda(p, stream);
   const bool f64 = p.dtype == Dtype::f64;
   if (p.wide_index)
     f64 ? launch_matmul<double, int64_t>(p, stream) : launch_matmul<float, int64_t>(p, stream);

@@ -9,7 +9,6 @@ namespace {
 
 using Params = DistanceAttentionParams;
 
-constexpr int kThreads = kBlockWarps * kWarp;
 constexpr const char* kTooDeep =
     "distance_attention on CUDA takes heads of up to 1024 elements (512 in float64)";
 

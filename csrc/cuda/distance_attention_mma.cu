@@ -35,20 +35,10 @@ __global__ void __launch_bounds__(kThreads, 2) forward_mma(const Params p, const
   T* const queries = reinterpret_cast<T*>(memory);
   T* const slabs = queries + P::kRowSlab;
   float* const places = reinterpret_cast<float*>(slabs + 4 * P::kColumnSlab);
-  const auto fill_stage = [&](int64_t start, int stage) {
-    T* keys = slabs + 2 * stage * P::kColumnSlab;
-    const int64_t count = p.num_rows - start;
-    fetch<P, P::kColumns>(keys, head_of<T>(p.key, start, p.key_row, p.key_head), p.key_row, count,
-                          p.head_dim, wide);
-    fetch<P, P::kColumns>(keys + P::kColumnSlab,
-                          head_of<T>(p.value, start, p.value_row, p.value_head), p.value_row, count,
-                          p.head_dim, wide);
-    fill_places(places + 2 * stage * P::kColumns, p, start, P::kColumns);
-  };
   const int64_t first = int64_t(blockIdx.x) * P::kRows;
   fetch<P, P::kRows>(queries, head_of<T>(p.query, first, p.query_row, p.query_head), p.query_row,
                      p.num_rows - first, p.head_dim, wide);
-  fill_stage(0, 0);
+  fill_keys<P>(slabs, places, p, 0, 0, wide);
   commit_copies();
 
   const float scale = 1.0f / sqrt(float(p.head_dim));
@@ -59,7 +49,8 @@ __global__ void __launch_bounds__(kThreads, 2) forward_mma(const Params p, const
   typename P::Vectors sums = {};
   int stage = 0;
   for (int64_t start = 0; start < p.num_rows; start += P::kColumns, stage ^= 1) {
-    if (start + P::kColumns < p.num_rows) fill_stage(start + P::kColumns, stage ^ 1);
+    if (start + P::kColumns < p.num_rows)
+      fill_keys<P>(slabs, places, p, start + P::kColumns, stage ^ 1, wide);
     commit_copies();
     wait_copies<1>();
     __syncthreads();
@@ -121,18 +112,14 @@ __global__ void __launch_bounds__(kThreads, 2) forward_mma(const Params p, const
       to[0] = softmax[m][r].most;
       to[1] = logarithm(total);
     }
-  write_rows<P>(p.out, p, rows, sums, factor, wide);
+  write_rows<P>(p.out, p, sums, factor, wide);
 }
 
 }  // namespace
 
 bool distance_attention_by_mma(const Params& p) {
   if (p.products == 0 || p.dtype == Dtype::f64 || p.head_dim > kMostMmaDim) return false;
-  int device = 0, major = 0, bytes = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  return major >= 8 && bytes >= kMmaSharedBytes;
+  return device_takes_mma(kMmaSharedBytes);
 }
 
 Error distance_attention_mma_cuda(Params p, Stream stream) {

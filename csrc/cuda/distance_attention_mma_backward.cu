@@ -52,22 +52,12 @@ __global__ void __launch_bounds__(kThreads) query_mma(const Params p, const bool
   T* const slabs = grads + P::kRowSlab;
   float* const places = reinterpret_cast<float*>(slabs + 4 * P::kColumnSlab);
   float* const deltas = places + 4 * P::kColumns;
-  const auto fill_stage = [&](int64_t start, int stage) {
-    T* keys = slabs + 2 * stage * P::kColumnSlab;
-    const int64_t count = p.num_rows - start;
-    fetch<P, P::kColumns>(keys, head_of<T>(p.key, start, p.key_row, p.key_head), p.key_row, count,
-                          p.head_dim, wide);
-    fetch<P, P::kColumns>(keys + P::kColumnSlab,
-                          head_of<T>(p.value, start, p.value_row, p.value_head), p.value_row, count,
-                          p.head_dim, wide);
-    fill_places(places + 2 * stage * P::kColumns, p, start, P::kColumns);
-  };
   const int64_t first = int64_t(blockIdx.x) * P::kRows, left = p.num_rows - first;
   fetch<P, P::kRows>(queries, head_of<T>(p.query, first, p.query_row, p.query_head), p.query_row,
                      left, p.head_dim, wide);
   fetch<P, P::kRows>(grads, head_of<T>(p.grad_out, first, p.grad_out_row, p.grad_out_head),
                      p.grad_out_row, left, p.head_dim, wide);
-  fill_stage(0, 0);
+  fill_keys<P>(slabs, places, p, 0, 0, wide);
   commit_copies();
   find_deltas<P>(deltas, p, first);
   __syncthreads();
@@ -89,7 +79,8 @@ __global__ void __launch_bounds__(kThreads) query_mma(const Params p, const bool
   double slope_sum = 0;
   int stage = 0;
   for (int64_t start = 0; start < p.num_rows; start += P::kColumns, stage ^= 1) {
-    if (start + P::kColumns < p.num_rows) fill_stage(start + P::kColumns, stage ^ 1);
+    if (start + P::kColumns < p.num_rows)
+      fill_keys<P>(slabs, places, p, start + P::kColumns, stage ^ 1, wide);
     commit_copies();
     wait_copies<1>();
     __syncthreads();
@@ -129,7 +120,7 @@ __global__ void __launch_bounds__(kThreads) query_mma(const Params p, const bool
   float factor[P::kTiles][2];
 #pragma unroll
   for (int m = 0; m < P::kTiles; ++m) factor[m][0] = factor[m][1] = scale;
-  write_rows<P>(p.grad_query, p, rows, sums, factor, wide);
+  write_rows<P>(p.grad_query, p, sums, factor, wide);
   if (p.partial_slope == nullptr) return;
   slope_sum = warp_sum(slope_sum);
   if (lane_id() == 0) warp_sums[threadIdx.x / kWarp] = slope_sum;
@@ -150,15 +141,10 @@ __global__ void __launch_bounds__(kThreads, 2) key_mma(const Params p, const boo
   float* const places = reinterpret_cast<float*>(slabs + 4 * P::kColumnSlab);
   Query* const others = reinterpret_cast<Query*>(places + 4 * P::kColumns);
   const Keep<float> keep(p);
-  const auto fill_stage = [&](int64_t start, int stage) {
-    T* queries = slabs + 2 * stage * P::kColumnSlab;
-    const int64_t count = p.num_rows - start;
-    fetch<P, P::kColumns>(queries, head_of<T>(p.query, start, p.query_row, p.query_head),
-                          p.query_row, count, p.head_dim, wide);
-    fetch<P, P::kColumns>(queries + P::kColumnSlab,
-                          head_of<T>(p.grad_out, start, p.grad_out_row, p.grad_out_head),
-                          p.grad_out_row, count, p.head_dim, wide);
-    fill_places(places + 2 * stage * P::kColumns, p, start, P::kColumns);
+  const auto fill_queries = [&](int64_t start, int stage) {
+    const Side sides[2] = {{p.query, p.query_row, p.query_head},
+                           {p.grad_out, p.grad_out_row, p.grad_out_head}};
+    fill_stage<P>(slabs, places, p, sides, start, stage, wide);
     for (int i = threadIdx.x; i < P::kColumns; i += kThreads) {
       const int64_t row = min(start + i, p.num_rows - 1), index = blockIdx.y * p.num_rows + row;
       const auto at = Normalizer<float>::at(p.normalizer, index);
@@ -172,7 +158,7 @@ __global__ void __launch_bounds__(kThreads, 2) key_mma(const Params p, const boo
                      p.head_dim, wide);
   fetch<P, P::kRows>(values, head_of<T>(p.value, first, p.value_row, p.value_head), p.value_row,
                      left, p.head_dim, wide);
-  fill_stage(0, 0);
+  fill_queries(0, 0);
   commit_copies();
 
   const float scale = 1.0f / sqrt(float(p.head_dim));
@@ -181,7 +167,7 @@ __global__ void __launch_bounds__(kThreads, 2) key_mma(const Params p, const boo
   typename P::Vectors key_sums = {}, value_sums = {};
   int stage = 0;
   for (int64_t start = 0; start < p.num_rows; start += P::kColumns, stage ^= 1) {
-    if (start + P::kColumns < p.num_rows) fill_stage(start + P::kColumns, stage ^ 1);
+    if (start + P::kColumns < p.num_rows) fill_queries(start + P::kColumns, stage ^ 1);
     commit_copies();
     wait_copies<1>();
     __syncthreads();
@@ -223,8 +209,8 @@ __global__ void __launch_bounds__(kThreads, 2) key_mma(const Params p, const boo
   for (int m = 0; m < P::kTiles; ++m)
 #pragma unroll
     for (int r = 0; r < 2; ++r) for_keys[m][r] = scale, for_values[m][r] = keep.factor;
-  write_rows<P>(p.grad_key, p, rows, key_sums, for_keys, wide);
-  write_rows<P>(p.grad_value, p, rows, value_sums, for_values, wide);
+  write_rows<P>(p.grad_key, p, key_sums, for_keys, wide);
+  write_rows<P>(p.grad_value, p, value_sums, for_values, wide);
 }
 
 }  // namespace

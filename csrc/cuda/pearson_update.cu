@@ -4,7 +4,6 @@
 namespace histokit {
 namespace {
 
-constexpr int kThreads = kBlockWarps * kWarp;
 constexpr int kResident = 6;                   // blocks a multiprocessor holds
 constexpr int64_t kOneWave = 132 * kResident;  // fills an H100 or H200 once
 constexpr int64_t kMinRows = 32;               // fewer rows do not pay for a partial

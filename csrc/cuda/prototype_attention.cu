@@ -5,8 +5,6 @@ namespace {
 
 using Params = PrototypeAttentionParams;
 
-constexpr int kThreads = kBlockWarps * kWarp;
-
 // Patches a thread works on at once, so that a tile is read once for all of them.
 template <class A>
 constexpr int kRows = sizeof(A) == 8 ? 1 : 2;

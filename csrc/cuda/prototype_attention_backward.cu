@@ -5,14 +5,13 @@ namespace {
 
 using Params = PrototypeAttentionParams;
 
-constexpr int kRowThreads = kBlockWarps * kWarp;  // of a block that owns patches
-constexpr int kThreads = 2 * kWarp;               // of a block that owns prototypes
-constexpr int64_t kMinRows = 64;                  // fewer rows do not pay for a partial
-constexpr int64_t kPartialRows = 8192;            // prototypes times partials, at most
+constexpr int kPrototypeThreads = 2 * kWarp;  // of a block that owns prototypes
+constexpr int64_t kMinRows = 64;              // fewer rows do not pay for a partial
+constexpr int64_t kPartialRows = 8192;        // prototypes times partials, at most
 
 // Block (x, y): rows of tile x, head y; the prototypes pass by.
 template <class T, int kDim>
-__global__ void __launch_bounds__(kRowThreads, 3)
+__global__ void __launch_bounds__(kThreads, 3)
     query_kernel(const Params p, const int lanes, const bool wide) {
   using A = Acc<T>;
   HK_SHARED(keys, Tile<A, kDim>);
@@ -60,7 +59,8 @@ __global__ void __launch_bounds__(kRowThreads, 3)
 
 // Block (x, y, z): prototypes of tile x, head y, row block z; the patches pass by.
 template <class T, int kDim>
-__global__ void __launch_bounds__(kThreads) prototype_kernel(const Params p, const int lanes) {
+__global__ void __launch_bounds__(kPrototypeThreads)
+    prototype_kernel(const Params p, const int lanes) {
   using A = Acc<T>;
   HK_SHARED(queries, Tile<A, kDim>);
   HK_SHARED(grads, Tile<A, kDim>);
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads) prototype_kernel(const Params p, con
     __syncthreads();
     queries.fill(query, p.query_stride, count, p.head_dim, lanes);
     grads.fill(grad_out, p.grad_out_stride, count, p.head_dim, lanes);
-    for (int i = threadIdx.x; i < count; i += kThreads) {
+    for (int i = threadIdx.x; i < count; i += kPrototypeThreads) {
       A total = 0;
       for (int64_t c = 0; c < p.head_dim; ++c)
         total += to_acc(grad_out[i * p.grad_out_stride + c]) * to_acc(out[i * width + c]);
@@ -131,10 +131,11 @@ Error prototype_attention_backward_cuda(Params p, Stream stream) {
     using T = decltype(zero);
     constexpr int kDim = decltype(dim)::value;
     const int lanes = lanes_for(p.head_dim, kDim);
-    const dim3 rows(ceil_div(p.num_rows, kRowThreads / lanes), p.num_heads);
-    HK_LAUNCH((query_kernel<T, kDim>), rows, kRowThreads, stream, p, lanes, wide_rows<T>(p));
-    const dim3 columns(ceil_div(p.num_prototypes, kThreads / lanes), p.num_heads, p.num_partials);
-    HK_LAUNCH((prototype_kernel<T, kDim>), columns, kThreads, stream, p, lanes);
+    const dim3 rows(ceil_div(p.num_rows, kThreads / lanes), p.num_heads);
+    HK_LAUNCH((query_kernel<T, kDim>), rows, kThreads, stream, p, lanes, wide_rows<T>(p));
+    const dim3 columns(ceil_div(p.num_prototypes, kPrototypeThreads / lanes), p.num_heads,
+                       p.num_partials);
+    HK_LAUNCH((prototype_kernel<T, kDim>), columns, kPrototypeThreads, stream, p, lanes);
   });
 }
 

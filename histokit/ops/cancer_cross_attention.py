@@ -240,7 +240,7 @@ class _RowsOfSlides:
         values[at.flatten()] = weight[self.order].flatten()
         index[at.flatten()] = self.order.repeat_interleave(keys)
         offsets = F.pad(self.counts.repeat_interleave(keys).cumsum(0), (1, 0))
-        out = torch.ops.histokit.csr_matmul(offsets, index, values, data)
+        out = torch.ops.histokit.csr_matmul(offsets, index, values, data, 0)
         return out.view(self.slides, keys, data.shape[1])
 
     def spread(self, weight: Tensor, context: Tensor) -> Tensor:
@@ -251,7 +251,7 @@ class _RowsOfSlides:
         offsets = torch.arange(0, weight.numel() + 1, keys, device=weight.device)
         index = self.slide_index[:, None] * keys + torch.arange(keys, device=weight.device)
         return torch.ops.histokit.csr_matmul(
-            offsets, index.flatten(), weight.flatten(), context.flatten(0, 1)
+            offsets, index.flatten(), weight.flatten(), context.flatten(0, 1), 0
         )
 
 

@@ -153,10 +153,15 @@ def _sort_by_column(target: Csr) -> ByColumn:
     return ByColumn(offsets, rows[order], order.to(kind))
 
 
+def matmul(row_offsets: Tensor, col_index: Tensor, values: Tensor, dense: Tensor) -> Tensor:
+    """The product of a sparse matrix (R, C) and dense (C, d): (R, d), on tensor cores if asked."""
+    return torch.ops.histokit.csr_matmul(row_offsets, col_index, values, dense, dispatch.products())
+
+
 def _csr_matmul_backward(ctx, grad):
     genes, row_offsets, col_index, values = ctx.genes, *ctx.saved_tensors
     op = torch.ops.histokit.csr_transpose_matmul
-    return None, None, None, op(row_offsets, col_index, values, grad, genes)[0]
+    return None, None, None, op(row_offsets, col_index, values, grad, genes)[0], None
 
 
 def _csr_setup(ctx, inputs, output):
@@ -165,8 +170,7 @@ def _csr_setup(ctx, inputs, output):
 
 
 def _csr_transpose_backward(ctx, grad, _):
-    grad_dense = torch.ops.histokit.csr_matmul(*ctx.saved_tensors, grad)
-    return None, None, None, grad_dense, None
+    return None, None, None, matmul(*ctx.saved_tensors, grad), None
 
 
 def _csr_transpose_fake(row_offsets, col_index, values, dense, num_cols):
@@ -180,14 +184,14 @@ def _csr_transpose_cuda(row_offsets, col_index, values, dense, num_cols):
     """By the row kernels, on the entries in the order of columns."""
     offsets, rows, order = by_column(Csr(row_offsets, col_index, values, num_cols))
     values = values.index_select(0, order)
-    out = torch.ops.histokit.csr_matmul(offsets, rows, values, dense)
+    out = matmul(offsets, rows, values, dense)
     return out, torch.ops.histokit.csr_moments(offsets, values, row_offsets.shape[0] - 1)
 
 
 if dispatch.HAS_KERNELS:
     torch.library.register_fake(
         "histokit::csr_matmul",
-        lambda row_offsets, col_index, values, dense: dense.new_empty(
+        lambda row_offsets, col_index, values, dense, products: dense.new_empty(
             row_offsets.shape[0] - 1, dense.shape[1]
         ),
     )

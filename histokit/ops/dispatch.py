@@ -20,6 +20,9 @@ if HAS_KERNELS:
 HAS_CUDA = HAS_KERNELS and torch._C._dispatch_has_kernel_for_dispatch_key(
     "histokit::csr_matmul", "CUDA"
 )
+TENSOR_CORES = os.environ.get("HISTOKIT_TENSOR_CORES", "0")  # read once; 1 turns them on
+if TENSOR_CORES not in ("0", "1"):
+    raise ValueError(f"HISTOKIT_TENSOR_CORES must be 0 or 1, got {TENSOR_CORES!r}")
 BACKENDS = ("auto", "kernels", "reference")
 _backend: ContextVar[str] = ContextVar("backend", default="auto")
 _traced = "auto"  # the last choice of any thread: torch.compile cannot read the other
@@ -102,6 +105,15 @@ def has_values(tensor: Tensor) -> bool:
 def on_cuda(tensor: Tensor) -> bool:
     """Whether the forms for CUDA take this tensor, which must not make the host wait."""
     return tensor.is_cuda
+
+
+def products() -> int:
+    """How many products on tensor cores make one of float32; 0 for none."""
+    if TENSOR_CORES == "0":
+        return 0
+    if torch.compiler.is_compiling():  # it cannot trace the question; three are always right
+        return 3
+    return 1 if torch.backends.cuda.matmul.fp32_precision == "tf32" else 3
 
 
 def host_checks(op: str, tensor: Tensor) -> bool:

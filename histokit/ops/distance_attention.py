@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 from torch import Tensor
 
 from histokit.ops import dispatch, reference
 from histokit.ops.dispatch import check_float, check_shape, check_tensor
-
-TENSOR_CORES = os.environ.get("HISTOKIT_TENSOR_CORES", "0")  # read once; 1 turns them on
-if TENSOR_CORES not in ("0", "1"):
-    raise ValueError(f"HISTOKIT_TENSOR_CORES must be 0 or 1, got {TENSOR_CORES!r}")
 
 
 def distance_attention(
@@ -70,37 +64,26 @@ def distance_attention(
         if q.device.type == "cpu":
             data = [t.contiguous() for t in data]
         data = [t.transpose(0, 1) for t in data]
-        products = [n for n in (_products(),) if n]
         out, _ = torch.ops.histokit.distance_attention(
-            *data, coords, slope, seed, dropout, *products
+            *data, coords, slope, seed, dropout, dispatch.products()
         )
         return out.to(q.dtype).transpose(0, 1)
 
 
-def _products() -> int:
-    """How many products on tensor cores make one of float32; 0 for none."""
-    if TENSOR_CORES == "0":
-        return 0
-    if torch.compiler.is_compiling():  # it cannot trace the question; three are always right
-        return 3
-    return 1 if torch.backends.cuda.matmul.fp32_precision == "tf32" else 3
-
-
-def _fake(query, key, value, coords, slope, seed, dropout, products=0):
+def _fake(query, key, value, coords, slope, seed, dropout, products):
     rows, heads, _ = query.shape
     return query.new_empty(query.shape), slope.new_empty(heads, rows, 2)
 
 
 def _backward_fake(
-    grad_out, query, key, value, coords, slope, seed, dropout, out, normalizer, with_slope,
-    products=0,
+    grad_out, query, key, value, coords, slope, seed, dropout, out, normalizer, with_slope, products
 ):  # fmt: skip
     grads = (query.new_empty(query.shape) for _ in range(3))
     return *grads, slope.new_empty(slope.shape[0] if with_slope else 0, dtype=torch.float64)
 
 
 def _setup(ctx, inputs, output):
-    *tensors, ctx.dropout, ctx.products = (*inputs, 0)[:8]
+    *tensors, ctx.dropout, ctx.products = inputs
     ctx.save_for_backward(*tensors, *output)
 
 
@@ -114,10 +97,10 @@ def _backward(ctx, grad_out, _):
         out,
         normalizer,
         with_slope,
-        *([ctx.products] if ctx.products else []),
+        ctx.products,
     )
-    rest = [None] * (len(ctx.needs_input_grad) - 5)  # seed, dropout, products
-    return *grads, None, grad_slope.to(inputs[4].dtype) if with_slope else None, *rest
+    grad_slope = grad_slope.to(inputs[4].dtype) if with_slope else None
+    return *grads, None, grad_slope, None, None, None
 
 
 if dispatch.HAS_KERNELS:

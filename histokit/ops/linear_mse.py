@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from histokit.ops import dispatch, reference, targets
+from histokit.ops import csr, dispatch, reference, targets
 from histokit.ops.csr import Csr, check_csr
 from histokit.ops.dispatch import check_shape, check_tensor
 from histokit.ops.gemm import linear, matmul, transposed_matmul
@@ -132,7 +132,7 @@ def _product(target: Tensor | Csr, weight: Tensor, measured: Tensor | None) -> T
         values = target.values
         if measured is not None:
             values = values.where(measured[target.col_index], 0)
-        return torch.ops.histokit.csr_matmul(target.row_offsets, target.col_index, values, weight)
+        return csr.matmul(target.row_offsets, target.col_index, values, weight)
     if measured is None:
         return matmul(target.to(weight.dtype), weight)
     parts = target.split(targets.dense_block(target)[1])

@@ -198,7 +198,7 @@ def test_gradcheck_of_unmeasured_genes_is_zero():
 def test_gradcheck_of_the_sparse_products():
     target = in_form(case(6, 5, 3)[3], "int64")
     dense = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
-    torch.autograd.gradcheck(lambda d: torch.ops.histokit.csr_matmul(*target[:3], d), dense)
+    torch.autograd.gradcheck(lambda d: torch.ops.histokit.csr_matmul(*target[:3], d, 0), dense)
     dense = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
     op = torch.ops.histokit.csr_transpose_matmul
     torch.autograd.gradcheck(lambda d: op(*target[:3], d, 5)[0], dense)
@@ -212,7 +212,7 @@ def test_sparse_products_over_several_blocks(rows):
     target[:, 7], target[0] = 3, 1
     csr = in_form(target, "int64")
     weight, hidden = torch.randn(2500, 150), torch.randn(rows, 150)
-    torch.testing.assert_close(torch.ops.histokit.csr_matmul(*csr[:3], weight), target @ weight,
+    torch.testing.assert_close(torch.ops.histokit.csr_matmul(*csr[:3], weight, 0), target @ weight,
                                rtol=1e-4, atol=1e-4)  # fmt: skip
     out, moments = torch.ops.histokit.csr_transpose_matmul(*csr[:3], hidden, 2500)
     torch.testing.assert_close(out, target.T @ hidden, rtol=1e-4, atol=1e-4)
@@ -240,7 +240,7 @@ def test_broken_sparse_matrix(crow, col):
     with pytest.raises(RuntimeError, match=text):
         torch.ops.histokit.csr_transpose_matmul(*csr, torch.randn(2, 4), 3000)
     with pytest.raises(RuntimeError, match=text):
-        torch.ops.histokit.csr_matmul(*csr, torch.randn(3000, 4))
+        torch.ops.histokit.csr_matmul(*csr, torch.randn(3000, 4), 0)
 
 
 @pytest.mark.parametrize("name", ["linear_pearson", "linear_mse"])

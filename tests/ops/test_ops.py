@@ -156,19 +156,19 @@ def samples():
     vectors = [t.transpose(0, 1) for t in distance_inputs(5)[:3]]
     coords, slope = distance_inputs(5)[3:]
     differentiated = (*differentiable(vectors), coords, slope.clone().requires_grad_())
-    yield "distance_attention", (*differentiated, torch.ones(1).long(), 0.1)
+    yield "distance_attention", (*differentiated, torch.ones(1).long(), 0.1, 0)
     query = vectors[0].detach()
     out, normalizer = query.contiguous(), torch.randn(2, 5, 2)
     for with_slope in (True, False):
         yield (
             "distance_attention_backward",
-            (query, query, query, query, coords, slope, None, 0.0, out, normalizer, with_slope),
+            (query, query, query, query, coords, slope, None, 0.0, out, normalizer, with_slope, 0),
         )
     state = torch.zeros(6, 2, 9, dtype=torch.float64)
     pred, target, mask, slides = pearson_inputs(5)
     order = slides.argsort(stable=True)
     yield "pearson_update", (state, pred, target, mask, order, torch.tensor([0, 3, 5]))
-    yield "csr_matmul", (*csr[3:], narrow.requires_grad_())
+    yield "csr_matmul", (*csr[3:], narrow.requires_grad_(), 0)
     yield "csr_transpose_matmul", (*csr[3:], wide.requires_grad_(), 11)
     yield "dense_transpose_matmul", (torch.randn(5, 11), torch.randn(5, 4, requires_grad=True))
     yield "quadratic_form", (torch.randn(9, 4, requires_grad=True), torch.randn(20, 4))

@@ -1,6 +1,5 @@
 """HISTOKIT_TENSOR_CORES, and what the op takes from torch's setting of TF32."""
 
-import importlib
 import os
 import subprocess
 import sys
@@ -10,14 +9,13 @@ import torch
 from op_checks import needs_kernels
 
 from histokit import ops
-
-MODULE = importlib.import_module("histokit.ops.distance_attention")
+from histokit.ops import dispatch
 
 
 @pytest.fixture
 def asked(monkeypatch):
     """How many products the registered op is asked for, forward and backward."""
-    monkeypatch.setattr(MODULE, "TENSOR_CORES", "1")
+    monkeypatch.setattr(dispatch, "TENSOR_CORES", "1")
     matmul, seen = torch.backends.cuda.matmul, []
     before = matmul.fp32_precision
 
@@ -51,7 +49,7 @@ def test_results_and_graphs_on_the_cpu_are_the_same(monkeypatch, switch):
     torch.manual_seed(0)
     q, coords, slope = torch.randn(3, 2, 9, 4), torch.rand(9, 2), torch.ones(2)
     expected = ops.distance_attention(*q, coords, slope)
-    monkeypatch.setattr(MODULE, "TENSOR_CORES", switch)
+    monkeypatch.setattr(dispatch, "TENSOR_CORES", switch)
     compiled = torch.compile(ops.distance_attention, fullgraph=True, backend="eager")
     for attend in (ops.distance_attention, compiled):
         torch.testing.assert_close(attend(*q, coords, slope), expected)

@@ -218,6 +218,7 @@ using Here = std::source_location;
 // Dynamic shared memory: as long as the launch asked for, which may be more than 48 KB only after
 // the kernel was allowed to.
 inline int max_shared_bytes = 227 << 10;  // tests change it
+inline int num_processors = 132;          // the same
 inline std::map<const void*, int> allowed_shared_bytes;
 inline std::unique_ptr<unsigned char[]> shared_bytes;
 inline size_t num_shared_bytes;
@@ -298,6 +299,7 @@ enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaDeviceAttr {
   cudaDevAttrComputeCapabilityMajor,
   cudaDevAttrMaxSharedMemoryPerBlockOptin,
+  cudaDevAttrMultiProcessorCount,
 };
 template <class... Parameters>
 cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute, int bytes) {
@@ -310,7 +312,9 @@ inline cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
-  *value = which == cudaDevAttrComputeCapabilityMajor ? 9 : cuda_host::max_shared_bytes;
+  *value = which == cudaDevAttrComputeCapabilityMajor ? 9
+           : which == cudaDevAttrMultiProcessorCount  ? cuda_host::num_processors
+                                                      : cuda_host::max_shared_bytes;
   return cudaSuccess;
 }
 
