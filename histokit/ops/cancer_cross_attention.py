@@ -11,6 +11,9 @@ from torch.nn import functional as F
 from histokit.ops import dispatch, reference
 from histokit.ops.dispatch import check_divides, check_float, check_index, check_shape
 
+WEIGHTS = ("in_proj_weight", "in_proj_bias", "out_proj_weight", "out_proj_bias", "norm_weight",
+           "norm_bias")  # fmt: skip
+
 
 def cancer_cross_attention(
     x: Tensor,
@@ -34,14 +37,9 @@ def cancer_cross_attention(
     (2 N D h T operations instead of 4 N D^2), and the rest is one pass over x.
     """
     op = "cancer_cross_attention"
-    params = {
-        "in_proj_weight": in_proj_weight,
-        "in_proj_bias": in_proj_bias,
-        "out_proj_weight": out_proj_weight,
-        "out_proj_bias": out_proj_bias,
-        "norm_weight": norm_weight,
-        "norm_bias": norm_bias,
-    }
+    params = _named(
+        in_proj_weight, in_proj_bias, out_proj_weight, out_proj_bias, norm_weight, norm_bias
+    )
     check_float(op, x=x, context=context, **params, dropout_mask=dropout_mask)
     check_shape(op, "x", x, (None, None), "(N, D)")
     rows, dim = x.shape
@@ -64,6 +62,10 @@ def cancer_cross_attention(
             data, *folded, gamma, beta, slide_index, mask, tokens, eps
         )[0]
         return y.to(x.dtype)
+
+
+def _named(*weights: Tensor) -> dict[str, Tensor]:
+    return dict(zip(WEIGHTS, weights, strict=True))
 
 
 def _check_context(op: str, context: Tensor, params: dict, dim: int | None, num_heads: int):
@@ -153,14 +155,9 @@ def fold_context(
         ValueError: a wrong shape, type or device.
     """
     op = "fold_context"
-    params = {
-        "in_proj_weight": in_proj_weight,
-        "in_proj_bias": in_proj_bias,
-        "out_proj_weight": out_proj_weight,
-        "out_proj_bias": out_proj_bias,
-        "norm_weight": norm_weight,
-        "norm_bias": norm_bias,
-    }
+    params = _named(
+        in_proj_weight, in_proj_bias, out_proj_weight, out_proj_bias, norm_weight, norm_bias
+    )
     check_float(op, context=context, **params)
     slides, tokens = _check_context(op, context, params, None, num_heads)
     with dispatch.full_precision(context):
