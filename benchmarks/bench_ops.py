@@ -12,7 +12,8 @@ freed memory kept, and ours with both. Our result is verified against the refere
 rival's against ours. Peak memory is what a call needs beyond its inputs, measured in a child
 process of its own, on CUDA by torch's allocator. There times are the device's, of CUDA graphs of
 twenty calls where that is what a call does, on inputs past the second-level cache; ``host_ms`` is
-what the host takes to issue a call. Writes benchmarks/results/ops-<device>.csv, one row for each
+what the host takes to issue a call, ``predicted_ms`` what arithmetic says of our kernels on an H100
+(predicted.py). Writes benchmarks/results/ops-<device>.csv, one row for each
 op, provider and allocator; with --only the other ops' rows stay.
 """
 
@@ -27,11 +28,13 @@ from pathlib import Path
 import torch
 from device_time import copies_past_cache, device_seconds, host_seconds
 from op_cases import CASES, CUDA_ALONE
+from predicted import beside, predicted
 
 from histokit import _C, ops
 from histokit.core.files import write_rows
 from histokit.core.memory import keep_freed_memory
 from histokit.core.options import option, run
+from histokit.ops import dispatch
 from histokit.profile import measure as profile_measure
 
 HERE = Path(__file__).resolve()
@@ -166,6 +169,9 @@ def measure(cfg: Options, name: str, limits: dict[str, float]) -> list[dict]:
                 found, about = times(in_turn[provider], repeat, cfg.device, case.graph)
                 own = own or found[len(found) // 2]
                 rows.append(_row(name, case, provider, kind, kept, found, own, limits) | about)
+    if cfg.device == "cuda":
+        for row in rows:
+            row["predicted_ms"] = predicted_of(row)
     careful = [row for row in rows if row["kind"] == "careful"]
     best = min(careful, key=lambda row: row["ms_p50"])
     for row in rows:
@@ -176,6 +182,13 @@ def measure(cfg: Options, name: str, limits: dict[str, float]) -> list[dict]:
             row["peak_mb"] = round(peaks[row["provider"]], 1)
             row["memory_ratio"] = round(row["peak_mb"] / max(rows[0]["peak_mb"], 0.1), 1)
     return rows
+
+
+def predicted_of(row: dict) -> str:
+    """Milliseconds that arithmetic gives our kernels on an H100; empty for rivals."""
+    if row["kind"] != "ours":
+        return ""
+    return predicted(row["op"], row["size"], dispatch.TENSOR_CORES == "1")
 
 
 def _row(name, case, provider, kind, kept, found, own, limits) -> dict:
@@ -212,11 +225,12 @@ def show(rows: list[dict]) -> None:
     for row in rows:
         wanted = f"(wanted {row['ratio_wanted']})" if row["ratio_wanted"] else ""
         rate = f"{row['rate']} {row['rate_unit']} = {row['fraction']} of {row['fraction_of']}"
+        rate = beside(rate, row.get("predicted_ms", "")) if row["rate"] else ""
         kind = f"{row['kind']}, {row['freed_memory']}"
         memory = f"{row.get('peak_mb', '')} MB x{row.get('memory_ratio', '')}"
         print(
             f"{row['op']:26} {row['provider']:36} {kind:18} {row['ms_p50']:10.2f} ms  "
-            f"x{row['ratio']:<7} {wanted:14} {memory:20} {rate if row['rate'] else ''}"
+            f"x{row['ratio']:<7} {wanted:14} {memory:20} {rate}"
         )
 
 

@@ -53,7 +53,7 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 "$python" -c 'import histokit, histokit._C as c; print(c.build_info()); assert histokit.has_cuda()'
 
 step "every kernel once"
-for cores in 0 1; do # distance_attention by its plain kernels, then on tensor cores
+for cores in 0 1; do # by the plain kernels, then on tensor cores where there are such
   HISTOKIT_TENSOR_CORES=$cores within "$python" benchmarks/gpu_smoke.py
 done
 
@@ -67,7 +67,7 @@ HISTOKIT_CHECK=1 within "$python" -m pytest -p no:cacheprovider tests/ops/test_o
 step "benchmark"
 within "$python" benchmarks/bench_ops.py --device cuda --repeat 5
 
-step "distance_attention on tensor cores"
+step "tensor cores"
 within "$python" benchmarks/gpu_tensor_cores.py
 
 # Reads and writes out of bounds, races in shared memory, reads of memory that nothing wrote. Only

@@ -81,10 +81,10 @@ def pearson(dtype: torch.dtype, genes: int) -> None:
     close(f"pearson_update {dtype}, G {genes}", *results, 1e-9)
 
 
-def linear(dim: int, form: str, dtype: torch.dtype = torch.float32) -> None:
+def linear(dim: int, form: str, dtype: torch.dtype = torch.float32, genes: int = 203) -> None:
     """Correlation, loss and gradients of a linear head; wide rows are d 256, narrow ones d 37."""
     torch.manual_seed(0)
-    rows, genes = 2 * dim - 13, 203
+    rows = 2 * dim - 13
     dense = torch.rand(rows, genes, dtype=dtype) * (torch.rand(rows, genes) < 0.2)
     target = dense.to_sparse_csr()
     kind = torch.int32 if form == "int32" else torch.int64
@@ -100,7 +100,7 @@ def linear(dim: int, form: str, dtype: torch.dtype = torch.float32) -> None:
         with torch.no_grad():
             results.append([loss, *grads, *module.linear_pearson(*given, y)])
     tolerance = 1e-4 if dtype == torch.float32 else 1e-10
-    close(f"linear ops {dtype}, d {dim}, {form}", *results, tolerance)
+    close(f"linear ops {dtype}, d {dim}, G {genes}, {form}", *results, tolerance)
 
 
 def graph(name: str, call, inputs: list[torch.Tensor]) -> None:
@@ -192,6 +192,7 @@ def main() -> None:
         for dim in (37, 64, 128, 256):
             linear(dim, form)
         linear(37, form, torch.float64)
+    linear(64, "int32", genes=35_000)  # enough rows of the turned target for tall blocks
     if DEVICE == "cuda" and "PYTORCH_NO_CUDA_MEMORY_CACHING" not in os.environ:
         graphs()  # which need torch's allocator
 

@@ -1,15 +1,18 @@
-"""distance_attention on tensor cores beside its plain kernels: every row verified, both timed.
+"""The ops on tensor cores beside their plain kernels: every row verified, both timed.
 
     python benchmarks/gpu_tensor_cores.py          # on a GPU, as benchmarks/gpu.sh does
 
-Each type's output and gradients are compared with float64 row by row; the worst row may be off by
-twice what eager PyTorch's worst row is at that type. The last line says whether to set
-HISTOKIT_TENSOR_CORES=1.
+Output and gradients of distance_attention, and the products of a sparse target of which 8 % is
+filled (what linear_mse and linear_pearson need), are compared with float64 row by row; the worst
+row may be off by twice what eager PyTorch's worst row is at that type. The last line says whether
+to set HISTOKIT_TENSOR_CORES=1.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from predicted import beside, predicted
 
 from histokit import ops
 from histokit.core.options import option, run
@@ -23,7 +26,10 @@ KINDS = {  # type of the data, products that make one of float32, torch's settin
     "TF32": (torch.float32, 1, "tf32"),
 }
 SHAPES = ((1, 2, 16), (67, 3, 33), (300, 4, 128), (1000, 2, 64), (513, 1, 100))  # N, h, d
+SPARSE_KINDS = ("float32", "TF32")
+SPARSE_SHAPES = ((5, 40, 3), (70, 300, 65), (300, 2000, 256))  # N, G, d
 RESULTS = ("out", "grad of q", "grad of k", "grad of v", "grad of slope")
+SPARSE_RESULTS = ("target times weights", "target, turned, times hidden")
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class Options:
 
     device: str = option("cuda", "where to run")
     rows: int = option(12_000, "patches of the slide that is timed, 4 heads of 128")
+    spots: int = option(3_000, "spots of the sparse target that is timed, 38,982 genes, d 256")
     repeat: int = option(20, "timed calls")
 
 
@@ -69,40 +76,97 @@ def worst_row(found: torch.Tensor, truth: torch.Tensor) -> float:
     return (error.norm(dim=-1) if error.ndim > 1 else error.abs()).max().item()
 
 
-def verify(kind: str, shape: tuple, device: str) -> bool:
-    """Whether all results are within the budget; prints those that are not."""
-    dtype, products, precision = KINDS[kind]
-    given = inputs(shape, dtype, device)
-    truth = by_reference(given, torch.float64)
-    torch.backends.cuda.matmul.fp32_precision = precision
-    eager = by_reference(given, dtype)
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
+def sparse_inputs(shape: tuple, device: str) -> list:
+    """A target (N, G), 8 % filled, weights (G, d) and hidden rows (N, d)."""
+    torch.manual_seed(0)
+    rows, genes, dim = shape
+    target = torch.rand(rows, genes).where(torch.rand(rows, genes) < 0.08, 0)
+    return [t.to(device) for t in (target, torch.randn(genes, dim), torch.randn(rows, dim))]
+
+
+def sparse_calls(given: list) -> Callable:
+    """Both products of a sparse target, by the kernels that the argument chooses."""
+    target, weight, hidden = given
+    pairs = []
+    for matrix, dense in ((target, weight), (target.T, hidden)):  # turned, as CUDA sorts it
+        csr = matrix.to_sparse_csr()
+        pairs.append((csr.crow_indices(), csr.col_indices(), csr.values(), dense))
+    return lambda products: [torch.ops.histokit.csr_matmul(*pair, products) for pair in pairs]
+
+
+def within(name: str, names: tuple, found: list, eager: list, truth: list, floors: list) -> bool:
+    """Whether no row is off by more than the budget; prints the results that have such a row."""
     fine = True
-    for name, ours, theirs, true in zip(
-        RESULTS, by_kernels(given, products), eager, truth, strict=True
-    ):
-        # eager's error may be nothing by luck: of one patch, and of a slope's single number
-        floor = torch.finfo(dtype).eps if kind != "TF32" else 2.0**-11
-        floor *= shape[0] if name == "grad of slope" else shape[2] ** 0.5
+    for result, ours, theirs, true, floor in zip(names, found, eager, truth, floors, strict=True):
         error, allowed = worst_row(ours, true), 2 * worst_row(theirs, true) + floor
         if not error <= allowed:
             fine = False
-            print(f"{kind}, {shape}, {name}: worst row off by {error:.1e}, allowed {allowed:.1e}")
+            print(f"{name}, {result}: worst row off by {error:.1e}, allowed {allowed:.1e}")
     return fine
 
 
-def times(kind: str, cfg: Options) -> tuple[float, float]:
-    """Median seconds of forward and backward: plain kernels, tensor cores."""
+def in_precision(kind: str, call: Callable) -> list:
+    """Results of a call with torch's products of this kind."""
+    torch.backends.cuda.matmul.fp32_precision = KINDS[kind][2]
+    found = call()
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    return found
+
+
+def verify(kind: str, shape: tuple, device: str) -> bool:
+    """Whether attention is within the budget.
+
+    Eager's error may be nothing by luck: of one patch, and of a slope's single number.
+    """
     dtype, products, _ = KINDS[kind]
-    given = inputs((cfg.rows, 4, 128), dtype, cfg.device)
+    given = inputs(shape, dtype, device)
+    truth = by_reference(given, torch.float64)
+    eager = in_precision(kind, lambda: by_reference(given, dtype))
+    unit = torch.finfo(dtype).eps if kind != "TF32" else 2.0**-11
+    floors = [unit * shape[2] ** 0.5] * 4 + [unit * shape[0]]
+    return within(f"{kind}, {shape}", RESULTS, by_kernels(given, products), eager, truth, floors)
+
+
+def verify_sparse(kind: str, shape: tuple, device: str) -> bool:
+    """Whether both products of a sparse target are within the budget."""
+    given = sparse_inputs(shape, device)
+
+    def dense(target, weight, hidden):
+        return [target @ weight, target.T @ hidden]
+
+    truth = dense(*(t.double() for t in given))
+    eager = in_precision(kind, lambda: dense(*given))
+    found = sparse_calls(given)(KINDS[kind][1])
+    unit = torch.finfo(torch.float32).eps if kind == "float32" else 2.0**-11
+    floors = [unit * shape[2] ** 0.5] * 2
+    return within(f"{kind}, {shape}, 8 %", SPARSE_RESULTS, found, eager, truth, floors)
+
+
+def times(call: Callable, products: int, cfg: Options) -> tuple[float, float]:
+    """Median seconds: plain kernels, tensor cores."""
     found = []
     for chosen in (0, products):
-        by_kernels(given, chosen)
-        seconds = seconds_of(
-            lambda chosen=chosen: by_kernels(given, chosen), cfg.repeat, cfg.device
-        )
+        call(chosen)
+        seconds = seconds_of(lambda chosen=chosen: call(chosen), cfg.repeat, cfg.device)
         found.append(seconds[len(seconds) // 2])
     return tuple(found)
+
+
+def attention(kind: str, cfg: Options) -> tuple[str, bool, tuple[float, float]]:
+    """What was timed, whether all is verified, and the seconds."""
+    dtype, products, _ = KINDS[kind]
+    verified = [verify(kind, shape, cfg.device) for shape in SHAPES]
+    given = inputs((cfg.rows, 4, 128), dtype, cfg.device)
+    size = f"distance_attention, N {cfg.rows}, h 4, d 128, forward and backward"
+    return size, all(verified), times(lambda p: by_kernels(given, p), products, cfg)
+
+
+def sparse(kind: str, cfg: Options) -> tuple[str, bool, tuple[float, float]]:
+    """The same of the two products of a sparse target."""
+    verified = [verify_sparse(kind, shape, cfg.device) for shape in SPARSE_SHAPES]
+    call = sparse_calls(sparse_inputs((cfg.spots, 38_982, 256), cfg.device))
+    size = f"csr_matmul, N {cfg.spots}, G 38982, d 256, 8 %, both products"
+    return size, all(verified), times(call, KINDS[kind][1], cfg)
 
 
 def main(cfg: Options) -> None:
@@ -110,18 +174,20 @@ def main(cfg: Options) -> None:
     kinds = [kind for kind in KINDS if cfg.device != "cpu" or KINDS[kind][0] == torch.float32]
     wrong, slower = [], []
     with ops.use("kernels"):
-        for kind in kinds:
-            verified = [verify(kind, shape, cfg.device) for shape in SHAPES]
-            if not all(verified):
-                wrong.append(kind)
-            plain, cores = times(kind, cfg)
-            if cores >= plain:
-                slower.append(kind)
-            print(f"{kind}: {'wrong' if kind in wrong else 'verified'}; N {cfg.rows}, h 4, d 128, "
-                  f"forward and backward: plain {plain * 1e3:.2f} ms, "
-                  f"tensor cores {cores * 1e3:.2f} ms")  # fmt: skip
+        for judge, kind in [(attention, k) for k in kinds] + [(sparse, k) for k in SPARSE_KINDS]:
+            size, verified, seconds = judge(kind, cfg)
+            op, case = size.split(", ", 1)
+            name = f"{op} {kind}"
+            wrong += [] if verified else [name]
+            slower += [name] if seconds[1] >= seconds[0] else []
+            plain, cores = (
+                beside(f"{found * 1e3:.2f} ms", predicted(name, case, on_cores))
+                for found, on_cores in zip(seconds, (False, True), strict=True)
+            )
+            print(f"{name}: {'verified' if verified else 'wrong'}; {case}: "
+                  f"plain {plain}, tensor cores {cores}")  # fmt: skip
     if wrong:
-        raise SystemExit(f"error: leave HISTOKIT_TENSOR_CORES off: {', '.join(wrong)} is wrong")
+        raise SystemExit(f"error: leave HISTOKIT_TENSOR_CORES off: wrong: {', '.join(wrong)}")
     if slower:
         print(f"leave HISTOKIT_TENSOR_CORES off: not faster for {', '.join(slower)}")
     else:

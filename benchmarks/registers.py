@@ -35,7 +35,7 @@ def short(mangled: str) -> str:
     """A kernel's name and the arguments of its plan: forward_mma<half, 1, 128, 2, 32>."""
     name = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True).stdout
     name = name.split("(histokit::")[0].replace("(int)", "").replace(" >", ">")
-    return re.sub(r"void |histokit::\(anonymous namespace\)::(Plan<)?|__nv_|__|>(?=>)", "", name)
+    return re.sub(r"void |histokit::\(anonymous namespace\)::(Plan<)?|__nv_|__|>(?=[>,])", "", name)
 
 
 def rows(said: str, arch: str) -> list[str]:

@@ -12,12 +12,17 @@ ptxas info    : Compiling entry function '_ZN8histokit37_GLOBAL__N__25ebfb4a_25_
 ptxas info    : Function properties for _ZN8histokit
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 250 registers, used 1 barriers
+ptxas info    : Compiling entry function '_ZN8histokit43_GLOBAL__N__0085fba7_10_csr_mma_cu_58c8487513densified_mmaINS0_4PlanIfLi3ELi64ELi1ELi32EEEiEEvNS_9CsrParamsEb' for 'sm_80'
+ptxas info    : Function properties for _ZN8histokit
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 159 registers, used 1 barriers
 """  # noqa: E501
 
 
 def test_a_row_for_each_kernel():
-    first, second = (row.split("  ") for row in registers.rows(SAID, "sm_80"))
-    assert [first[0], second[0]] == [
+    sparse, first, second = (row.split("  ") for row in registers.rows(SAID, "sm_80"))
+    assert [sparse[0], first[0], second[0]] == [
+        "densified_mma<float, 3, 64, 1, 32, int>",
         "key_mma<bfloat16, 1, 128, 2, 64>",
         "key_mma<half, 1, 64, 2, 64>",
     ]
