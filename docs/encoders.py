@@ -32,7 +32,7 @@ NAME`, one `SLIDE.h5` each; they are called `NAME@trident` (or `@clam`, `@hest`)
 others. A spot takes the patch that contains its center. Ours have the same layout.
 
 Beside these: `efficientnet-lite0`, `-lite1` and `-lite2` (their ImageNet weights come with the
-installation), `efficientnet-lite0-random`, `hed` (no weights), and any model of timm by its name, as
+installation), `efficientnet-lite0-random`, `hed` (no weights), and any model of timm as
 `timm:NAME`.
 
 """
