@@ -32,7 +32,7 @@ def check(results: Path, name: str) -> None:
 def write_table(scores: pd.DataFrame, results: Path) -> None:
     """Replace the part of a document that holds the tables."""
     parts = []
-    groups = scores.groupby(["target", "genes", "features"], sort=False)
+    groups = scores.astype({"genes": str}).groupby(["target", "genes", "features"])
     for (target, genes, features), own in groups:
         parts.append(f"### Target {target}, {features} features, {genes} genes\n")
         parts.append(markdown(accuracy(own)))
