@@ -58,9 +58,12 @@ ZOO = {
     },
     "mlp": _network("mlp", 5e-4),
     "stnet": _network("stnet", 5e-4),
-    "bleep": {
-        "options": {"model": "bleep", "preset": "small"} | FIXED,
-        "tries": [{"epochs": e, "retrieval_k": k} for e, k in product((15, 45), (25, 50, 100))],
+    **{
+        model: {
+            "options": {"model": model, "preset": "small"} | FIXED,
+            "tries": [{"epochs": e, "retrieval_k": k} for e, k in product((15, 45), (25, 50, 100))],
+        }
+        for model in ("bleep", "mclstexp")
     },
     "histogene": _network("histogene", 1e-4),
     "triplex": _network("triplex", 1e-4),
