@@ -1,4 +1,4 @@
-r"""What carries to a new patient: features, models, averages and what did not help, on her2st.
+r"""What carries to a new patient: features, models and what did not help, on her2st.
 
     python benchmarks/new_patient.py --source ../shared/data/her2st \
         --third ../shared/data/her2st_A1
@@ -43,7 +43,6 @@ ROWS = [(DEFAULT, kind) for kind in KINDS]
 ROWS += [(OTHER_SCALE, "plain"), (OTHER_SCALE, "best")]
 ROWS += [(model, "best") for model in ("mean", *RIDGES, *SMALL)]
 REFERENCE = (DEFAULT, "best")
-SLOW = ("histoprism, neighbors", "average", "auto")
 INNER = tuple(f"{x}>{y}" for x in PATIENTS for y in PATIENTS if x != y)
 STAGES = {"encoder": NET, "pool": "stages"}
 EXTRACTED = (
@@ -110,9 +109,7 @@ def measure(cfg: Options) -> pd.DataFrame:
 
 
 def parts(model: str) -> list[tuple[str, ...]]:
-    """Folds of each run of a model; what takes long is tried on patients alone."""
-    if model in SLOW:
-        return [tuple(PATIENTS)]
+    """Folds of each run of a model."""
     final = (*PATIENTS, *PATIENTS["C"])
     return [INNER, final] if model == DEFAULT else [final]
 
@@ -145,12 +142,10 @@ def _row(name: str, found: dict[str, pd.DataFrame], reference: str) -> dict[str,
     model, kind = name.split("|")
     row = {"model": model, "features": kind}
     for protocol, words in WORDS.items():
-        own = found[protocol].get(name)
-        row[f"{words}: PCC"] = "-" if own is None else f"{own.mean():.3f}"
+        own = found[protocol][name]
+        row[f"{words}: PCC"] = f"{own.mean():.3f}"
         row[f"{words}: above the default on best features"] = (
-            "-"
-            if own is None or name == reference
-            else with_interval(own - found[protocol][reference])
+            "-" if name == reference else with_interval(own - found[protocol][reference])
         )
     patients = found["patients"][name]
     row["A / B / C"] = " / ".join(f"{patients[p]:.3f}" for p in PATIENTS)

@@ -80,9 +80,8 @@ LEFT_OUT = {("best", "stem, 50 genes")}  # it takes longer than all others toget
 # models of new_patient.py, as run_train.py has them without options
 SMALL = {
     f"{name}, neighbors": _fitted(name, preset="small", neighbors="mean")
-    for name in ("mlp", "bpbooster", "histoprism")
+    for name in ("mlp", "bpbooster")
 }
-SMALL |= {name: _fitted(name, preset="small", neighbors="mean") for name in ("average", "auto")}
 OTHER_SCALE = "ridge-low-rank, neighbors; features standardized over all slides"
 MORE = SMALL | {OTHER_SCALE: _fitted("ridge-low-rank", neighbors="mean", standardize="train")}
 SPECS = ZOO | MORE
