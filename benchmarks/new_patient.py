@@ -13,11 +13,9 @@ again, it goes on.
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,11 +25,10 @@ from her2st import markdown, replace_between
 from stain import normalized
 from zoo import collect, perform
 from zoo_models import FEATURES, MORE_FEATURES, NET, OTHER_SCALE, SIZES, SMALL, ZOO
-from zoo_run import PATIENTS, Task
+from zoo_run import PATIENTS, Measurement, Task, extract_as
 from zoo_table import WORDS, by_unit, check, with_interval
 
-import run_extract
-from histokit.core.options import option, required, run
+from histokit.core.options import option, run
 
 SCORES = ROOT / "benchmarks" / "results" / "new-patient.csv"
 DEFAULT = "ridge-low-rank, neighbors"
@@ -59,16 +56,10 @@ EXTRACTED = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Measurement):
     """Options of the measurement."""
 
-    source: str = required("folder of the her2st sections B4, C2, C3, C4, C5")
-    third: str = required("cohort of the section A1")
     out: str = option("work/new-patient", "folder for features and runs")
-    target: str = option("counts10k-log1p", "scale of the targets")
-    jobs: int = option(2, "trainings at a time, each on one core", least=1)
-    measure: bool = option(True, "train what is missing; without it, only write the table")
-    results: str = option("RESULTS.md", "file whose part on new patients is replaced")
 
 
 def main(cfg: Options) -> None:
@@ -86,13 +77,9 @@ def extract(cfg: Options) -> None:
     """Every kind of features of all sections; what is there is kept."""
     for source in (cfg.source, cfg.third):
         for wanted in EXTRACTED:
-            _extract(source, f"{cfg.out}/data", wanted)
+            extract_as(source, f"{cfg.out}/data", wanted)
         of_images = normalized(Path(source), Path(cfg.out) / "stain" / Path(source).name)
-        _extract(str(of_images), f"{cfg.out}/normalized", STAGES | {"scales": SIZES})
-
-
-def _extract(source: str, out: str, wanted: dict) -> None:
-    run_extract.main(run_extract.Options(source=source, out=out, cancer="IDC", **wanted))
+        extract_as(str(of_images), f"{cfg.out}/normalized", STAGES | {"scales": SIZES})
 
 
 def measure(cfg: Options) -> pd.DataFrame:
@@ -149,11 +136,10 @@ def _row(name: str, found: dict[str, pd.DataFrame], reference: str) -> dict[str,
         )
     patients = found["patients"][name]
     row["A / B / C"] = " / ".join(f"{patients[p]:.3f}" for p in PATIENTS)
-    inner = found["choosing"].get(name, pd.Series([np.nan]))
-    row["trained on one patient"] = "-" if inner.isna().all() else f"{inner.mean():.3f}"
+    inner = found["choosing"]
+    row["trained on one patient"] = f"{inner[name].mean():.3f}" if name in inner else "-"
     return row
 
 
 if __name__ == "__main__":
-    os.chdir(ROOT)
     run(main, Options, __doc__)

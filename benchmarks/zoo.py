@@ -26,31 +26,24 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from zoo_models import FEATURES, LEFT_OUT, REFERENCE, SIZES, SPECS, ZOO
-from zoo_run import PATIENTS, Task, train_and_score
+from zoo_models import FEATURES, LEFT_OUT, NET, REFERENCE, SIZES, SPECS, ZOO
+from zoo_run import PATIENTS, Measurement, Task, extract_as, train_and_score
 
-import run_extract
-from histokit.core.options import option, required, run
+from histokit.core.options import option, run
 from histokit.core.progress import progress_bar
 
 SCORES = ROOT / "benchmarks" / "results" / "zoo.csv"
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Measurement):
     """Options of the measurement."""
 
-    source: str = required("folder of the her2st sections B4, C2, C3, C4, C5")
-    third: str = required("cohort of the section A1")
     out: str = option("work/zoo", "folder for features and runs")
     features: list[str] = option(["plain", "best"], "features to measure", choices=tuple(FEATURES))
-    target: str = option("counts10k-log1p", "scale of the targets")
     genes: int = option(200, "genes of the panel, the most variable in training; 0: all", least=0)
     models: list[str] = option([], "rows of the table; all if empty", choices=tuple(ZOO))
     seeds: int = option(3, "seeds of each network", least=1)
-    jobs: int = option(2, "trainings at a time, each on one core", least=1)
-    measure: bool = option(True, "train what is missing; without it, only write the table")
-    results: str = option("RESULTS.md", "file whose part on the zoo is replaced")
 
 
 def main(cfg: Options) -> None:
@@ -69,18 +62,10 @@ def main(cfg: Options) -> None:
 
 def extract(cfg: Options) -> None:
     """Features of all sections; what is there is kept."""
-    best = {"pool": "stages", "scales": SIZES}
+    more = {"plain": {}, "best": {"pool": "stages", "scales": SIZES}}
     for source in (cfg.source, cfg.third):
         for features in cfg.features:
-            run_extract.main(
-                run_extract.Options(
-                    source=source,
-                    out=str(Path(cfg.out) / "data"),
-                    encoder=FEATURES["plain"],
-                    cancer="IDC",
-                    **(best if features == "best" else {}),
-                )
-            )
+            extract_as(source, f"{cfg.out}/data", {"encoder": NET} | more[features])
 
 
 def choices(cfg: Options, row: str) -> list[Task]:

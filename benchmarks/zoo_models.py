@@ -6,7 +6,7 @@ from itertools import product
 
 NET = "efficientnet-lite0"
 SIZES = "112,224,448"
-_SIZES = "112-224-448um"
+_SIZES = SIZES.replace(",", "-") + "um"
 FEATURES = {
     "plain": NET,  # patches of 112 um
     "best": f"{NET}-stages-{_SIZES}",  # early stages too, patches of three sizes

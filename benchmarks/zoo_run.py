@@ -13,12 +13,31 @@ import numpy as np
 import pandas as pd
 from zoo_models import FEATURES, MORE_FEATURES, NORMALIZED, SPECS
 
+import run_extract
 import run_train
 from histokit.core.files import make_folder, read_json, write_json
+from histokit.core.options import option, required
 
 PATIENTS = {"A": ["A1"], "B": ["B4"], "C": ["C2", "C3", "C4", "C5"]}
 LISTED = 50
 RULES = 1  # of scoring; scores under others are measured again
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """Options of what is measured on the three patients."""
+
+    source: str = required("folder of the her2st sections B4, C2, C3, C4, C5")
+    third: str = required("cohort of the section A1")
+    target: str = option("counts10k-log1p", "scale of the targets")
+    jobs: int = option(2, "trainings at a time, each on one core", least=1)
+    measure: bool = option(True, "train what is missing; without it, only write the table")
+    results: str = option("RESULTS.md", "file in which the part with the table is replaced")
+
+
+def extract_as(source: str, out: str, wanted: dict) -> None:
+    """Features of the sections of a folder, with these options; what is there is kept."""
+    run_extract.main(run_extract.Options(source=source, out=out, cancer="IDC", **wanted))
 
 
 @dataclasses.dataclass(frozen=True)
