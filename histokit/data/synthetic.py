@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,12 +25,15 @@ from PIL import Image
 
 from histokit.core.files import atomic_path, make_folder
 from histokit.core.options import Checked, option, required, run
+from histokit.core.threads import available_cpus
 from histokit.data.synthetic_genes import MARKERS, PROGRAMS, background_genes
 
 PATIENTS = {"IDC": 3, "PRAD": 3, "SKCM": 2}
 FIELDS = tuple(PROGRAMS)
 MPP = 0.5
 PITCH_UM = 100.0
+MOST_TOGETHER = 4  # slides drawn at a time; one takes some 0.6 GB
+STRIP = 64  # rows of a picture that are colored at a time
 COARSE = 10  # level-0 pixels in one cell of the latent fields
 # optical density of the stains in red, green, blue, as Macenko et al. 2009 found them on tissue
 HAEMATOXYLIN = np.array([0.61, 0.70, 0.37])
@@ -68,32 +72,37 @@ def make_cohort(
     for name in ("images", "spots", "counts", "new"):
         make_folder(folder / name)
     genes = _gene_effects(num_genes, np.random.default_rng(seed))
-    rows = []
-    for cancer, patients in PATIENTS.items():
-        for patient in range(1, patients + 1):
-            for section in range(1, slides_per_patient + 1):
-                slide_id = f"{cancer}-{patient}" + (f"-{section}" if slides_per_patient > 1 else "")
-                rng = np.random.default_rng([seed, len(rows), patient])
-                patient_rng = np.random.default_rng(
-                    [seed, 1000 + patient, len(cancer), ord(cancer[0])]
-                )
-                as_text = slide_id.startswith("SKCM-2")
-                _make_slide(folder, slide_id, cancer, genes, size, rng, patient_rng, as_text)
-                rows.append(
-                    {
-                        "slide_id": slide_id,
-                        "cancer": cancer,
-                        "patient": f"{cancer}-P{patient}",
-                        "technology": "synthetic",
-                        "image": f"images/{slide_id}.jpg",
-                        "spots": f"spots/{slide_id}.csv",
-                        "counts": f"counts/{slide_id}." + ("tsv.gz" if as_text else "h5ad"),
-                        "mpp": MPP,
-                    }
-                )
+    slides = [
+        (f"{cancer}-{patient}" + (f"-{section}" if slides_per_patient > 1 else ""), cancer, patient)
+        for cancer, patients in PATIENTS.items()
+        for patient in range(1, patients + 1)
+        for section in range(1, slides_per_patient + 1)
+    ]
+    with ThreadPoolExecutor(min(available_cpus(), MOST_TOGETHER)) as pool:
+        drawn = [pool.submit(_draw_new, folder / "new" / "IDC-4.tif", size, seed)]
+        for number, (slide_id, cancer, patient) in enumerate(slides):
+            rng = np.random.default_rng([seed, number, patient])
+            of_patient = np.random.default_rng([seed, 1000 + patient, len(cancer), ord(cancer[0])])
+            drawn.append(
+                pool.submit(_make_slide, folder, slide_id, cancer, genes, size, rng, of_patient)
+            )
+        for slide in drawn:
+            slide.result()
+    rows = [
+        {
+            "slide_id": slide_id,
+            "cancer": cancer,
+            "patient": f"{cancer}-P{patient}",
+            "technology": "synthetic",
+            "image": f"images/{slide_id}.jpg",
+            "spots": f"spots/{slide_id}.csv",
+            "counts": f"counts/{slide_id}." + ("tsv.gz" if _as_text(slide_id) else "h5ad"),
+            "mpp": MPP,
+        }
+        for slide_id, cancer, patient in slides
+    ]
     with atomic_path(folder / "cohort.csv") as temporary:
         pd.DataFrame(rows).to_csv(temporary, index=False)
-    _draw_new(folder / "new" / "IDC-4.tif", size, seed)
     return folder / "cohort.csv"
 
 
@@ -109,7 +118,12 @@ def _draw_new(path: Path, size: int, seed: int) -> None:
         )
 
 
-def _make_slide(folder, slide_id, cancer, genes, size, rng, patient_rng, as_text) -> None:
+def _as_text(slide_id: str) -> bool:
+    """Whether a slide has its counts as text, of a smaller panel."""
+    return slide_id.startswith("SKCM-2")
+
+
+def _make_slide(folder, slide_id, cancer, genes, size, rng, patient_rng) -> None:
     tissue = make_tissue(size, rng)
     with atomic_path(folder / "images" / f"{slide_id}.jpg") as temporary:
         Image.fromarray(draw_tissue(tissue, size, rng, patient_rng)).save(temporary, quality=90)
@@ -119,7 +133,7 @@ def _make_slide(folder, slide_id, cancer, genes, size, rng, patient_rng, as_text
     kept = np.delete(np.arange(len(spots)), np.s_[7::70])  # ... a few that have no counts
     with atomic_path(folder / "spots" / f"{slide_id}.csv") as temporary:
         listed.round(2).to_csv(temporary, index=False)
-    if as_text:  # a slide of a smaller panel, as text
+    if _as_text(slide_id):
         counts = counts[kept, : counts.n_vars - 40]
         with atomic_path(folder / "counts" / f"{slide_id}.tsv.gz") as temporary:
             table = pd.DataFrame(counts.X.toarray().astype(int), counts.obs_names, counts.var_names)
@@ -183,13 +197,14 @@ def draw_tissue(tissue: Tissue, size: int, rng, patient_rng) -> np.ndarray:
     haem = np.clip(haem, 0, None) * body + nuclei * mask
     strength = patient_rng.uniform(0.8, 1.2, 2)
     stains = [_unit(color + patient_rng.normal(0, 0.04, 3)) for color in (HAEMATOXYLIN, EOSIN)]
-    density = (
-        haem[..., None] * (strength[0] * stains[0]).astype(np.float32)
-        + eosin[..., None] * (strength[1] * stains[1]).astype(np.float32)
-        + 0.02
-    )
+    colors = [(s * stain).astype(np.float32) for s, stain in zip(strength, stains, strict=True)]
     noise = rng.standard_normal((size, size, 1), dtype=np.float32) * 2
-    return np.clip(248 * np.exp(-density) + noise, 0, 255).astype(np.uint8)
+    picture = np.empty((size, size, 3), np.uint8)
+    for top in range(0, size, STRIP):  # three colors of a whole picture are more than caches hold
+        rows = slice(top, top + STRIP)
+        density = haem[rows, :, None] * colors[0] + eosin[rows, :, None] * colors[1] + 0.02
+        picture[rows] = np.clip(248 * np.exp(-density) + noise[rows], 0, 255)
+    return picture
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:
