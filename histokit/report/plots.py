@@ -22,6 +22,7 @@ from histokit.report.page import number
 # Okabe and Ito's colors, told apart with every common color vision.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 INK, PALE = "#222222", "#8a8a8a"
+COMPRESSION = 3  # of PNG: of 6 takes three times as long for 7 % less
 _PANEL = 600  # pixels across a panel of a gene map
 STYLE = {
     "font.size": 10,
@@ -70,7 +71,13 @@ def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG."""
     # labels of ticks are made when the figure is drawn
     with atomic_path(path) as temporary, matplotlib.rc_context(STYLE):
-        figure.savefig(temporary, dpi=140, facecolor="white", format="png")
+        figure.savefig(
+            temporary,
+            dpi=140,
+            facecolor="white",
+            format="png",
+            pil_kwargs={"compress_level": COMPRESSION},
+        )
 
 
 def new_figure(width: float, height: float) -> Figure:
