@@ -20,10 +20,10 @@ $(READY): requirements.txt pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*)
 
 DATA ?=
 DEMO := work/$(if $(DATA),$(notdir $(patsubst %/,%,$(DATA))),demo)
-FOLDS ?= auto
+FOLDS ?= $(if $(DATA),auto,2)
 MODELS ?= mean ridge-low-rank bpbooster histoprism
-# what a model of the demo takes beside its preset: fewer epochs for what would take longest
-ARGS_histoprism := --epochs 50
+# what a model takes beside its preset: fewer epochs for what would take longest
+ARGS_histoprism := $(if $(DATA),--epochs 50,--epochs 15 --val-fraction 0)
 
 demo: $(READY)
 	$(if $(DATA),,$(PY) -m histokit.data.synthetic --out $(DEMO)/cohort)
