@@ -15,7 +15,7 @@ from histokit import ops
 from histokit.core.errors import InputError
 from histokit.core.weights import load_weights, read_state_dict
 from histokit.models.base import Model
-from histokit.models.places import nearest_spots
+from histokit.models.places import sinusoids, spread_groups
 from histokit.ops import dispatch
 from histokit.ops.gemm import Linear, linear
 
@@ -26,40 +26,6 @@ OFFICIAL_CANCERS = (
     "COAD LUSC HCC"
 ).split()
 _PARTS = "input_proj onco_embedder conditioner transformer gene_regression_head".split()
-
-
-def _groups(sizes: list[int], most: int, device) -> tuple[torch.Tensor, list[int]]:
-    """Rows group by group, and the groups' sizes: every k-th patch of a slide, k the least."""
-    parts, start = [], 0
-    for size in sizes:
-        rows, step = torch.arange(start, start + size, device=device), -(-size // most)
-        parts += [rows[first::step] for first in range(step)]
-        start += size
-    return torch.cat(parts), [len(part) for part in parts]
-
-
-def sinusoids(coords: torch.Tensor, width: int) -> torch.Tensor:
-    """Sines and cosines of where the spots of one slide lie (Vaswani et al. 2017, section 3.5).
-
-    Columns first, then rows; each axis by ``width / 4`` frequencies from 1 to 1 / 10,000 radians a
-    spot pitch (nearly), from the first column and row that hold a spot. The pitch is the median
-    distance to the nearest spot elsewhere.
-
-    Args:
-        coords: (N, 2) centers x, y in one unit, in float32 at least.
-        width: a multiple of 4.
-
-    Returns:
-        (N, width), as ``coords``.
-    """
-    places = coords.double() - coords.double().amin(dim=0)
-    distinct = places.unique(dim=0)
-    if len(distinct) > 1:
-        nearest = distinct[nearest_spots(distinct, 1)[0][:, 0]]
-        places = places / torch.linalg.vector_norm(distinct - nearest, dim=1).median()
-    steps = torch.arange(width // 4, dtype=places.dtype, device=places.device)
-    angles = places[:, :, None] * 10_000.0 ** (-4 * steps / width)
-    return torch.cat([angles.sin(), angles.cos()], dim=2).flatten(1).to(coords)
 
 
 class HistoPrism(Model):
@@ -166,7 +132,7 @@ class HistoPrism(Model):
             slides = batch.coords.split(sizes)
             h = h + torch.cat([sinusoids(slide, h.shape[1]) for slide in slides]).to(h)
         if self.max_patches and max(sizes, default=0) > self.max_patches:
-            order, sizes = _groups(sizes, self.max_patches, h.device)
+            order, sizes = spread_groups(sizes, self.max_patches, h.device)
             h = h[order]
         for layer in self.transformer.layers:
             h = self._encode(layer, h, sizes)

@@ -95,3 +95,47 @@ def _upright(points: np.ndarray) -> np.ndarray:
         return points
     cos, sin = np.cos(np.angle(wave) / 12), np.sin(np.angle(wave) / 12)
     return points @ np.array([[cos, -sin], [sin, cos]])
+
+
+def sinusoids(coords: torch.Tensor, width: int) -> torch.Tensor:
+    """Sines and cosines of where the spots of one slide lie (Vaswani et al. 2017, section 3.5).
+
+    Columns first, then rows; each axis by ``width / 4`` frequencies from 1 to 1 / 10,000 radians a
+    spot pitch (nearly), from the first column and row that hold a spot. The pitch is the median
+    distance to the nearest spot elsewhere.
+
+    Args:
+        coords: (N, 2) centers x, y in one unit, in float32 at least.
+        width: a multiple of 4.
+
+    Returns:
+        (N, width), as ``coords``.
+    """
+    places = coords.double() - coords.double().amin(dim=0)
+    distinct = places.unique(dim=0)
+    if len(distinct) > 1:
+        nearest = distinct[nearest_spots(distinct, 1)[0][:, 0]]
+        places = places / torch.linalg.vector_norm(distinct - nearest, dim=1).median()
+    steps = torch.arange(width // 4, dtype=places.dtype, device=places.device)
+    angles = places[:, :, None] * 10_000.0 ** (-4 * steps / width)
+    return torch.cat([angles.sin(), angles.cos()], dim=2).flatten(1).to(coords)
+
+
+def spread_groups(sizes: list[int], most: int, device) -> tuple[torch.Tensor, list[int]]:
+    """Slides taken apart into groups that are each spread over the whole slide.
+
+    Args:
+        sizes: patches of each slide, which lie one behind the other.
+        most: patches of a group at most.
+        device: of the rows.
+
+    Returns:
+        (N,) int64 rows group by group, and the groups' sizes: every k-th patch of a slide, k the
+        least that ``most`` allows.
+    """
+    parts, start = [], 0
+    for size in sizes:
+        rows, step = torch.arange(start, start + size, device=device), -(-size // most)
+        parts += [rows[first::step] for first in range(step)]
+        start += size
+    return torch.cat(parts), [len(part) for part in parts]

@@ -15,7 +15,7 @@ from histokit.core.errors import InputError
 from histokit.evaluate.runs import Run
 from histokit.evaluate.topics.ablation import APART
 from histokit.models import HistoPrism
-from histokit.models.histoprism import sinusoids
+from histokit.models.places import sinusoids
 from histokit.train.options import FREE
 
 SIZES = {"input_dim": 32, "num_genes": 11, "cancers": ["IDC", "PRAD"]}
