@@ -23,8 +23,20 @@ sys.path.insert(0, str(ROOT))
 
 from her2st import markdown, replace_between
 from stain import normalized
-from zoo import collect, perform
-from zoo_models import FEATURES, MORE_FEATURES, NET, OTHER_SCALE, SIZES, SMALL, ZOO
+from zoo import beside, collect, perform
+from zoo_models import (
+    FEATURES,
+    HED,
+    LITE1,
+    LITE2,
+    MORE_FEATURES,
+    NET,
+    NORMALIZED,
+    OTHER_SCALE,
+    SIZES,
+    SMALL,
+    ZOO,
+)
 from zoo_run import PATIENTS, Measurement, Task, extract_as
 from zoo_table import WORDS, by_unit, check, with_interval
 
@@ -42,17 +54,19 @@ ROWS += [(model, "best") for model in ("mean", *RIDGES, *SMALL)]
 REFERENCE = (DEFAULT, "best")
 INNER = tuple(f"{x}>{y}" for x in PATIENTS for y in PATIENTS if x != y)
 STAGES = {"encoder": NET, "pool": "stages"}
-EXTRACTED = (
-    {"encoder": NET},
-    {"encoder": NET, "scales": SIZES},
-    STAGES,
-    STAGES | {"scales": SIZES},
-    STAGES | {"scales": f"{SIZES},896"},
-    STAGES | {"scales": SIZES, "views": 8},
-    STAGES | {"scales": SIZES, "encoder": "efficientnet-lite1"},
-    STAGES | {"scales": SIZES, "encoder": "efficientnet-lite2"},
-    {"encoder": "hed", "scales": SIZES},
-)
+BEST = STAGES | {"scales": SIZES}
+# options by the name of the features that they make
+EXTRACTED = {
+    FEATURES["plain"]: {"encoder": NET},
+    FEATURES["best"]: BEST,
+    MORE_FEATURES["the last map, three sizes"]: {"encoder": NET, "scales": SIZES},
+    MORE_FEATURES["four depths, one size"]: STAGES,
+    MORE_FEATURES["best and 896 um"]: STAGES | {"scales": f"{SIZES},896"},
+    MORE_FEATURES["best, 8 views"]: BEST | {"views": 8},
+    LITE1: BEST | {"encoder": "efficientnet-lite1"},
+    LITE2: BEST | {"encoder": "efficientnet-lite2"},
+    HED: {"encoder": "hed", "scales": SIZES},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +74,9 @@ class Options(Measurement):
     """Options of the measurement."""
 
     out: str = option("work/new-patient", "folder for features and runs")
+    models: list[str] = option(
+        [], "measure these and keep other rows; all if empty", choices=tuple(dict(ROWS))
+    )
 
 
 def main(cfg: Options) -> None:
@@ -67,26 +84,38 @@ def main(cfg: Options) -> None:
     check(ROOT / cfg.results, "new-patient")
     if cfg.measure:
         extract(cfg)
-        measure(cfg).to_csv(SCORES, index=False, float_format="%.6g")
+        scores = measure(cfg)
+        if cfg.models and SCORES.is_file():
+            scores = beside(scores, pd.read_csv(SCORES), DEFAULT)
+        scores.to_csv(SCORES, index=False, float_format="%.6g")
         print(f"wrote {SCORES}")
     replace_between(ROOT / cfg.results, "new-patient", markdown(table(pd.read_csv(SCORES))))
     print(f"wrote the table to {cfg.results}")
 
 
+def rows_of(cfg: Options) -> list[tuple[str, str]]:
+    """Model and features of what is measured."""
+    return [row for row in ROWS if not cfg.models or row[0] in cfg.models or row == REFERENCE]
+
+
 def extract(cfg: Options) -> None:
-    """Every kind of features of all sections; what is there is kept."""
+    """Every kind of features that is needed, of all sections; what is there is kept."""
+    kinds = {kind for _, kind in rows_of(cfg)}
+    names = {n for kind in kinds for n in (FEATURES | MORE_FEATURES)[kind].split("+")}
     for source in (cfg.source, cfg.third):
-        for wanted in EXTRACTED:
-            extract_as(source, f"{cfg.out}/data", wanted)
-        of_images = normalized(Path(source), Path(cfg.out) / "stain" / Path(source).name)
-        extract_as(str(of_images), f"{cfg.out}/normalized", STAGES | {"scales": SIZES})
+        for name in EXTRACTED:
+            if name in names:
+                extract_as(source, f"{cfg.out}/data", EXTRACTED[name])
+        if NORMALIZED in kinds:
+            of_images = normalized(Path(source), Path(cfg.out) / "stain" / Path(source).name)
+            extract_as(str(of_images), f"{cfg.out}/normalized", BEST)
 
 
 def measure(cfg: Options) -> pd.DataFrame:
     """Train and score what is missing; a row a test slide."""
     tasks = [
         Task(cfg.out, cfg.target, model, kind, None, 0, 0, folds)
-        for model, kind in ROWS
+        for model, kind in rows_of(cfg)
         for folds in parts(model)
     ]
     perform(cfg, tasks, "training")

@@ -29,10 +29,12 @@ sys.path.insert(0, str(ROOT))
 from zoo_models import FEATURES, LEFT_OUT, NET, REFERENCE, SIZES, SPECS, ZOO
 from zoo_run import PATIENTS, Measurement, Task, extract_as, train_and_score
 
+from histokit.core.errors import InputError
 from histokit.core.options import option, run
 from histokit.core.progress import progress_bar
 
 SCORES = ROOT / "benchmarks" / "results" / "zoo.csv"
+SAME = 1e-3  # in PCC, of a closed form on another machine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,9 @@ class Options(Measurement):
     out: str = option("work/zoo", "folder for features and runs")
     features: list[str] = option(["plain", "best"], "features to measure", choices=tuple(FEATURES))
     genes: int = option(200, "genes of the panel, the most variable in training; 0: all", least=0)
-    models: list[str] = option([], "rows of the table; all if empty", choices=tuple(ZOO))
+    models: list[str] = option(
+        [], "measure these and keep other rows; all if empty", choices=tuple(ZOO)
+    )
     seeds: int = option(3, "seeds of each network", least=1)
 
 
@@ -160,13 +164,38 @@ def collect(tasks: Sequence[Task]) -> pd.DataFrame:
 
 
 def with_others(scores: pd.DataFrame, cfg: Options) -> pd.DataFrame:
-    """The rows just measured, and those of other targets or genes that were measured before."""
+    """The rows just measured, and those of before: other targets or genes, or models not asked for.
+
+    Raises:
+        InputError: as ``beside``.
+    """
     if not SCORES.is_file():
         return scores
     known = pd.read_csv(SCORES)
-    genes = str(cfg.genes or "all")
-    other = (known["target"] != cfg.target) | (known["genes"].astype(str) != genes)
-    return pd.concat([scores, known[other]], ignore_index=True)
+    same = (known["target"] == cfg.target) & (known["genes"].astype(str) == str(cfg.genes or "all"))
+    found = beside(scores, known[same], REFERENCE) if cfg.models else scores
+    return pd.concat([found, known[~same]], ignore_index=True)
+
+
+def beside(scores: pd.DataFrame, known: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """The rows just measured, and the known ones of other models or features.
+
+    Raises:
+        InputError: a model that is in both, the reference, is not what it was, so that the known
+            rows would stand beside some that are not made as they were.
+    """
+    keys = ["features", "model", "fold", "slide_id"]
+    was, now = (x[x["model"] == reference].set_index(keys)["pcc_zero"] for x in (known, scores))
+    for key in was.index.intersection(now.index):
+        if abs(was[key] - now[key]) > SAME:
+            raise InputError(
+                f"{SCORES.parent}: on {key[0]} features {reference} reaches {now[key]:.4f} on "
+                f"{key[-1]} and reached {was[key]:.4f} when other models were measured; measure all "
+                "of them again (without --models)"
+            )
+    measured = pd.MultiIndex.from_frame(scores[keys[:2]])
+    kept = ~pd.MultiIndex.from_frame(known[keys[:2]]).isin(measured)
+    return pd.concat([scores, known[kept]], ignore_index=True)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ FEATURES = {
     "plain": NET,  # patches of 112 um
     "best": f"{NET}-stages-{_SIZES}",  # early stages too, patches of three sizes
 }
+LITE1, LITE2 = (f"efficientnet-lite{n}-stages-{_SIZES}" for n in (1, 2))
+HED = f"hed-{_SIZES}"
 NORMALIZED = "best, stain normalized"
 # what new_patient.py compares beside them
 MORE_FEATURES = {
@@ -18,12 +20,10 @@ MORE_FEATURES = {
     "four depths, one size": f"{NET}-stages",
     "best and 896 um": f"{NET}-stages-112-224-448-896um",
     "best, 8 views": f"{NET}-stages-8views-{_SIZES}",
-    "best of lite1": f"efficientnet-lite1-stages-{_SIZES}",
-    "best of lite0, lite1 and lite2": "+".join(
-        f"efficientnet-lite{n}-stages-{_SIZES}" for n in range(3)
-    ),
-    "best beside hed": f"{NET}-stages-{_SIZES}+hed-{_SIZES}",
-    NORMALIZED: f"{NET}-stages-{_SIZES}",
+    "best of lite1": LITE1,
+    "best of lite0, lite1 and lite2": f"{FEATURES['best']}+{LITE1}+{LITE2}",
+    "best beside hed": f"{FEATURES['best']}+{HED}",
+    NORMALIZED: FEATURES["best"],
 }
 # Every network is trained for a number of epochs on all training slides: with one slide of another
 # patient to choose by, early stopping would see the slide that settings are chosen on.
@@ -80,7 +80,7 @@ LEFT_OUT = {("best", "stem, 50 genes")}  # it takes longer than all others toget
 # models of new_patient.py, as run_train.py has them without options
 SMALL = {
     f"{name}, neighbors": _fitted(name, preset="small", neighbors="mean")
-    for name in ("mlp", "bpbooster")
+    for name in ("mlp", "bpbooster", "histoprism", "average", "auto")
 }
 OTHER_SCALE = "ridge-low-rank, neighbors; features standardized over all slides"
 MORE = SMALL | {OTHER_SCALE: _fitted("ridge-low-rank", neighbors="mean", standardize="train")}

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import stain
+import zoo
 import zoo_models
 import zoo_run
 import zoo_table
@@ -76,3 +77,31 @@ def test_a_document_without_a_place_for_the_table_is_refused(tmp_path):
     zoo_table.check(path, "zoo")
     with pytest.raises(zoo_table.InputError, match=r"new-patient:begin.*new-patient:end"):
         zoo_table.check(path, "new-patient")
+
+
+def _scores(**pcc) -> pd.DataFrame:
+    rows = [("log1p", "200", "plain", model, "A", "A1", value) for model, value in pcc.items()]
+    columns = ["target", "genes", "features", "model", "fold", "slide_id", "pcc_zero"]
+    return pd.DataFrame(rows, columns=columns).replace("reference", zoo.REFERENCE)
+
+
+def _asked(*models: str) -> zoo.Options:
+    return zoo.Options(source="a", third="b", target="log1p", models=list(models))
+
+
+def test_models_that_were_not_asked_for_keep_their_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, "SCORES", tmp_path / "zoo.csv")
+    _scores(reference=0.2, mlp=0.1, knn=0.3).to_csv(zoo.SCORES, index=False)
+    found = zoo.with_others(_scores(reference=0.2, mlp=0.15), _asked("mlp"))
+    pcc = found.set_index("model")["pcc_zero"].to_dict()
+    assert pcc == {zoo.REFERENCE: 0.2, "mlp": 0.15, "knn": 0.3}
+    assert len(found) == 3
+    whole = zoo.with_others(_scores(reference=0.2, mlp=0.15), _asked())
+    assert set(whole["model"]) == {zoo.REFERENCE, "mlp"}
+
+
+def test_rows_that_were_made_otherwise_are_not_kept_beside_new_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, "SCORES", tmp_path / "zoo.csv")
+    _scores(reference=0.2, knn=0.3).to_csv(zoo.SCORES, index=False)
+    with pytest.raises(zoo.InputError, match=r"reaches 0\.2200 on A1 and reached 0\.2000"):
+        zoo.with_others(_scores(reference=0.22, mlp=0.15), _asked("mlp"))
