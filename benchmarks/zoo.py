@@ -190,8 +190,8 @@ def beside(scores: pd.DataFrame, known: pd.DataFrame, reference: str) -> pd.Data
         if abs(was[key] - now[key]) > SAME:
             raise InputError(
                 f"{SCORES.parent}: on {key[0]} features {reference} reaches {now[key]:.4f} on "
-                f"{key[-1]} and reached {was[key]:.4f} when other models were measured; measure all "
-                "of them again (without --models)"
+                f"{key[-1]} and reached {was[key]:.4f} when other models were measured; measure "
+                "all again (without --models)"
             )
     measured = pd.MultiIndex.from_frame(scores[keys[:2]])
     kept = ~pd.MultiIndex.from_frame(known[keys[:2]]).isin(measured)
