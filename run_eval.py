@@ -20,12 +20,13 @@ def main(cfg: Options) -> None:
     from histokit.core.progress import progress_bar
     from histokit.evaluate import report
     from histokit.evaluate.folders import whole_folder
+    from histokit.evaluate.questions import prepare, without_comparisons
     from histokit.evaluate.views import Views
 
     distributed.check_device(cfg.device)
-    cfg = report.without_comparisons(cfg)
+    cfg = without_comparisons(cfg)
     team = distributed.start(cfg.device)
-    questions, jobs = report.prepare(cfg)
+    questions, jobs = prepare(cfg)
     team.wait()  # nothing is written before every rank has found the runs in order
     results = {}
     for job in jobs:

@@ -74,7 +74,8 @@ class Options(Checked):
 
 def main(cfg: Options) -> None:
     """Extract, train each model on all splits, score them together, print the tables."""
-    from histokit.evaluate import pan_cancer, report
+    from histokit.evaluate import pan_cancer
+    from histokit.evaluate.questions import short_names
     from histokit.evaluate.runs import Run
     from histokit.evaluate.tables import text_table
 
@@ -95,7 +96,7 @@ def main(cfg: Options) -> None:
             device=cfg.device,
         )
     )
-    names = report.short_names(runs)
+    names = short_names(runs)
     tables = {
         name: pan_cancer.table_of(Run(r), Path(r) / "eval")
         for name, r in zip(names, runs, strict=True)

@@ -34,7 +34,8 @@ sys.path.insert(0, str(ROOT))
 from histokit.core.files import make_folder
 from histokit.core.options import option, run
 from histokit.core.progress import progress_bar
-from histokit.extract.writer import upsert_row, write_expression, write_features
+from histokit.extract.slide_table import upsert_row
+from histokit.extract.writer import write_expression, write_features
 
 CANCERS = ("IDC", "PRAD")
 PROGRAMS, MAP_SEED = 8, 7

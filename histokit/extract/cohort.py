@@ -13,6 +13,7 @@ from histokit.data.sources import SlideSource
 from histokit.extract import writer
 from histokit.extract.forecast import Forecast
 from histokit.extract.slide import Plan, extract_slide
+from histokit.extract.slide_table import note_listed
 
 
 def extract_slides(
@@ -48,7 +49,7 @@ def extract_slides(
         if team.first:
             _clean(out, features)
             if plan.source:
-                writer.note_listed(out, plan.source, slides, whole)
+                note_listed(out, plan.source, slides, whole)
         team.wait()
         name = plan.provenance["encoder"]
         new = [s for s in slides if not writer.feature_path(out, name, s.slide_id).is_file()]

@@ -15,7 +15,7 @@ from histokit.core.errors import InputError
 from histokit.core.progress import progress_bar
 from histokit.data.sources import SlideSource
 from histokit.data.technologies import POOLED, technology_kind
-from histokit.extract import elsewhere, writer
+from histokit.extract import elsewhere, slide_table, writer
 from histokit.extract.encoding import Encoding, duration
 from histokit.extract.forecast import Forecast
 from histokit.extract.patches import PixelStatistics, stored_microns, top_left
@@ -129,9 +129,9 @@ def extract_slide(
         "image": str(slide.image),
         "source": str(Path(plan.source).resolve()) if plan.source else "",
     }
-    listed = writer.table_rows(out / "slides.csv").get(name)
+    listed = slide_table.table_rows(out / "slides.csv").get(name)
     if listed is not None and _is_finished(out, name, target, attributes):
-        writer.upsert_row(out / "slides.csv", described)
+        slide_table.upsert_row(out / "slides.csv", described)
         print(f"{name}: finished already")
         return False
     known = (listed or {}).get("source")
@@ -156,9 +156,9 @@ def extract_slide(
     print(f"{name}: patches drawn on the image: {overlay}")
     writer.write_picture(out / "thumbnails" / f"{name}.jpg", placed.picture)
     writer.write_expression(out / "expression" / f"{name}.h5ad", spots, source)
-    writer.upsert_row(out / "reconciliation.csv", row)
+    slide_table.upsert_row(out / "reconciliation.csv", row)
     sizes = {"num_spots": spots.n_obs, "num_genes": spots.n_vars, "thumbnail_scale": placed.scale}
-    writer.upsert_row(out / "slides.csv", described | sizes)
+    slide_table.upsert_row(out / "slides.csv", described | sizes)
     writer.write_features(target, features, corners, spots.obs_names[kept], attributes)
     return True
 

@@ -25,7 +25,8 @@ CHOSEN = 12  # genes of pictures and of the files for viewers, where none are na
 LARGEST_TABLE = 2000  # genes up to which SpatialData, which opens whole, gets all
 RECORD = "prediction.json"
 THUMBNAIL = "thumbnail.jpg"
-_MACHINE = ("out", "batch_size", "device", "workers")
+# options that say nothing of how one slide is predicted
+_NO_PART = ("out", "slides", "batch_size", "device", "workers")
 
 
 def write_slide(slide: SlideMap, folder: Path, oracle: Oracle, cohort: Cohort, cfg) -> None:
@@ -88,7 +89,7 @@ def is_finished(folder: Path, oracle: Oracle, cohort: Cohort, slide_id: str, cfg
 
 def made_from(oracle: Oracle, cohort: Cohort, slide_id: str, cfg) -> dict:
     """Options, and sizes and times of the files that shape a prediction."""
-    options = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in _MACHINE}
+    options = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in _NO_PART}
     evaluation = Path(cfg.eval) if cfg.eval else oracle.ensemble.run.folder / "eval"
     files = [fold.folder / "model.safetensors" for fold in oracle.ensemble.folds]
     files += [evaluation / "pcc_by_slide.csv", *cohort.feature_files(slide_id)]

@@ -12,7 +12,7 @@ import run_train
 from histokit.data.cohort import Cohort
 from histokit.data.gene_map import GeneMap
 from histokit.evaluate.compare import comparison_notes
-from histokit.evaluate.report import Questions
+from histokit.evaluate.questions import Questions
 from histokit.evaluate.runs import Run
 
 IDS = {name: f"ENSG{i:011d}" for i, name in enumerate(GENES)}

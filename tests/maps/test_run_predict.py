@@ -203,6 +203,9 @@ def test_slides_of_one_source_are_kept_when_asked_for_one_by_one(study, predict)
         predict("--slides", slide, "--formats", "h5ad", source=study / "cohort")
     again, folder = predict("--slides", "IDC-1", "--formats", "h5ad", source=study / "cohort")
     assert "IDC-1: predicted already" in again.stdout
+    both = ("--slides", "IDC-1", "IDC-2", "--formats", "h5ad")
+    together, _ = predict(*both, source=study / "cohort")
+    assert together.stdout.count("predicted already") == 2
     assert set(Cohort(folder.parent / "data", "hed").slides.index) == {"IDC-1", "IDC-2"}
     index = (folder.parent / "index.html").read_text()
     assert index.count("<li>") == 2
