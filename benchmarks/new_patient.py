@@ -35,23 +35,27 @@ from zoo_models import (
     OTHER_SCALE,
     SIZES,
     SMALL,
+    TUNED,
     ZOO,
 )
-from zoo_run import PATIENTS, Measurement, Task, extract_as
+from zoo_run import PATIENTS, Measurement, Task, extract_as, write_split
 from zoo_table import WORDS, by_unit, check, with_interval
 
+import run_finetune
 from histokit.core.options import option, run
 
 SCORES = ROOT / "benchmarks" / "results" / "new-patient.csv"
 DEFAULT = "ridge-low-rank, neighbors"
 CHOSEN = "chosen on the other two patients"
-KINDS = (*FEATURES, *MORE_FEATURES)
+KINDS = tuple(kind for kind in (*FEATURES, *MORE_FEATURES) if kind != TUNED)
 RIDGES = [name for name in ZOO if name.startswith("ridge") and name != DEFAULT]
 # rows of the table: model and features
 ROWS = [(DEFAULT, kind) for kind in KINDS]
-ROWS += [(OTHER_SCALE, "plain"), (OTHER_SCALE, "best")]
+ROWS += [(DEFAULT, TUNED), (OTHER_SCALE, "plain"), (OTHER_SCALE, "best")]
 ROWS += [(model, "best") for model in ("mean", *RIDGES, *SMALL)]
 REFERENCE = (DEFAULT, "best")
+FINAL = (*PATIENTS, *PATIENTS["C"])
+TUNED_EPOCHS = 5
 INNER = tuple(f"{x}>{y}" for x in PATIENTS for y in PATIENTS if x != y)
 STAGES = {"encoder": NET, "pool": "stages"}
 BEST = STAGES | {"scales": SIZES}
@@ -75,7 +79,10 @@ class Options(Measurement):
 
     out: str = option("work/new-patient", "folder for features and runs")
     models: list[str] = option(
-        [], "measure these and keep other rows; all if empty", choices=tuple(dict(ROWS))
+        [], "measure rows of these and keep others; all if empty", choices=tuple(dict(ROWS))
+    )
+    features: list[str] = option(
+        [], "measure rows of these and keep others; all if empty", choices=(*KINDS, TUNED)
     )
 
 
@@ -85,7 +92,7 @@ def main(cfg: Options) -> None:
     if cfg.measure:
         extract(cfg)
         scores = measure(cfg)
-        if cfg.models and SCORES.is_file():
+        if (cfg.models or cfg.features) and SCORES.is_file():
             scores = beside(scores, pd.read_csv(SCORES), DEFAULT)
         scores.to_csv(SCORES, index=False, float_format="%.6g")
         print(f"wrote {SCORES}")
@@ -95,13 +102,19 @@ def main(cfg: Options) -> None:
 
 def rows_of(cfg: Options) -> list[tuple[str, str]]:
     """Model and features of what is measured."""
-    return [row for row in ROWS if not cfg.models or row[0] in cfg.models or row == REFERENCE]
+    asked = [
+        (model, kind)
+        for model, kind in ROWS
+        if model in (cfg.models or [model]) and kind in (cfg.features or [kind])
+    ]
+    return [row for row in ROWS if row in (*asked, REFERENCE)]
 
 
 def extract(cfg: Options) -> None:
     """Every kind of features that is needed, of all sections; what is there is kept."""
     kinds = {kind for _, kind in rows_of(cfg)}
     names = {n for kind in kinds for n in (FEATURES | MORE_FEATURES)[kind].split("+")}
+    names |= {NET} if TUNED in kinds else set()
     for source in (cfg.source, cfg.third):
         for name in EXTRACTED:
             if name in names:
@@ -109,6 +122,28 @@ def extract(cfg: Options) -> None:
         if NORMALIZED in kinds:
             of_images = normalized(Path(source), Path(cfg.out) / "stain" / Path(source).name)
             extract_as(str(of_images), f"{cfg.out}/normalized", BEST)
+    if TUNED in kinds:
+        tune(cfg)
+
+
+def tune(cfg: Options) -> None:
+    """Tune the encoder of plain features on the training slides of each fold; as it comes."""
+    split = Path(cfg.out) / "tuned.csv"
+    write_split(FINAL, split)
+    run_finetune.main(
+        run_finetune.Options(
+            data=f"{cfg.out}/data",
+            run=f"{cfg.out}/tuned",
+            encoder=NET,
+            folds=str(split),
+            target=cfg.target,
+            panel="detected",
+            epochs=TUNED_EPOCHS,
+            val_fraction=0.0,
+            views=1,
+            allow_leakage=True,  # sections of patient C test one another within C
+        )
+    )
 
 
 def measure(cfg: Options) -> pd.DataFrame:
@@ -116,7 +151,7 @@ def measure(cfg: Options) -> pd.DataFrame:
     tasks = [
         Task(cfg.out, cfg.target, model, kind, None, 0, 0, folds)
         for model, kind in rows_of(cfg)
-        for folds in parts(model)
+        for folds in parts(model, kind)
     ]
     perform(cfg, tasks, "training")
     scores = collect(tasks)
@@ -124,10 +159,9 @@ def measure(cfg: Options) -> pd.DataFrame:
     return scores.assign(protocol=scores["protocol"].mask(inner, "choosing"))
 
 
-def parts(model: str) -> list[tuple[str, ...]]:
-    """Folds of each run of a model."""
-    final = (*PATIENTS, *PATIENTS["C"])
-    return [INNER, final] if model == DEFAULT else [final]
+def parts(model: str, kind: str) -> list[tuple[str, ...]]:
+    """Folds of each run of a model; features that were tuned on a fold are of that fold alone."""
+    return [INNER, FINAL] if model == DEFAULT and kind != TUNED else [FINAL]
 
 
 def table(scores: pd.DataFrame) -> pd.DataFrame:

@@ -13,6 +13,7 @@ FEATURES = {
 }
 LITE1, LITE2 = (f"efficientnet-lite{n}-stages-{_SIZES}" for n in (1, 2))
 HED = f"hed-{_SIZES}"
+TUNED = "fine-tuned by fold"
 NORMALIZED = "best, stain normalized"
 # what new_patient.py compares beside them
 MORE_FEATURES = {
@@ -24,6 +25,7 @@ MORE_FEATURES = {
     "best of lite0, lite1 and lite2": f"{FEATURES['best']}+{LITE1}+{LITE2}",
     "best beside hed": f"{FEATURES['best']}+{HED}",
     NORMALIZED: FEATURES["best"],
+    TUNED: f"{NET}-tuned",
 }
 # Every network is trained for a number of epochs on all training slides: with one slide of another
 # patient to choose by, early stopping would see the slide that settings are chosen on.

@@ -100,14 +100,6 @@ class Task:
         """What its scores depend on; scores with another stamp are not its own."""
         return {"rules": RULES, "folds": list(self.folds), "options": self.options}
 
-    def split(self) -> pd.DataFrame:
-        """slide_id, split, fold."""
-        rows = []
-        for fold in self.folds:
-            train, test = slides_of(fold)
-            rows += [(s, "train", fold) for s in train] + [(s, "test", fold) for s in test]
-        return pd.DataFrame(rows, columns=["slide_id", "split", "fold"])
-
     def scores(self) -> dict | None:
         """What was measured, where it was measured as it would be now."""
         path = self.folder / "scores.json"
@@ -125,6 +117,15 @@ def slides_of(fold: str) -> tuple[list[str], list[str]]:
     return [s for s in PATIENTS["C"] if s != fold], [fold]
 
 
+def write_split(folds: tuple[str, ...], path: Path) -> None:
+    """A CSV of slide_id, split, fold."""
+    rows = []
+    for fold in folds:
+        train, test = slides_of(fold)
+        rows += [(s, "train", fold) for s in train] + [(s, "test", fold) for s in test]
+    pd.DataFrame(rows, columns=["slide_id", "split", "fold"]).to_csv(path, index=False)
+
+
 def train_and_score(task: Task) -> None:
     """One run in this process from its beginning, its scores written last.
 
@@ -134,7 +135,7 @@ def train_and_score(task: Task) -> None:
         shutil.rmtree(task.folder)
     folder = make_folder(task.folder)
     forget_peak()
-    task.split().to_csv(folder / "split.csv", index=False)
+    write_split(task.folds, folder / "split.csv")
     with open(folder / "log.txt", "a") as log, redirect_stdout(log), redirect_stderr(log):
         begin = time.process_time()
         run_train.main(run_train.Options(run=str(folder), **task.options))

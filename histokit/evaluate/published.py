@@ -65,7 +65,7 @@ def beside_published(
         run: the run.
         task: the task of the published rows.
         protocol: name of the one the run was scored under.
-        figures: as ``histokit.evaluate.protocols.score_protocol`` returns them; may be empty.
+        figures: as ``histokit.evaluate.protocol_scores.score_protocol`` returns them; may be empty.
         listed: whether the run was scored on a given gene list and not on one chosen here.
 
     Returns:

@@ -17,7 +17,8 @@ from histokit.evaluate.evaluation import Evaluation, Job
 from histokit.evaluate.folders import versions
 from histokit.evaluate.official import official_sentence
 from histokit.evaluate.options import Options
-from histokit.evaluate.protocols import PROTOCOLS, Protocol, ProtocolScores
+from histokit.evaluate.protocol_scores import ProtocolScores
+from histokit.evaluate.protocols import PROTOCOLS, Protocol
 from histokit.evaluate.questions import Questions, comparison_folder
 from histokit.evaluate.scores import SlideScore
 from histokit.evaluate.summary import pcc_matrix

@@ -6,8 +6,9 @@ from cohorts import write_cohort
 
 import run_train
 from histokit.data.cohort import Cohort
-from histokit.evaluate import protocols
+from histokit.evaluate import protocol_scores
 from histokit.evaluate.gene_lists import GeneLists
+from histokit.evaluate.protocols import PROTOCOLS
 from histokit.evaluate.runs import Run
 from histokit.evaluate.views import Views
 from histokit.models.outputs import Outputs
@@ -26,7 +27,7 @@ def test_expression_is_formed_for_a_few_spots_at_a_time(name, tmp_path, one_fold
 
     def table():
         lists = GeneLists({"": ["GENE3", "GENE1", "GENE8"]})
-        scores = protocols.ProtocolScores(Run(run), protocols.PROTOCOLS[name], lists)
+        scores = protocol_scores.ProtocolScores(Run(run), PROTOCOLS[name], lists)
         for view in Views(Run(run), Cohort(data, "tiny")).of():
             formed.clear()
             scores.add(view)
@@ -35,7 +36,7 @@ def test_expression_is_formed_for_a_few_spots_at_a_time(name, tmp_path, one_fold
     monkeypatch.setattr(Outputs, "__call__", spy)
     whole = table()
     assert formed == [33]  # spots of D1
-    monkeypatch.setattr(protocols, "_SPOTS", 10)
+    monkeypatch.setattr(protocol_scores, "_SPOTS", 10)
     parts = table()
     assert formed == [10, 10, 10, 3]
     pd.testing.assert_frame_equal(parts, whole, rtol=1e-5)

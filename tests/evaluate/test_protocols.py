@@ -23,7 +23,8 @@ from histokit.data.genes import read_gene_list
 from histokit.data.splits import read_splits
 from histokit.evaluate.figures import figure_name
 from histokit.evaluate.protocol_genes import hest_genes, stem_genes
-from histokit.evaluate.protocols import PROTOCOLS, score_protocol
+from histokit.evaluate.protocol_scores import score_protocol
+from histokit.evaluate.protocols import PROTOCOLS
 from histokit.evaluate.published import HISTOPRISM, TASKS, beside_published, read_published
 from histokit.evaluate.runs import Run
 

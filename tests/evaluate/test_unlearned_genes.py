@@ -12,7 +12,8 @@ import run_eval
 import run_train
 from histokit.data.cohort import Cohort
 from histokit.evaluate.gene_lists import GeneLists
-from histokit.evaluate.protocols import PROTOCOLS, ProtocolScores
+from histokit.evaluate.protocol_scores import ProtocolScores
+from histokit.evaluate.protocols import PROTOCOLS
 from histokit.evaluate.runs import Run
 from histokit.evaluate.scores import choose_hvgs
 from histokit.evaluate.views import Views

@@ -10,7 +10,8 @@ import pandas as pd
 from histokit.core.distributed import Team
 from histokit.evaluate.evaluation import Evaluation
 from histokit.evaluate.figures import figure_name
-from histokit.evaluate.protocols import PROTOCOLS, Protocol, ProtocolScores
+from histokit.evaluate.protocol_scores import ProtocolScores
+from histokit.evaluate.protocols import PROTOCOLS, Protocol
 from histokit.evaluate.published import beside_published
 from histokit.evaluate.scores import SlideScore
 from histokit.evaluate.topics.base import Part, Topic
