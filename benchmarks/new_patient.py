@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from her2st import markdown, replace_between
 from stain import normalized
-from zoo import beside, collect, perform
+from zoo import beside, collect, perform, write_scores
 from zoo_models import (
     FEATURES,
     HED,
@@ -94,8 +94,7 @@ def main(cfg: Options) -> None:
         scores = measure(cfg)
         if (cfg.models or cfg.features) and SCORES.is_file():
             scores = beside(scores, pd.read_csv(SCORES), DEFAULT)
-        scores.to_csv(SCORES, index=False, float_format="%.6g")
-        print(f"wrote {SCORES}")
+        write_scores(scores, SCORES)
     replace_between(ROOT / cfg.results, "new-patient", markdown(table(pd.read_csv(SCORES))))
     print(f"wrote the table to {cfg.results}")
 

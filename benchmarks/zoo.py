@@ -34,6 +34,7 @@ from histokit.core.options import option, run
 from histokit.core.progress import progress_bar
 
 SCORES = ROOT / "benchmarks" / "results" / "zoo.csv"
+KEYS = "target genes features protocol model fold seed slide_id setting".split()  # of a row
 SAME = 1e-3  # in PCC, of a closed form on another machine
 
 
@@ -59,8 +60,7 @@ def main(cfg: Options) -> None:
         extract(cfg)
         rows = [row for row in ZOO if not cfg.models or row in (*cfg.models, REFERENCE)]
         scores = with_others(measure(cfg, rows), cfg)
-        scores.to_csv(SCORES, index=False, float_format="%.6g")
-        print(f"wrote {SCORES}")
+        write_scores(scores, SCORES)
     write_table(pd.read_csv(SCORES), ROOT / cfg.results)
 
 
@@ -148,19 +148,15 @@ def collect(tasks: Sequence[Task]) -> pd.DataFrame:
             common |= {"fold": fold, "protocol": "patients" if fold in PATIENTS else "within C"}
             common |= {k: v for k, v in own.items() if k != "slides"}
             rows += [common | slide for slide in own["slides"]]
-    first = [
-        "target",
-        "genes",
-        "features",
-        "protocol",
-        "model",
-        "fold",
-        "seed",
-        "slide_id",
-        "setting",
-    ]
     table = pd.DataFrame(rows)
-    return table[[*first, *(c for c in table if c not in first)]].sort_values(first[:8])
+    return table[[*KEYS, *(c for c in table if c not in KEYS)]]
+
+
+def write_scores(scores: pd.DataFrame, path: Path) -> None:
+    """Write the rows in an order of their own, whichever were measured last."""
+    place = scores[KEYS].astype({"genes": str}).sort_values(KEYS, kind="stable").index
+    scores.loc[place].to_csv(path, index=False, float_format="%.6g")
+    print(f"wrote {path}")
 
 
 def with_others(scores: pd.DataFrame, cfg: Options) -> pd.DataFrame:
