@@ -1,8 +1,9 @@
 // Elementary functions that the compiler can vectorise inside a loop.
 #pragma once
+#include <cstdint>
 #include <cstring>
 
-#include "simd.h"
+#include "sets.h"
 
 namespace histokit {
 

@@ -4,7 +4,7 @@
 
 #include "build_info.h"
 #include "ops.h"
-#include "simd.h"
+#include "sets.h"
 
 STABLE_TORCH_LIBRARY(histokit, m) {
   m.def(
@@ -57,14 +57,6 @@ void register_common(torch::stable::detail::StableLibrary& m) {
   m.impl("csr_matmul", TORCH_BOX(&histokit::csr_matmul));
 }
 
-const char* instruction_set() {
-#ifdef HK_HAS_CLONES
-  if (__builtin_cpu_supports("x86-64-v4")) return "x86-64-v4 (AVX-512)";
-  if (__builtin_cpu_supports("x86-64-v3")) return "x86-64-v3 (AVX2)";
-#endif
-  return "baseline";
-}
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(histokit, CPU, m) {
@@ -85,7 +77,7 @@ namespace {
 
 PyObject* build_info(PyObject*, PyObject*) {
   return Py_BuildValue("{s:s,s:s,s:s,s:s}", "compiler", "g++ " __VERSION__, "instruction_set",
-                       instruction_set(), "cuda_architectures", HISTOKIT_BUILD_CUDA_ARCHS,
+                       histokit::set_name(), "cuda_architectures", HISTOKIT_BUILD_CUDA_ARCHS,
                        "git_revision", HISTOKIT_BUILD_REVISION);
 }
 

@@ -1,45 +1,24 @@
-// Portable vectors of 64 bytes: one AVX-512 register, two AVX2 or four SSE2 ones.
-//
-// HK_CLONES compiles a function once per instruction set and picks one when the library is loaded.
-// Everything it calls must be HK_INLINE, so that it is compiled for the same set. Only loads,
-// stores and arithmetic survive as whole vectors: comparisons and conversions are taken apart
-// before the clones are made, so loops that need them are written for the compiler to vectorise.
-// The last bits of a sum differ between instruction sets.
-#pragma once
-#include <cstdint>
-#include <cstring>
+// Vectors of one register of the instruction set that is compiled for; no guard, see each_set.h.
+#include "sets.h"
 
-// An instrumented build has no clones: their resolvers would run before the sanitizer is ready.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
-    !defined(__SANITIZE_ADDRESS__)
-#define HK_HAS_CLONES
-#define HK_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
-#define HK_NARROW_CLONES __attribute__((target_clones("default", "arch=x86-64-v3")))
-#define HK_WIDE __attribute__((target("arch=x86-64-v4")))
-#else
-#define HK_CLONES
-#define HK_NARROW_CLONES
-#define HK_WIDE
-#endif
-#define HK_INLINE inline __attribute__((always_inline))
-
-namespace histokit {
+namespace histokit::HK_SET {
+namespace {
 
 template <typename T>
 struct Simd;
 
 template <>
 struct Simd<float> {
-  static constexpr int kLanes = 16;
-  typedef float Vec __attribute__((vector_size(64)));
-  typedef float Unaligned __attribute__((vector_size(64), aligned(4), may_alias));
+  static constexpr int kLanes = HK_BYTES / 4;
+  typedef float Vec __attribute__((vector_size(HK_BYTES)));
+  typedef float Unaligned __attribute__((vector_size(HK_BYTES), aligned(4), may_alias));
 };
 
 template <>
 struct Simd<double> {
-  static constexpr int kLanes = 8;
-  typedef double Vec __attribute__((vector_size(64)));
-  typedef double Unaligned __attribute__((vector_size(64), aligned(8), may_alias));
+  static constexpr int kLanes = HK_BYTES / 8;
+  typedef double Vec __attribute__((vector_size(HK_BYTES)));
+  typedef double Unaligned __attribute__((vector_size(HK_BYTES), aligned(8), may_alias));
 };
 
 template <typename T>
@@ -96,7 +75,6 @@ HK_INLINE void store(T* p, Vec<T> v, Tail tail) {
 
 // body(j, Whole()) for every whole vector of a row, then body(j, Tail{rest}) for what is left. The
 // body, a generic lambda, must be HK_INLINE_LAMBDA.
-#define HK_INLINE_LAMBDA __attribute__((always_inline))
 template <typename T, typename Body>
 HK_INLINE void by_vector(int64_t size, const Body& body) {
   constexpr int W = Simd<T>::kLanes;
@@ -117,4 +95,5 @@ HK_INLINE T sum(Vec<T> v) {
   return lanes[0];
 }
 
-}  // namespace histokit
+}  // namespace
+}  // namespace histokit::HK_SET

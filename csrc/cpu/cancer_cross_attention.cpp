@@ -1,13 +1,29 @@
 // Up to four patches of one slide at a time: scores against the folded context, softmax, weighted
 // sum and LayerNorm while the rows are in the L1 cache.
+#ifndef HK_SET
+#include "../cancer_cross_attention.h"
+
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
 #include "../math.h"
-#include "cancer_cross_attention_rows.h"
+
+#define HK_FILE "cpu/cancer_cross_attention.cpp"
+#include "../each_set.h"
 
 namespace histokit {
+
+void cancer_cross_attention_cpu(const CancerCrossAttentionParams& p, int64_t begin, int64_t end) {
+  HK_BEST(forward(p, begin, end));
+}
+
+}  // namespace histokit
+
+#else
+#include "cancer_cross_attention_rows.h"
+
+namespace histokit::HK_SET {
 namespace {
 
 // Softmax over the tokens of each head, in place.
@@ -55,7 +71,7 @@ HK_INLINE void normalise(const Params& p, const T* z, T total, int64_t n) {
 }
 
 template <typename T>
-HK_CLONES void forward(const Params& p, int64_t begin, int64_t end) {
+void forward(const Params& p, int64_t begin, int64_t end) {
   const int64_t dim = p.dim, keys = p.num_keys;
   std::vector<T> z(kRows * dim), weight(kRows * keys);
   for (int64_t n = begin, count; n < end; n += count) {
@@ -84,10 +100,10 @@ HK_CLONES void forward(const Params& p, int64_t begin, int64_t end) {
   }
 }
 
-}  // namespace
-
-void cancer_cross_attention_cpu(const Params& p, int64_t begin, int64_t end) {
+void forward(const Params& p, int64_t begin, int64_t end) {
   p.dtype == Dtype::f64 ? forward<double>(p, begin, end) : forward<float>(p, begin, end);
 }
 
-}  // namespace histokit
+}  // namespace
+}  // namespace histokit::HK_SET
+#endif

@@ -1,12 +1,33 @@
 // Backward pass by blocks of rows: recomputes the input of the LayerNorm from the saved weights,
 // and keeps each block's sums apart, so that they do not depend on the number of threads.
+#ifndef HK_SET
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
-#include "cancer_cross_attention_rows.h"
+#include "../cancer_cross_attention.h"
+#include "../sets.h"
+
+#define HK_FILE "cpu/cancer_cross_attention_backward.cpp"
+#include "../each_set.h"
 
 namespace histokit {
+
+int64_t cancer_cross_attention_partials_cpu(int64_t num_rows) {
+  return std::clamp<int64_t>(num_rows / 256, 1, 64);
+}
+
+void cancer_cross_attention_backward_cpu(const CancerCrossAttentionParams& p, int64_t begin,
+                                         int64_t end) {
+  HK_BEST(backward(p, begin, end));
+}
+
+}  // namespace histokit
+
+#else
+#include "cancer_cross_attention_rows.h"
+
+namespace histokit::HK_SET {
 namespace {
 
 // Gradient to z of one row, and the row's share of the gradients to the LayerNorm's parameters.
@@ -48,7 +69,7 @@ HK_INLINE void softmax_backward(const Params& p, int64_t n, T* grad) {
 }
 
 template <typename T>
-HK_CLONES void backward(const Params& p, int64_t begin, int64_t end) {
+void backward(const Params& p, int64_t begin, int64_t end) {
   const int64_t dim = p.dim, keys = p.num_keys;
   const int64_t chunk = (p.num_rows + p.num_partials - 1) / p.num_partials;
   std::vector<T> z(kRows * dim), weight(kRows * keys);
@@ -78,14 +99,10 @@ HK_CLONES void backward(const Params& p, int64_t begin, int64_t end) {
   }
 }
 
-}  // namespace
-
-int64_t cancer_cross_attention_partials_cpu(int64_t num_rows) {
-  return std::clamp<int64_t>(num_rows / 256, 1, 64);
-}
-
-void cancer_cross_attention_backward_cpu(const Params& p, int64_t begin, int64_t end) {
+void backward(const Params& p, int64_t begin, int64_t end) {
   p.dtype == Dtype::f64 ? backward<double>(p, begin, end) : backward<float>(p, begin, end);
 }
 
-}  // namespace histokit
+}  // namespace
+}  // namespace histokit::HK_SET
+#endif

@@ -1,15 +1,14 @@
 // Row tiles that the forward and backward pass of cancer_cross_attention share.
-#pragma once
-#include <algorithm>
 
 #include "../cancer_cross_attention.h"
 #include "../simd.h"
 
-namespace histokit {
+namespace histokit::HK_SET {
 namespace {
 
 using Params = CancerCrossAttentionParams;
-constexpr int kRows = 4;  // rows, and keys, of a tile
+constexpr int kRows = 4;                           // rows of a tile
+constexpr int kKeys = HK_REGISTERS == 32 ? 4 : 2;  // keys of a tile
 
 template <typename T>
 HK_INLINE const T* as(const void* p) {
@@ -22,23 +21,23 @@ HK_INLINE void dot_rows(const T* const* a, int count, const T* b, int64_t keys, 
                         T* out) {
   const T* rows[kRows];
   for (int r = 0; r < kRows; ++r) rows[r] = a[r < count ? r : 0];
-  for (int64_t k = 0; k < keys; k += kRows) {
-    const T* key[kRows];
-    for (int i = 0; i < kRows; ++i) key[i] = b + std::min(k + i, keys - 1) * dim;
-    Vec<T> acc[kRows][kRows] = {};
+  for (int64_t k = 0; k < keys; k += kKeys) {
+    const T* key[kKeys];
+    for (int i = 0; i < kKeys; ++i) key[i] = b + std::min(k + i, keys - 1) * dim;
+    Vec<T> acc[kRows][kKeys] = {};
     by_vector<T>(dim, [&](int64_t j, auto part) HK_INLINE_LAMBDA {
       Vec<T> x[kRows];
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) x[r] = load(rows[r] + j, part);
 #pragma GCC unroll 4
-      for (int i = 0; i < kRows; ++i) {
+      for (int i = 0; i < kKeys; ++i) {
         const Vec<T> v = load(key[i] + j, part);
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) acc[r][i] += x[r] * v;
       }
     });
     for (int r = 0; r < count; ++r)
-      for (int i = 0; i < kRows && k + i < keys; ++i) out[r * keys + k + i] = sum<T>(acc[r][i]);
+      for (int i = 0; i < kKeys && k + i < keys; ++i) out[r * keys + k + i] = sum<T>(acc[r][i]);
   }
 }
 
@@ -98,4 +97,4 @@ HK_INLINE int group(const Params& p, int64_t n, int64_t end) {
 }
 
 }  // namespace
-}  // namespace histokit
+}  // namespace histokit::HK_SET

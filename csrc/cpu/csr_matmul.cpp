@@ -1,15 +1,31 @@
 // out = Y dense by blocks of Y's columns, so that the rows of dense that are gathered stay in the
 // second-level cache; a row of the result is summed in registers.
+#ifndef HK_SET
 #include <algorithm>
 #include <vector>
 
-#include "csr_rows.h"
+#include "../csr.h"
+#include "../sets.h"
+
+#define HK_FILE "cpu/csr_matmul.cpp"
+#include "../each_set.h"
 
 namespace histokit {
+
+void csr_matmul_cpu(const CsrParams& p, int64_t begin, int64_t end) {
+  HK_BEST(product(p, begin, end));
+}
+
+}  // namespace histokit
+
+#else
+#include "csr_rows.h"
+
+namespace histokit::HK_SET {
 namespace {
 
 template <typename T, typename I>
-HK_CLONES void multiply(const CsrParams& p, int64_t begin, int64_t end) {
+void multiply(const CsrParams& p, int64_t begin, int64_t end) {
   const Csr<T, I> y(p);
   const int64_t dim = p.dim;
   const int64_t block = std::max<int64_t>(64, kCacheBytes / (dim * int64_t(sizeof(T))));
@@ -36,12 +52,12 @@ HK_CLONES void multiply(const CsrParams& p, int64_t begin, int64_t end) {
   }
 }
 
-}  // namespace
-
-void csr_matmul_cpu(const CsrParams& p, int64_t begin, int64_t end) {
+void product(const CsrParams& p, int64_t begin, int64_t end) {
   dispatch(p, [&](auto value, auto index) {
     multiply<decltype(value), decltype(index)>(p, begin, end);
   });
 }
 
-}  // namespace histokit
+}  // namespace
+}  // namespace histokit::HK_SET
+#endif

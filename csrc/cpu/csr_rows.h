@@ -1,9 +1,8 @@
 // What the two sparse products share: a typed view of the matrix and the sum of scaled rows.
-#pragma once
 #include "../csr.h"
 #include "../simd.h"
 
-namespace histokit {
+namespace histokit::HK_SET {
 namespace {
 
 constexpr int kChunk = 8;  // vectors of a result row that registers hold at a time
@@ -64,4 +63,4 @@ void dispatch(const CsrParams& p, F run) {
 }
 
 }  // namespace
-}  // namespace histokit
+}  // namespace histokit::HK_SET

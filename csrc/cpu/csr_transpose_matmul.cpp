@@ -1,11 +1,27 @@
 // out = Y^T dense by blocks of genes, each transposed in the cache a few hundred rows at a time, so
 // that a gene's result is summed in registers while it gathers rows of dense.
+#ifndef HK_SET
 #include <algorithm>
 #include <vector>
 
-#include "csr_rows.h"
+#include "../csr.h"
+#include "../sets.h"
+
+#define HK_FILE "cpu/csr_transpose_matmul.cpp"
+#include "../each_set.h"
 
 namespace histokit {
+
+void csr_transpose_matmul_cpu(const CsrParams& p, int64_t begin, int64_t end) {
+  HK_BEST(product(p, begin, end));
+}
+
+}  // namespace histokit
+
+#else
+#include "csr_rows.h"
+
+namespace histokit::HK_SET {
 namespace {
 
 constexpr int64_t kGenes = 1024;  // genes of a block
@@ -83,8 +99,8 @@ void transpose(const Csr<T, I>& y, int64_t low, int64_t high, int64_t first, int
 }
 
 template <typename T>
-HK_CLONES void accumulate(const CsrParams& p, const Block<T>& block, int64_t low, int64_t first,
-                          int64_t genes, Moments* moments) {
+void accumulate(const CsrParams& p, const Block<T>& block, int64_t low, int64_t first,
+                int64_t genes, Moments* moments) {
   T* out = static_cast<T*>(p.out) + first * p.dim;
   const T* dense = static_cast<const T*>(p.dense) + low * p.dense_stride;
   for (int64_t g = 0; g < genes; ++g) {
@@ -120,12 +136,12 @@ void multiply(const CsrParams& p, int64_t begin, int64_t end) {
   }
 }
 
-}  // namespace
-
-void csr_transpose_matmul_cpu(const CsrParams& p, int64_t begin, int64_t end) {
+void product(const CsrParams& p, int64_t begin, int64_t end) {
   dispatch(p, [&](auto value, auto index) {
     multiply<decltype(value), decltype(index)>(p, begin, end);
   });
 }
 
-}  // namespace histokit
+}  // namespace
+}  // namespace histokit::HK_SET
+#endif

@@ -1,9 +1,33 @@
 // Blocks of 64 queries of one head against all keys, 48 at a time, with a running softmax.
-#include <limits>
+#ifndef HK_SET
+#include "../distance_attention.h"
 
-#include "distance_attention_tiles.h"
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "../dropout.h"
+#include "../math.h"
+
+#define HK_FILE "cpu/distance_attention.cpp"
+#include "../each_set.h"
 
 namespace histokit {
+
+int64_t distance_attention_blocks_cpu(int64_t num_rows) { return HK_BEST(blocks(num_rows)); }
+
+void distance_attention_cpu(const DistanceAttentionParams& p, int64_t begin, int64_t end) {
+  HK_BEST(forward(p, begin, end));
+}
+
+}  // namespace histokit
+
+#else
+#include "distance_attention_tiles.h"
+
+namespace histokit::HK_SET {
 namespace {
 
 template <typename T>
@@ -54,12 +78,12 @@ struct Softmax {
   }
 };
 
-template <typename Shape, typename T>
+template <typename T>
 HK_INLINE void forward(const Params& p, int64_t begin, int64_t end) {
   const int64_t blocks = distance_attention_blocks_cpu(p.num_rows), dim = p.head_dim;
   const T scale = 1 / std::sqrt(static_cast<T>(dim));
   const T* coords = static_cast<const T*>(p.coords);
-  Tile<Shape, T> values(dim);
+  Tile<T> values(dim);
   Keep<T> keep(p);
   const int64_t width = values.width;
   std::vector<T> panel(dim * kOwn), out(kOwn * width), settled(kOwn * width);
@@ -79,14 +103,14 @@ HK_INLINE void forward(const Params& p, int64_t begin, int64_t end) {
     Softmax<T> softmax;
     for (int64_t m = 0; m < p.num_rows; m += kStep) {
       const int64_t count = std::min(kStep, p.num_rows - m);
-      multiply<Shape>(key, m, count, dim, panel.data(), score);
+      multiply(key, m, count, dim, panel.data(), score);
       if (m % kSettled == 0) settle(out, settled);
       if (softmax.weigh(places, coords, slope, slope != 0 || !p.finite_coords, keep, m, count,
                         score))
         for (int64_t l = 0; l < kOwn; ++l)
           for (int64_t c = 0; c < width; ++c)
             out[l * width + c] *= softmax.shrink[l], settled[l * width + c] *= softmax.shrink[l];
-      accumulate<Shape>(score, values.rows(value, m, count), count, width, out.data());
+      accumulate(score, values.rows(value, m, count), count, width, out.data());
     }
     settle(out, settled);
     for (int64_t l = 0; l < own; ++l) {
@@ -99,23 +123,12 @@ HK_INLINE void forward(const Params& p, int64_t begin, int64_t end) {
   }
 }
 
-// Wide tiles are for AVX-512 alone, so they are compiled for nothing else.
-HK_WIDE void forward_wide(const Params& p, int64_t begin, int64_t end) {
-  p.dtype == Dtype::f64 ? forward<Wide, double>(p, begin, end)
-                        : forward<Wide, float>(p, begin, end);
+void forward(const Params& p, int64_t begin, int64_t end) {
+  p.dtype == Dtype::f64 ? forward<double>(p, begin, end) : forward<float>(p, begin, end);
 }
 
-HK_NARROW_CLONES void forward_narrow(const Params& p, int64_t begin, int64_t end) {
-  p.dtype == Dtype::f64 ? forward<Narrow, double>(p, begin, end)
-                        : forward<Narrow, float>(p, begin, end);
-}
+int64_t blocks(int64_t num_rows) { return (num_rows + kOwn - 1) / kOwn; }
 
 }  // namespace
-
-int64_t distance_attention_blocks_cpu(int64_t num_rows) { return (num_rows + kOwn - 1) / kOwn; }
-
-void distance_attention_cpu(const Params& p, int64_t begin, int64_t end) {
-  wide_registers() ? forward_wide(p, begin, end) : forward_narrow(p, begin, end);
-}
-
-}  // namespace histokit
+}  // namespace histokit::HK_SET
+#endif

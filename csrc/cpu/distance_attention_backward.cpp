@@ -1,19 +1,44 @@
 // One pass over tiles of recomputed probabilities, keys across lanes. The gradients of keys and
 // values are sums of a block of keys to itself; those of queries grow in a buffer for each chunk of
 // blocks, and the chunks are added in their order whatever the threads.
+#ifndef HK_SET
+#include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <limits>
+#include <vector>
 
-#include "distance_attention_tiles.h"
+#include "../distance_attention.h"
+#include "../dropout.h"
+#include "../math.h"
+
+#define HK_FILE "cpu/distance_attention_backward.cpp"
+#include "../each_set.h"
 
 namespace histokit {
-namespace {
 
 constexpr int64_t kChunks = 8;  // times the heads: what threads may share
 
+int64_t distance_attention_chunks_cpu(int64_t num_rows) {
+  return std::min(kChunks, distance_attention_blocks_cpu(num_rows));
+}
+
+void distance_attention_backward_cpu(const DistanceAttentionParams& p, int64_t begin, int64_t end) {
+  HK_BEST(backward(p, begin, end));
+}
+
+}  // namespace histokit
+
+#else
+#include "distance_attention_tiles.h"
+
+namespace histokit::HK_SET {
+namespace {
+
 // What a chunk works on: (kStep, kOwn) products become probabilities and score gradients.
-template <typename Shape, typename T>
+template <typename T>
 struct Scratch {
-  Tile<Shape, T> keys, queries, grads;
+  Tile<T> keys, queries, grads;
   std::vector<T> panel, panel_grad, key_sums, value_sums, query_sums, delta;
   std::vector<T> key_settled, value_settled;  // of all rows but the last ones
   HK_ALIGNED T score[kStep * kOwn], grad[kStep * kOwn];
@@ -55,9 +80,9 @@ struct Head {
 
 // Products of queries n .. n + count with the keys become dropped weights, those of their grad_out
 // with the values gradients of the scores. Adds to moved, lane by lane, the slope's gradient.
-template <typename Shape, typename T>
+template <typename T>
 HK_INLINE void weigh(const Head<T>& head, const Places<T>& places, Keep<T>& keep, int64_t n,
-                     int64_t count, Scratch<Shape, T>& at, T* moved) {
+                     int64_t count, Scratch<T>& at, T* moved) {
   for (int64_t r = 0; r < count; ++r) {
     const T high = head.normalizer[2 * (n + r)], log_total = head.normalizer[2 * (n + r) + 1];
     const T delta = at.delta[n + r];
@@ -84,12 +109,12 @@ HK_INLINE void weigh(const Head<T>& head, const Places<T>& places, Keep<T>& keep
   }
 }
 
-template <typename Shape, typename T>
+template <typename T>
 HK_INLINE void backward(const Params& p, int64_t begin, int64_t end) {
   const int64_t rows = p.num_rows, dim = p.head_dim, blocks = distance_attention_blocks_cpu(rows);
   const int64_t chunks = distance_attention_chunks_cpu(rows);
   const T scale = 1 / std::sqrt(static_cast<T>(dim));
-  Scratch<Shape, T> at(rows, dim);
+  Scratch<T> at(rows, dim);
   Keep<T> keep(p);
   const int64_t width = at.keys.width;
   for (int64_t task = begin; task < end; ++task) {
@@ -123,14 +148,14 @@ HK_INLINE void backward(const Params& p, int64_t begin, int64_t end) {
           settle(at.key_sums, at.key_settled), settle(at.value_sums, at.value_settled);
           for (int64_t l = 0; l < own; ++l) slope_sum += moved[l], moved[l] = 0;
         }
-        multiply<Shape>(head.query, n, count, dim, at.panel.data(), at.score);
-        multiply<Shape>(head.grad_out, n, count, dim, at.panel_grad.data(), at.grad);
+        multiply(head.query, n, count, dim, at.panel.data(), at.score);
+        multiply(head.grad_out, n, count, dim, at.panel_grad.data(), at.grad);
         weigh(head, places, keep, n, count, at, moved);
-        accumulate<Shape>(at.grad, at.queries.rows(head.query, n, count), count, width,
-                          at.key_sums.data());
-        accumulate<Shape>(at.score, at.grads.rows(head.grad_out, n, count), count, width,
-                          at.value_sums.data());
-        spread<Shape>(at.grad, keys, count, own, width, &at.query_sums[n * width]);
+        accumulate(at.grad, at.queries.rows(head.query, n, count), count, width,
+                   at.key_sums.data());
+        accumulate(at.score, at.grads.rows(head.grad_out, n, count), count, width,
+                   at.value_sums.data());
+        spread(at.grad, keys, count, own, width, &at.query_sums[n * width]);
       }
       for (int64_t l = 0; l < own; ++l) slope_sum += moved[l];
       settle(at.key_sums, at.key_settled), settle(at.value_sums, at.value_settled);
@@ -149,25 +174,10 @@ HK_INLINE void backward(const Params& p, int64_t begin, int64_t end) {
   }
 }
 
-// Wide tiles are for AVX-512 alone, so they are compiled for nothing else.
-HK_WIDE void backward_wide(const Params& p, int64_t begin, int64_t end) {
-  p.dtype == Dtype::f64 ? backward<Wide, double>(p, begin, end)
-                        : backward<Wide, float>(p, begin, end);
-}
-
-HK_NARROW_CLONES void backward_narrow(const Params& p, int64_t begin, int64_t end) {
-  p.dtype == Dtype::f64 ? backward<Narrow, double>(p, begin, end)
-                        : backward<Narrow, float>(p, begin, end);
+void backward(const Params& p, int64_t begin, int64_t end) {
+  p.dtype == Dtype::f64 ? backward<double>(p, begin, end) : backward<float>(p, begin, end);
 }
 
 }  // namespace
-
-int64_t distance_attention_chunks_cpu(int64_t num_rows) {
-  return std::min(kChunks, distance_attention_blocks_cpu(num_rows));
-}
-
-void distance_attention_backward_cpu(const Params& p, int64_t begin, int64_t end) {
-  wide_registers() ? backward_wide(p, begin, end) : backward_narrow(p, begin, end);
-}
-
-}  // namespace histokit
+}  // namespace histokit::HK_SET
+#endif

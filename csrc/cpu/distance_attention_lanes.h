@@ -1,13 +1,10 @@
 // The 64 rows of a tile that lie across vector lanes: their places, and dropout of their weights.
-#pragma once
-#include <algorithm>
-#include <cmath>
 
 #include "../distance_attention.h"
 #include "../dropout.h"
 #include "../simd.h"
 
-namespace histokit {
+namespace histokit::HK_SET {
 namespace {
 
 using Params = DistanceAttentionParams;
@@ -68,4 +65,4 @@ struct Keep {
 };
 
 }  // namespace
-}  // namespace histokit
+}  // namespace histokit::HK_SET

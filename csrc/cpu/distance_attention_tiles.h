@@ -4,36 +4,19 @@
 // panel; rows of the other side pass by 48 at a time, straight from the caller's tensors. Scores
 // are therefore (other, own) with contiguous own, so that maxima, sums and distances run along
 // lanes, and both kinds of product read one broadcast number for several vectors.
-#pragma once
-#include <algorithm>
-#include <cstring>
-#include <vector>
 
-#include "../math.h"
-#include "../simd.h"
 #include "distance_attention_lanes.h"
 
-namespace histokit {
+namespace histokit::HK_SET {
 namespace {
 
 constexpr int64_t kStep = 48;      // rows of the other side at a time: whole tiles of 6 and 8
 constexpr int64_t kSettled = 240;  // of them, after which a sum begins anew
 
-// How many accumulators fit the registers: 24 of AVX-512, 12 of AVX2.
-struct Wide {
-  static constexpr int kRows = 6, kVectors = 4, kOutRows = 8, kOutVectors = 2;
-};
-struct Narrow {
-  static constexpr int kRows = 6, kVectors = 1, kOutRows = 4, kOutVectors = 1;
-};
-
-inline bool wide_registers() {
-#ifdef HK_HAS_CLONES
-  return __builtin_cpu_supports("x86-64-v4");
-#else
-  return false;
-#endif
-}
+// Accumulators of the two products: 24 and 16 of 32 registers, 12 and 8 of 16.
+constexpr bool kManyRegisters = HK_REGISTERS == 32;
+constexpr int kScoreRows = 6, kScoreVectors = kManyRegisters ? 4 : 2;
+constexpr int kOutRows = kManyRegisters ? 8 : 4, kOutVectors = 2;
 
 // One head's rows of an (N, h, d) tensor.
 template <typename T>
@@ -84,10 +67,10 @@ HK_INLINE void product_rows(const T* a, int64_t stride, int64_t depth, const T* 
 }
 
 // score[count, kOwn] = rows first .. first + count times panel[dim, kOwn].
-template <typename Shape, typename T>
+template <typename T>
 HK_INLINE void multiply(const Rows<T>& rows, int64_t first, int64_t count, int64_t dim,
                         const T* panel, T* score) {
-  constexpr int R = Shape::kRows, V = Shape::kVectors;
+  constexpr int R = kScoreRows, V = kScoreVectors;
   int64_t m = 0;
   for (; m + R <= count; m += R)
     product_rows<R, V, false>(rows.at(first + m), rows.stride, dim, panel, kOwn, score + m * kOwn);
@@ -97,9 +80,9 @@ HK_INLINE void multiply(const Rows<T>& rows, int64_t first, int64_t count, int64
 
 // The other side's rows as the second product wants them: side by side and whole tiles of vectors
 // wide. Copied where they are not, for rows far apart fall on few lines of the cache.
-template <typename Shape, typename T>
+template <typename T>
 struct Tile {
-  static constexpr int64_t kTile = Shape::kOutVectors * Simd<T>::kLanes;
+  static constexpr int64_t kTile = kOutVectors * Simd<T>::kLanes;
   int64_t dim, width;
   std::vector<T> copy;
 
@@ -115,9 +98,9 @@ struct Tile {
 };
 
 // out[kOwn, width] += weight[count, kOwn]^T rows[count, width].
-template <typename Shape, typename T>
+template <typename T>
 HK_INLINE void accumulate(const T* weight, const T* rows, int64_t count, int64_t width, T* out) {
-  constexpr int W = Simd<T>::kLanes, R = Shape::kOutRows, V = Shape::kOutVectors;
+  constexpr int W = Simd<T>::kLanes, R = kOutRows, V = kOutVectors;
   for (int64_t j = 0; j < width; j += V * W)
     for (int64_t l = 0; l < kOwn; l += R) {
       Vec<T> acc[R][V];
@@ -142,10 +125,10 @@ HK_INLINE void accumulate(const T* weight, const T* rows, int64_t count, int64_t
 }
 
 // out[count, width] += weight[count, own] rows[own, width], of weights kOwn apart.
-template <typename Shape, typename T>
+template <typename T>
 HK_INLINE void spread(const T* weight, const T* rows, int64_t count, int64_t own, int64_t width,
                       T* out) {
-  constexpr int R = Shape::kOutRows, V = Shape::kOutVectors;
+  constexpr int R = kOutRows, V = kOutVectors;
   int64_t m = 0;
   for (; m + R <= count; m += R)
     product_rows<R, V, true>(weight + m * kOwn, kOwn, own, rows, width, out + m * width);
@@ -160,4 +143,4 @@ HK_INLINE void settle(std::vector<T>& recent, std::vector<T>& settled) {
 }
 
 }  // namespace
-}  // namespace histokit
+}  // namespace histokit::HK_SET

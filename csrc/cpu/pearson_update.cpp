@@ -1,5 +1,6 @@
 // A few rows of a tile of genes at a time: values are read once, widened to float64, shifted by the
 // gene's pivot and summed in registers; the sums of the tile stay in the cache.
+#ifndef HK_SET
 #include "../pearson_update.h"
 
 #include <algorithm>
@@ -8,7 +9,20 @@
 
 #include "widen.h"
 
+#define HK_FILE "cpu/pearson_update.cpp"
+#include "../each_set.h"
+
 namespace histokit {
+
+void pearson_update_cpu(const PearsonUpdateParams& p, int64_t begin, int64_t end) {
+  HK_BEST(update(p, begin, end));
+}
+
+}  // namespace histokit
+
+#else
+
+namespace histokit::HK_SET {
 namespace {
 
 constexpr int kRows = 8;        // rows per visit of a gene's sums
@@ -65,7 +79,7 @@ void find_pivots(Tile& tile, const Rows<T>& rows) {
 // COUNT rows; MASKED tells whether they have masks. A block without mask and NaN, the usual case,
 // is recognised in a first look, which also brings it into the cache.
 template <typename T, int COUNT, bool MASKED>
-HK_CLONES void add_rows(Tile& tile, const Rows<T>& rows, const Rows<T>& next) {
+void add_rows(Tile& tile, const Rows<T>& rows, const Rows<T>& next) {
   const T *pred[COUNT], *target[COUNT];
   const uint8_t* mask[COUNT];
   bool clean = !MASKED;
@@ -181,9 +195,7 @@ void update(const PearsonUpdateParams& p, int64_t begin, int64_t end) {
   }
 }
 
-}  // namespace
-
-void pearson_update_cpu(const PearsonUpdateParams& p, int64_t begin, int64_t end) {
+void update(const PearsonUpdateParams& p, int64_t begin, int64_t end) {
   switch (p.dtype) {
     case Dtype::f32:
       return update<float>(p, begin, end);
@@ -196,4 +208,6 @@ void pearson_update_cpu(const PearsonUpdateParams& p, int64_t begin, int64_t end
   }
 }
 
-}  // namespace histokit
+}  // namespace
+}  // namespace histokit::HK_SET
+#endif

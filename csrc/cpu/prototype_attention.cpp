@@ -1,13 +1,38 @@
 // Eight patches at a time against all prototypes of one head: scores, softmax and weighted sum are
 // register-blocked products over packed keys and values, with the scores in the L1 cache.
+#ifndef HK_SET
+#include "../prototype_attention.h"
+
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
 
 #include "../math.h"
-#include "prototype_attention_tiles.h"
+
+#define HK_FILE "cpu/prototype_attention.cpp"
+#include "../each_set.h"
 
 namespace histokit {
+
+int64_t prototype_attention_packed_cpu(const PrototypeAttentionParams& p) {
+  return HK_BEST(packed(p));
+}
+
+void prototype_attention_pack_cpu(const PrototypeAttentionParams& p, int64_t begin, int64_t end) {
+  HK_BEST(pack(p, begin, end));
+}
+
+void prototype_attention_cpu(const PrototypeAttentionParams& p, int64_t begin, int64_t end) {
+  HK_BEST(forward(p, begin, end));
+}
+
+}  // namespace histokit
+
+#else
+#include "prototype_attention_tiles.h"
+
+namespace histokit::HK_SET {
 namespace {
 
 constexpr int64_t kBlock = 64;  // rows that pass through one head before the next
@@ -31,7 +56,7 @@ HK_INLINE void softmax(T* score, const Head<T>& key, T* largest, T* total) {
 }
 
 template <typename T>
-HK_CLONES void forward(const PrototypeAttentionParams& p, int64_t begin, int64_t end) {
+void forward(const PrototypeAttentionParams& p, int64_t begin, int64_t end) {
   const int64_t dim = p.head_dim, width = p.num_heads * dim, padded = Head<T>::padded(dim);
   const T scale = 1 / std::sqrt(static_cast<T>(dim));
   std::vector<T> query(kRows * padded), out(kRows * padded);
@@ -81,20 +106,20 @@ void pack(const PrototypeAttentionParams& p, int64_t part) {
           head.columns[to * head.num_padded + from] = data[from * stride + to];
 }
 
-}  // namespace
+void forward(const PrototypeAttentionParams& p, int64_t begin, int64_t end) {
+  p.dtype == Dtype::f64 ? forward<double>(p, begin, end) : forward<float>(p, begin, end);
+}
 
-int64_t prototype_attention_packed_cpu(const PrototypeAttentionParams& p) {
+int64_t packed(const PrototypeAttentionParams& p) {
   const int64_t part = p.dtype == Dtype::f64 ? Head<double>::size(p) : Head<float>::size(p);
   return 2 * p.num_heads * part;
 }
 
-void prototype_attention_pack_cpu(const PrototypeAttentionParams& p, int64_t begin, int64_t end) {
+void pack(const PrototypeAttentionParams& p, int64_t begin, int64_t end) {
   for (int64_t part = begin; part < end; ++part)
     p.dtype == Dtype::f64 ? pack<double>(p, part) : pack<float>(p, part);
 }
 
-void prototype_attention_cpu(const PrototypeAttentionParams& p, int64_t begin, int64_t end) {
-  p.dtype == Dtype::f64 ? forward<double>(p, begin, end) : forward<float>(p, begin, end);
-}
-
-}  // namespace histokit
+}  // namespace
+}  // namespace histokit::HK_SET
+#endif

@@ -1,13 +1,34 @@
 // Backward pass by blocks of rows: recomputes the probabilities eight patches at a time, and keeps
 // each block's sums apart, so that they do not depend on the number of threads.
+#ifndef HK_SET
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
 
 #include "../math.h"
-#include "prototype_attention_tiles.h"
+#include "../prototype_attention.h"
+
+#define HK_FILE "cpu/prototype_attention_backward.cpp"
+#include "../each_set.h"
 
 namespace histokit {
+
+int64_t prototype_attention_partials_cpu(int64_t num_rows) {
+  return std::clamp<int64_t>(num_rows / 512, 1, 16);
+}
+
+void prototype_attention_backward_cpu(const PrototypeAttentionParams& p, int64_t begin,
+                                      int64_t end) {
+  HK_BEST(backward(p, begin, end));
+}
+
+}  // namespace histokit
+
+#else
+#include "prototype_attention_tiles.h"
+
+namespace histokit::HK_SET {
 namespace {
 
 // out[depth, cols] += a[8, depth]^T b[8, cols].
@@ -44,7 +65,7 @@ HK_INLINE void score_gradient(T* score, T* dp, const T* largest, const T* log_to
 }
 
 template <typename T>
-HK_CLONES void backward(const PrototypeAttentionParams& p, int64_t begin, int64_t end) {
+void backward(const PrototypeAttentionParams& p, int64_t begin, int64_t end) {
   const int64_t dim = p.head_dim, width = p.num_heads * dim, num = p.num_prototypes;
   const int64_t padded = Head<T>::padded(dim), cols = Head<T>::padded(num);
   const int64_t chunk = (p.num_rows + p.num_partials - 1) / p.num_partials;
@@ -93,15 +114,10 @@ HK_CLONES void backward(const PrototypeAttentionParams& p, int64_t begin, int64_
   }
 }
 
-}  // namespace
-
-int64_t prototype_attention_partials_cpu(int64_t num_rows) {
-  return std::clamp<int64_t>(num_rows / 512, 1, 16);
-}
-
-void prototype_attention_backward_cpu(const PrototypeAttentionParams& p, int64_t begin,
-                                      int64_t end) {
+void backward(const PrototypeAttentionParams& p, int64_t begin, int64_t end) {
   p.dtype == Dtype::f64 ? backward<double>(p, begin, end) : backward<float>(p, begin, end);
 }
 
-}  // namespace histokit
+}  // namespace
+}  // namespace histokit::HK_SET
+#endif

@@ -1,14 +1,13 @@
 // Packed heads and 8-row tiles that the forward and backward pass of prototype_attention share.
-#pragma once
-#include <algorithm>
 
 #include "../prototype_attention.h"
 #include "../simd.h"
 
-namespace histokit {
+namespace histokit::HK_SET {
 namespace {
 
-constexpr int kRows = 8;  // rows of a tile
+constexpr int kRows = 8;                               // rows of a tile
+constexpr int kTogether = HK_REGISTERS == 32 ? 8 : 4;  // of them, in registers at a time
 
 // One head's keys or values as prototype_attention_pack_cpu left them, padded with zeros to whole
 // tiles of two vectors.
@@ -37,22 +36,24 @@ template <typename T>
 HK_INLINE void multiply(const T* a, int64_t stride, const T* b, T* out, int64_t depth,
                         int64_t cols) {
   constexpr int W = Simd<T>::kLanes;
-  for (int64_t j = 0; j < cols; j += 2 * W) {
-    Vec<T> acc[kRows][2] = {};
-    for (int64_t k = 0; k < depth; ++k) {
-      const Vec<T> b0 = load(b + k * cols + j), b1 = load(b + k * cols + j + W);
+  for (int64_t j = 0; j < cols; j += 2 * W)
+    for (int first = 0; first < kRows; first += kTogether) {
+      const T* rows = a + first * stride;
+      Vec<T> acc[kTogether][2] = {};
+      for (int64_t k = 0; k < depth; ++k) {
+        const Vec<T> b0 = load(b + k * cols + j), b1 = load(b + k * cols + j + W);
 #pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        acc[r][0] += a[r * stride + k] * b0;
-        acc[r][1] += a[r * stride + k] * b1;
+        for (int r = 0; r < kTogether; ++r) {
+          acc[r][0] += rows[r * stride + k] * b0;
+          acc[r][1] += rows[r * stride + k] * b1;
+        }
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < kTogether; ++r) {
+        store(out + (first + r) * cols + j, acc[r][0]);
+        store(out + (first + r) * cols + j + W, acc[r][1]);
       }
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      store(out + r * cols + j, acc[r][0]);
-      store(out + r * cols + j + W, acc[r][1]);
-    }
-  }
 }
 
 // One head of `count` rows, times factor, into block (8, width); rows past the end are zero, and
@@ -68,4 +69,4 @@ HK_INLINE void gather(const void* data, int64_t stride, int64_t count, int64_t d
 }
 
 }  // namespace
-}  // namespace histokit
+}  // namespace histokit::HK_SET

@@ -1,8 +1,9 @@
 // Values of any floating type as float64, in a form that the compiler can vectorise.
 #pragma once
+#include <cstdint>
 #include <cstring>
 
-#include "../simd.h"
+#include "../sets.h"
 
 namespace histokit {
 namespace {
