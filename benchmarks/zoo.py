@@ -176,6 +176,8 @@ def with_others(scores: pd.DataFrame, cfg: Options) -> pd.DataFrame:
 def beside(scores: pd.DataFrame, known: pd.DataFrame, reference: str) -> pd.DataFrame:
     """The rows just measured, and the known ones of other models or features.
 
+    The reference keeps its known rows: its costs were measured beside those of the others.
+
     Raises:
         InputError: a model that is in both, the reference, is not what it was, so that the known
             rows would stand beside some that are not made as they were.
@@ -189,8 +191,9 @@ def beside(scores: pd.DataFrame, known: pd.DataFrame, reference: str) -> pd.Data
                 f"{key[-1]} and reached {was[key]:.4f} when other models were measured; measure "
                 "all again (without --models)"
             )
-    measured = pd.MultiIndex.from_frame(scores[keys[:2]])
-    kept = ~pd.MultiIndex.from_frame(known[keys[:2]]).isin(measured)
+    new, old = (pd.MultiIndex.from_frame(x[keys[:2]]) for x in (scores, known))
+    scores = scores[~((scores["model"] == reference) & new.isin(old))]
+    kept = (known["model"] == reference) | ~old.isin(new)
     return pd.concat([scores, known[kept]], ignore_index=True)
 
 
