@@ -16,11 +16,12 @@ from histokit.data.gene_sets import load_gene_sets
 from histokit.models.baselines import LinearMap
 from histokit.models.bpbooster import BPBooster
 from histokit.train import gene_programs, ridge
+from histokit.train.checkpoints import Parts
 from histokit.train.network import tensorboard, write_curves
 from histokit.train.options import Options
 from histokit.train.spots import Spots
 from histokit.train.task import FoldTask, Trained
-from histokit.train.trainer import Parts, Result, Settings, run_epochs
+from histokit.train.trainer import Result, Settings, run_epochs
 
 CHUNK = 1 << 14  # patches embedded at a time, where no gradients are needed
 ALIKE = 1e-3  # deviation of embeddings, relative to their size, that no regression can use

@@ -21,7 +21,8 @@ from histokit.core.errors import InputError
 from histokit.data.cohort import Cohort
 from histokit.data.genes import normalize
 from histokit.models.stnet import STNet
-from histokit.train.trainer import MOMENTUM, Parts, Result, Settings, run_epochs
+from histokit.train.checkpoints import Parts
+from histokit.train.trainer import MOMENTUM, Result, Settings, run_epochs
 
 
 class Tuned(nn.Module):

@@ -5,7 +5,7 @@ import types
 import torch
 
 from histokit.core.distributed import ALONE
-from histokit.train.trainer import Parts, Progress, _restore, _save
+from histokit.train.checkpoints import Parts, Progress, restore, save
 
 
 class OnCuda(torch.nn.Linear):
@@ -29,25 +29,25 @@ def test_the_generator_of_the_gpu_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: state)
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda s, device: found.update({device: s}))
     path = tmp_path / "last.ckpt"
-    _save(path, parts(OnCuda), begun(), ALONE, "stop")
-    _restore(path, parts(OnCuda), begun(), ALONE)
+    save(path, parts(OnCuda), begun(), ALONE, "stop")
+    restore(path, parts(OnCuda), begun(), ALONE)
     assert torch.equal(found[torch.device("cuda", 0)], state)
-    _restore(path, parts(torch.nn.Linear), begun(), ALONE)  # goes on without a GPU
-    _save(path, parts(torch.nn.Linear), begun(), ALONE, "stop")
+    restore(path, parts(torch.nn.Linear), begun(), ALONE)  # goes on without a GPU
+    save(path, parts(torch.nn.Linear), begun(), ALONE, "stop")
     found.clear()
-    _restore(path, parts(OnCuda), begun(), ALONE)  # was begun without one
+    restore(path, parts(OnCuda), begun(), ALONE)  # was begun without one
     assert not found
 
 
 def test_checkpoints_are_read_into_the_memory_of_the_machine(tmp_path, monkeypatch):
     """Tensors of a GPU that this machine lacks could not be read, and would fill one it has."""
     path, places, load = tmp_path / "last.ckpt", [], torch.load
-    _save(path, parts(torch.nn.Linear), begun(), ALONE, "stop")
+    save(path, parts(torch.nn.Linear), begun(), ALONE, "stop")
 
     def spy(file, map_location=None, **more):
         places.append(map_location)
         return load(file, map_location=map_location, **more)
 
     monkeypatch.setattr(torch, "load", spy)
-    _restore(path, parts(torch.nn.Linear), begun(), ALONE)
+    restore(path, parts(torch.nn.Linear), begun(), ALONE)
     assert places == ["cpu"]
