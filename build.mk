@@ -3,7 +3,7 @@
 # make build           build the kernels in place (CUDA too where nvcc is found)
 # make sanitize        the ops' tests on CPU kernels built with AddressSanitizer and UBSan
 # make registers       registers and spills of the tensor core kernels, by ptxas (no GPU)
-# make bench           verify and time every op; writes benchmarks/results/ops-<device>.csv
+# make bench           verify and time every op; writes benchmarks/results/ops-*.csv
 # make format-cpp      clang-format all C++ and CUDA; lint-cpp only checks
 
 .PHONY: build sanitize registers bench format-cpp lint-cpp

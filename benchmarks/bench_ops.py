@@ -13,8 +13,9 @@ rival's against ours. Peak memory is what a call needs beyond its inputs, measur
 process of its own, on CUDA by torch's allocator. There times are the device's, of CUDA graphs of
 twenty calls where that is what a call does, on inputs past the second-level cache; ``host_ms`` is
 what the host takes to issue a call, ``predicted_ms`` what arithmetic says of our kernels on an H100
-(predicted.py). Writes benchmarks/results/ops-<device>.csv, one row for each
-op, provider and allocator; with --only the other ops' rows stay.
+(predicted.py). Writes benchmarks/results/ops-cuda.csv or ops-cpu-SET.csv
+(of the instruction set: HISTOKIT_INSTRUCTIONS=avx2 asks for a lesser one), one row for each op,
+provider and allocator; with --only the other ops' rows stay.
 """
 
 import csv
@@ -268,10 +269,18 @@ def _about(cfg: Options) -> dict:
     }
 
 
+def _kind(row: dict) -> str:
+    """cuda, or cpu and its instruction set, for each has kernels of its own: ``cpu-avx2``."""
+    if "threads" not in row["device"]:
+        return "cuda"
+    name = row["instruction_set"].split("(")[-1].lower()
+    return "cpu-" + "".join(letter for letter in name if letter.isalnum())
+
+
 def write(rows) -> None:
     """Replace the rows of the same op and device in the CSV; the others stay."""
     rows = list(rows)
-    out = RESULTS / f"ops-{'cpu' if 'threads' in rows[0]['device'] else 'cuda'}.csv"
+    out = RESULTS / f"ops-{_kind(rows[0])}.csv"
     out.parent.mkdir(exist_ok=True)
     new = {row["op"] for row in rows}
     if out.exists():

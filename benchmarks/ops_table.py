@@ -1,8 +1,8 @@
-"""The tables of README.md and docs/ops.md from benchmarks/results/ops-cpu.csv.
+"""The tables of README.md and docs/ops.md from benchmarks/results/ops-cpu-SET.csv.
 
-    python benchmarks/ops_table.py            # writes both in place
+    python benchmarks/ops_table.py            # writes all in place
 
-A table stands between the lines ``<!-- ops -->`` and ``<!-- /ops -->``.
+A table stands between the lines ``<!-- ops SET -->`` and ``<!-- /ops -->``.
 """
 
 from __future__ import annotations
@@ -12,9 +12,13 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "ops-cpu.csv"
-PLACES = (ROOT / "README.md", ROOT / "docs" / "ops.md")
-PATTERN = re.compile(r"(<!-- ops -->\n).*?(<!-- /ops -->)", re.DOTALL)
+RESULTS = ROOT / "benchmarks" / "results"
+PLACES = {ROOT / "README.md": ("avx2",), ROOT / "docs" / "ops.md": ("avx512", "avx2")}
+
+
+def pattern(instructions: str) -> re.Pattern:
+    """The place of the table of an instruction set."""
+    return re.compile(rf"(<!-- ops {instructions} -->\n).*?(<!-- /ops -->)", re.DOTALL)
 
 
 def ratio(text: str) -> str:
@@ -46,13 +50,20 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def measured(instructions: str) -> str:
+    """The table of what was measured with an instruction set."""
+    with open(RESULTS / f"ops-cpu-{instructions}.csv", newline="") as handle:
+        return table(list(csv.DictReader(handle)))
+
+
 def main() -> None:
-    """Write the table into every place."""
-    with open(RESULTS, newline="") as handle:
-        text = table(list(csv.DictReader(handle)))
-    for place in PLACES:
-        before = place.read_text()
-        place.write_text(PATTERN.sub(lambda match: match[1] + text + match[2], before))
+    """Write every table into its place."""
+    for place, sets in PLACES.items():
+        text = place.read_text()
+        for name in sets:
+            found = measured(name)
+            text = pattern(name).sub(lambda match, found=found: match[1] + found + match[2], text)
+        place.write_text(text)
 
 
 if __name__ == "__main__":

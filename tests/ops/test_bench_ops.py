@@ -37,11 +37,11 @@ def test_one_op_on_the_cpu(module, call, tmp_path, monkeypatch):
 def test_new_columns_join_an_older_table(module, tmp_path, monkeypatch):
     bench = module("bench_ops")
     monkeypatch.setattr(bench, "RESULTS", tmp_path)
-    old = {"op": "linear_mse", "provider": "x", "device": "2 threads"}
-    bench.write([old])
-    bench.write([{"op": "linear_pearson", "provider": "y", "device": "2 threads", "host_ms": 3}])
-    bench.write([{"op": "linear_mse", "provider": "z", "device": "2 threads", "host_ms": 4}])
-    with open(tmp_path / "ops-cpu.csv", newline="") as handle:
+    here = {"device": "2 threads", "instruction_set": "x86-64-v3 (AVX2)"}
+    bench.write([{"op": "linear_mse", "provider": "x"} | here])
+    bench.write([{"op": "linear_pearson", "provider": "y", "host_ms": 3} | here])
+    bench.write([{"op": "linear_mse", "provider": "z", "host_ms": 4} | here])
+    with open(tmp_path / "ops-cpu-avx2.csv", newline="") as handle:
         rows = list(csv.DictReader(handle))
     assert [(r["op"], r["provider"], r["host_ms"]) for r in rows] == [
         ("linear_pearson", "y", "3"), ("linear_mse", "z", "4"),
