@@ -26,7 +26,8 @@ HK_INLINE void prefetch(const T* p, int64_t count) {
   for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(p + i);
 }
 
-// out[0:dim] += sum_i value[i] dense[index[i] - base].
+// out[0:dim] += sum_i value[i] dense[index[i] - base]. These are summed before they are added: many
+// short sums round less than one chain.
 template <typename T, typename I>
 HK_INLINE void add_rows(const T* value, const I* index, int64_t count, int64_t base, const T* dense,
                         int64_t stride, T* out, int64_t dim) {
@@ -34,22 +35,20 @@ HK_INLINE void add_rows(const T* value, const I* index, int64_t count, int64_t b
   if (count == 0) return;
   int64_t c = 0;
   for (; c + kChunk * W <= dim; c += kChunk * W) {
-    Vec<T> acc[kChunk];
-#pragma GCC unroll 8
-    for (int j = 0; j < kChunk; ++j) acc[j] = load(out + c + j * W);
+    Vec<T> acc[kChunk] = {};
     for (int64_t i = 0; i < count; ++i) {
       const T* row = dense + (index[i] - base) * stride + c;
 #pragma GCC unroll 8
       for (int j = 0; j < kChunk; ++j) acc[j] += value[i] * load(row + j * W);
     }
 #pragma GCC unroll 8
-    for (int j = 0; j < kChunk; ++j) store(out + c + j * W, acc[j]);
+    for (int j = 0; j < kChunk; ++j) store(out + c + j * W, load(out + c + j * W) + acc[j]);
   }
   for (; c < dim; c += W) {
-    Vec<T> acc = load(out + c, dim - c);
+    Vec<T> acc = {};
     for (int64_t i = 0; i < count; ++i)
       acc += value[i] * load(dense + (index[i] - base) * stride + c, dim - c);
-    store(out + c, acc, dim - c);
+    store(out + c, load(out + c, dim - c) + acc, dim - c);
   }
 }
 

@@ -46,6 +46,17 @@ def _served(x: Tensor, other: Tensor, size: int) -> bool:
     )
 
 
+def _is_small(a: Tensor, b: Tensor) -> bool:
+    return (
+        a.device.type == b.device.type == "cpu"
+        and a.dtype == b.dtype == torch.float32
+        and a.numel() * b.shape[1] < LEAST
+        and not dispatch.is_reference()
+        and not torch.is_autocast_enabled("cpu")
+        and not _recorded(a, b)
+    )
+
+
 def _recorded(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
@@ -65,10 +76,12 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 def transposed_matmul(a: Tensor, b: Tensor) -> Tensor:
     """Of a (N, P) and b (N, Q): a^T b (P, Q), by blocks of rows; else as ``matmul``.
 
-    oneDNN wants sums along rows that lie together, so both have to be copied into that order.
+    oneDNN wants sums along rows that lie together, so both have to be copied into that order. Small
+    products on the CPU are summed in float64, which costs nothing there: MKL adds up all N rows in
+    one chain on some processors.
     """
     if not _served(a, b, a.numel() * b.shape[1]) or _recorded(a, b):
-        return a.T @ b
+        return (a.T.double() @ b.double()).float() if _is_small(a, b) else a.T @ b
     if a.shape[1] > b.shape[1]:  # the first of the two is copied apart from the product
         return transposed_matmul(b, a).T.contiguous()
     out = None
