@@ -6,8 +6,8 @@ brings but gives only to bfloat16, does, and was 1.6 to 2.1 times faster there o
 these models. Its sums run along K at one stretch: up to K = 1,024 its error is within 1.7 times
 MKL's (root mean square against float64), at 3,840 it is 2.1 times.
 
-Everything else (other devices and types, autocast, small products) is left to torch, as are all
-products under ``ops.use("reference")``.
+Everything else (other devices and types, autocast, small products but those of
+``transposed_matmul``) is left to torch, as are all products under ``ops.use("reference")``.
 """
 
 from __future__ import annotations
@@ -34,11 +34,10 @@ LEAST = 1 << 20  # multiplications; below, a call of oneDNN costs more than it g
 ROWS = 512  # of a sum over rows at a time: copies stay in the cache, and short sums are exacter
 
 
-def _served(x: Tensor, other: Tensor, size: int) -> bool:
+def _is_ours(x: Tensor, other: Tensor) -> bool:
+    """Whether a product is not left to torch, whatever its size: float32 on the CPU."""
     return (
-        USES_ONEDNN
-        and size >= LEAST
-        and x.device.type == other.device.type == "cpu"
+        x.device.type == other.device.type == "cpu"
         and x.dtype == other.dtype == torch.float32
         and not dispatch.is_reference()
         and not torch.is_autocast_enabled("cpu")
@@ -46,15 +45,8 @@ def _served(x: Tensor, other: Tensor, size: int) -> bool:
     )
 
 
-def _is_small(a: Tensor, b: Tensor) -> bool:
-    return (
-        a.device.type == b.device.type == "cpu"
-        and a.dtype == b.dtype == torch.float32
-        and a.numel() * b.shape[1] < LEAST
-        and not dispatch.is_reference()
-        and not torch.is_autocast_enabled("cpu")
-        and not _recorded(a, b)
-    )
+def _served(x: Tensor, other: Tensor, size: int) -> bool:
+    return USES_ONEDNN and size >= LEAST and _is_ours(x, other)
 
 
 def _recorded(*tensors: Tensor) -> bool:
@@ -80,8 +72,11 @@ def transposed_matmul(a: Tensor, b: Tensor) -> Tensor:
     products on the CPU are summed in float64, which costs nothing there: MKL adds up all N rows in
     one chain on some processors.
     """
-    if not _served(a, b, a.numel() * b.shape[1]) or _recorded(a, b):
-        return (a.T.double() @ b.double()).float() if _is_small(a, b) else a.T @ b
+    is_ours = _is_ours(a, b) and not _recorded(a, b)
+    if is_ours and a.numel() * b.shape[1] < LEAST:
+        return (a.T.double() @ b.double()).float()
+    if not (is_ours and USES_ONEDNN):
+        return a.T @ b
     if a.shape[1] > b.shape[1]:  # the first of the two is copied apart from the product
         return transposed_matmul(b, a).T.contiguous()
     out = None

@@ -158,3 +158,14 @@ def test_products_are_mkls_where_they_are_not_onednns(monkeypatch):
     x, weight = torch.randn(2048, 64), torch.randn(64, 64)
     assert not calls_onednn(lambda: linear(x, weight))
     assert torch.equal(transposed_matmul(x, x), x.T @ x)
+
+
+@pytest.mark.parametrize("onednn", [False, True])
+def test_small_sums_over_rows_are_taken_in_float64(monkeypatch, onednn):
+    monkeypatch.setattr(gemm, "USES_ONEDNN", onednn)
+    torch.manual_seed(0)
+    a, b = torch.randn(600, 8), torch.randn(600, 5)
+    expected = (a.double().T @ b.double()).float()
+    assert torch.equal(gemm.transposed_matmul(a, b), expected)
+    with ops.use("reference"):
+        assert torch.equal(gemm.transposed_matmul(a, b), a.T @ b)
