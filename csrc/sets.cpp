@@ -1,6 +1,7 @@
 #include "sets.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
@@ -14,9 +15,14 @@ Set find_set() {
   if (__builtin_cpu_supports("x86-64-v4")) set = Set::avx512;
 #endif
   const char* wanted = std::getenv("HISTOKIT_INSTRUCTIONS");
-  if (wanted == nullptr) return set;
+  if (wanted == nullptr || *wanted == 0 || std::strcmp(wanted, "avx512") == 0) return set;
   if (std::strcmp(wanted, "baseline") == 0) return Set::baseline;
-  return std::strcmp(wanted, "avx2") == 0 ? std::min(set, Set::avx2) : set;
+  if (std::strcmp(wanted, "avx2") == 0) return std::min(set, Set::avx2);
+  std::fprintf(stderr,
+               "histokit: HISTOKIT_INSTRUCTIONS is %s, which is not baseline, avx2 or avx512; the "
+               "best set of this processor is taken\n",
+               wanted);
+  return set;
 }
 
 }  // namespace

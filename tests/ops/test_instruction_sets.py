@@ -57,3 +57,10 @@ def test_every_op_is_right_with_fewer_instructions(instructions):
 
 def test_more_than_the_processor_has_is_not_taken():
     assert call("-c", ASK, instructions="avx512").stdout.strip() == own_set()
+
+
+def test_a_word_that_is_no_set_is_said_to_be_none():
+    said = call("-c", ASK, instructions="sse9")
+    assert said.stdout.strip() == own_set()
+    assert "HISTOKIT_INSTRUCTIONS is sse9, which is not baseline, avx2 or avx512" in said.stderr
+    assert "HISTOKIT_INSTRUCTIONS" not in call("-c", ASK, instructions="avx2").stderr
